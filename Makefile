@@ -1,0 +1,51 @@
+# Everything runs from a .venv in the checkout, made on first use and brought up to date when pyproject.toml changes.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+TORCH ?= torch==2.13.0# named by itself, before the rest, so that one known build is used
+MODEL ?= smollm2
+SEED ?= 0
+OUT ?= quickstart
+
+BIN := .venv/bin
+READY := .venv/.ready
+READY_DEV := .venv/.ready-dev
+
+.PHONY: help quickstart test lint format wheel clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(READY)  ## MovieLens-100K from raw logs to recommendations (MODEL=smollm2|small SEED=0 OUT=quickstart)
+	$(BIN)/python recipes/quickstart.py --model $(MODEL) --seed $(SEED) --out $(OUT)
+
+test: $(READY_DEV)  ## run all tests (ARGS="-m 'not slow'" for the quick ones)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY_DEV)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY_DEV)  ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(READY_DEV)  ## build dist/*.whl
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove build output and tool caches; .venv and results stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+$(READY): pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(READY_DEV): $(READY)
+	$(BIN)/pip install --quiet --editable ".[dev,quant]"
+	@touch $@
