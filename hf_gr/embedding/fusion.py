@@ -1,0 +1,42 @@
+"""Several vectors of an item → one."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..errors import HfGrError
+
+
+def fuse(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """Normalises every part row by row, multiplies it by the square root of its weight and concatenates.
+
+    The inner product of two fused vectors is then the weighted sum of their parts' cosines, whatever the widths of
+    the parts. A row of zeros (an item of which this part knows nothing) stays zero. The form is ours.
+
+    Args:
+        parts: Name → float [N, d_i].
+        weights: Name → weight above 0, for exactly these names.
+
+    Returns:
+        float32 [N, Σ d_i], parts in the order of `parts`.
+
+    Raises:
+        HfGrError: If names or numbers of rows differ, or a weight is not above 0.
+    """
+    if not parts or set(parts) != set(weights):
+        raise HfGrError(f"weights are given for {sorted(weights)}, but there are vectors of {sorted(parts)}.")
+    rows = {name: len(part) for name, part in parts.items()}
+    if len(set(rows.values())) > 1:
+        raise HfGrError(f"vectors of different items cannot be fused: rows are {rows}; embed the same dataset.")
+    for name, weight in weights.items():
+        if not 0 < weight < float("inf"):
+            raise HfGrError(f"the weight of {name!r} is {weight}; give a number above 0, or leave the source out.")
+    return np.concatenate([_unit_rows(part) * np.sqrt(weights[name]) for name, part in parts.items()], axis=1).astype(
+        np.float32
+    )
+
+
+def _unit_rows(part: np.ndarray) -> np.ndarray:
+    values = part.astype(np.float64)
+    norms = np.linalg.norm(values, axis=1, keepdims=True)
+    return np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
