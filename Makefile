@@ -7,6 +7,8 @@ SEED ?= 0
 OUT ?= quickstart
 
 BIN := .venv/bin
+# Byte-compiling at install would take a minute; Python does it on import, and only for what is used.
+INSTALL := $(BIN)/pip install -qq --no-compile --disable-pip-version-check
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 
@@ -42,10 +44,11 @@ clean:  ## remove build output and tool caches; .venv and results stay
 	$(PYTHON) -m venv .venv
 
 $(READY): pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --editable .
+	@echo "Setting up .venv; this takes a minute or two."
+	$(INSTALL) "$(TORCH)"
+	$(INSTALL) --editable .
 	@touch $@
 
 $(READY_DEV): $(READY)
-	$(BIN)/pip install --quiet --editable ".[dev,quant]"
+	$(INSTALL) --editable ".[dev,quant]"
 	@touch $@
