@@ -1,0 +1,46 @@
+"""Evaluation by full ranking: metrics, baselines, the station and its report."""
+
+from .baselines import ItemKNN, Popularity
+from .evaluator import EvaluateConfig, evaluate
+from .judging import compare, judge
+from .metrics import (
+    KS,
+    bootstrap_interval,
+    catalogue_coverage,
+    duplicate_rate,
+    gini,
+    hit_rate,
+    invalid_rate,
+    mrr,
+    ndcg,
+    paired_bootstrap,
+    sid_ranks,
+    target_ranks,
+)
+from .predictions import read_predictions, write_predictions
+from .report import write_report
+
+
+__all__ = [
+    "KS",
+    "EvaluateConfig",
+    "ItemKNN",
+    "Popularity",
+    "bootstrap_interval",
+    "catalogue_coverage",
+    "compare",
+    "duplicate_rate",
+    "evaluate",
+    "gini",
+    "hit_rate",
+    "invalid_rate",
+    "judge",
+    "mrr",
+    "ndcg",
+    "paired_bootstrap",
+    "read_predictions",
+    "sid_ranks",
+    "target_ranks",
+    "write_predictions",
+    "write_report",
+]

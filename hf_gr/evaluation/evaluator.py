@@ -1,0 +1,367 @@
+"""The evaluation station: gets the lists of a model and of its baselines, judges them and writes the report."""
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+
+from ..artifacts import fingerprint, is_current, read_json, report, versions, write_json, write_manifest, writing
+from ..dataset import Cases, Histories, InteractionDataset
+from ..errors import HfGrError
+from . import metrics as m
+from .baselines import ItemKNN, Popularity
+from .judging import compare, judge, usable_ks, user_numbers
+from .predictions import read_predictions, write_predictions
+from .report import Example, write_report
+
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from ..decoding.recommender import Recommender
+
+_EXAMPLES = 20
+
+
+@dataclass
+class EvaluateConfig:
+    """What to evaluate, on what, and how."""
+
+    dataset: str = field(metadata={"help": "Dataset folder."})
+    output_dir: str = field(
+        metadata={"help": "Folder for metrics.json, predictions.parquet and report.html; replaced as a whole."}
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "Model folder or Hub id; none: only lists from elsewhere."}
+    )
+    predictions: str | None = field(
+        default=None,
+        metadata={
+            "help": "Parquet or JSONL with `user_id` and `item_ids` (best first): another system's lists, judged the "
+            "same way. Under the temporal split `case` numbers a user's cases from 0 in order of time; without it the "
+            "order of the rows counts."
+        },
+    )
+    split: Literal["leave_one_out", "temporal"] = field(
+        default="leave_one_out",
+        metadata={"help": "`leave_one_out` (last event of every user) or `temporal` (by time)."},
+    )
+    part: Literal["test", "validation"] = field(default="test", metadata={"help": "Which held-out part is predicted."})
+    num_beams: int = field(default=50, metadata={"help": "Beams of the search, at least `top_k`."})
+    top_k: int = field(default=50, metadata={"help": "Length of the lists; metrics at larger K are left out."})
+    batch_size: int = field(default=32, metadata={"help": "Histories per call of the model, on each process."})
+    max_users: int | None = field(
+        default=None, metadata={"help": "Judge a seeded random sample of so many users; none: all of them."}
+    )
+    exclude_seen: bool = field(
+        default=False,
+        metadata={"help": "Never recommend what is in the history. Lists from `predictions` are judged as they are."},
+    )
+    baselines: bool = field(default=True, metadata={"help": "Judge popularity and item-item kNN beside it."})
+    logs: list[str] | None = field(
+        default=None, metadata={"help": "Folders whose `training_log.json` gives the report's loss and reward curves."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap, the sample of users and the examples."})
+
+    def __post_init__(self) -> None:
+        sizes = {"num_beams": self.num_beams, "top_k": self.top_k, "batch_size": self.batch_size}
+        for name, size in sizes.items():
+            if size < 1:
+                raise HfGrError(f"{name} is {size}; it must be at least 1.")
+        if self.max_users is not None and self.max_users < 1:
+            raise HfGrError(f"max_users is {self.max_users}; give at least 1, or none for all users.")
+        if self.model and self.num_beams < self.top_k:
+            raise HfGrError(f"num_beams {self.num_beams} is less than top_k {self.top_k}; raise it, or ask for fewer.")
+        if not (self.model or self.predictions or self.baselines):
+            raise HfGrError("nothing to evaluate; give model, predictions, or leave baselines on.")
+        if self.part not in ("test", "validation"):
+            raise HfGrError(f"unknown part {self.part!r}; use 'test' or 'validation'.")
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Judges a model, another system's lists and the baselines, and writes the folder `config.output_dir`.
+
+    Under Accelerate the cases are shared between the processes; the first one judges and writes, all return the same.
+    A folder that these settings and inputs have already made is left alone.
+
+    Returns:
+        What stands in `metrics.json`.
+    """
+    world = _world(config)
+    main = world is None or world.is_main_process
+    output = Path(config.output_dir)
+    paths = _inputs(config)
+    inputs = {name: fingerprint(path) for name, path in paths.items()}
+    settings = _settings(config)
+    if is_current(output, "evaluate", settings, inputs):
+        result = read_json(output / "metrics.json")
+        if main:
+            report("evaluate", paths, output, current=True)
+            print_table(result, output)
+        return result
+    dataset = InteractionDataset.load(config.dataset)
+    split = dataset.split(config.split)
+    cases = _sample(split.test if config.part == "test" else split.validation, config)
+    lists, codes = _all_lists(config, paths, dataset, split.train, cases, world)
+    if main:
+        result = _judge_all(lists, codes, dataset, split.train, cases, config)
+        with writing(output) as folder:
+            write_json(folder / "metrics.json", result)
+            first = next(iter(lists.values()))
+            write_predictions(folder / "predictions.parquet", first, cases, dataset.item_ids)
+            examples = _examples(first, cases, dataset, config.seed)
+            write_report(folder / "report.html", result, examples, _read_logs(config))
+            write_manifest(folder, "evaluate", settings, inputs, cases=len(cases))
+        report("evaluate", paths, output)
+        print_table(result, output)
+    if world is not None:
+        world.wait_for_everyone()
+    return result if main else read_json(output / "metrics.json")
+
+
+def print_table(result: dict[str, Any], output: Path, *, console: Console | None = None) -> None:
+    """Prints the systems side by side, with 95 % intervals, and where the report is."""
+    console = console or Console()
+    judged = f"{result['cases']:,} cases of {result['users']:,} users" + (" (a sample)" if result["sampled"] else "")
+    table = Table(title=f"{result['settings']['split']}, {result['settings']['part']}: {judged}, full ranking")
+    table.add_column("metric")
+    for system in result["systems"]:
+        table.add_column(system, justify="right")
+    names = list(next(iter(result["systems"].values()))["item"])
+    for name in (n for n in names if n.split("@")[1] in ("1", "5", "10", "50") or len(names) < 7):
+        cells = []
+        for system, judged_system in result["systems"].items():
+            v = judged_system["item"][name]
+            cell = f"{v['value']:.4f} [{v['low']:.4f}, {v['high']:.4f}]".replace("[", "\\[")
+            cells.append(f"[bold]{cell}[/bold]" if result["best"][name] == system else cell)
+        table.add_row(name, *cells)
+    for label, key in (("invalid", "invalid_rate"), ("duplicates", "duplicate_rate")):
+        table.add_row(label, *(f"{judged_system[key]:.2%}" for judged_system in result["systems"].values()))
+    console.print(table)
+    console.print(f"report: {output / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _settings(config: EvaluateConfig) -> dict[str, Any]:
+    """What shapes the result. Inputs are told apart by fingerprint, not path, and batches shape nothing."""
+    left_out = {"dataset", "model", "predictions", "logs", "output_dir", "batch_size"}
+    return {name: value for name, value in asdict(config).items() if name not in left_out}
+
+
+def _inputs(config: EvaluateConfig) -> dict[str, Path]:
+    paths = {"dataset": Path(config.dataset)}
+    if config.model:
+        paths["model"] = _local(config.model)
+    if config.predictions:
+        paths["predictions"] = Path(config.predictions)
+    for number, folder in enumerate(config.logs or []):
+        paths[f"log {number}"] = Path(folder) / "training_log.json"
+    return paths
+
+
+def _local(model: str) -> Path:
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError):
+        raise HfGrError(f"model {model!r} is neither a folder nor a reachable Hub repo; check the name.") from None
+
+
+def _world(config: EvaluateConfig) -> "PartialState | None":
+    """The processes that share the work, if there is a model: nothing else is worth sharing or needs torch."""
+    if config.model:
+        from accelerate import PartialState
+
+        return PartialState()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise HfGrError("without a model there is nothing to share between processes; start a single one.")
+    return None
+
+
+def _sample(cases: Cases, config: EvaluateConfig) -> Cases:
+    """All cases of a seeded sample of users."""
+    users = user_numbers(cases)
+    total = int(users.max()) + 1
+    if config.max_users is None or config.max_users >= total:
+        return cases
+    chosen = np.random.default_rng(config.seed).choice(total, config.max_users, replace=False)
+    rows = np.flatnonzero(np.isin(users, chosen))
+    return Cases(cases.histories.cut(rows, cases.histories.lengths[rows]), cases.targets[rows])
+
+
+def _all_lists(
+    config: EvaluateConfig,
+    paths: dict[str, Path],
+    dataset: InteractionDataset,
+    train: Histories,
+    cases: Cases,
+    world: "PartialState | None",
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """The lists of every system, the one in question first, and the semantic IDs if there is a model."""
+    main = world is None or world.is_main_process
+    lists: dict[str, np.ndarray] = {}
+    codes = None
+    if world is not None:
+        from ..decoding.recommender import Recommender
+
+        recommender = Recommender.from_pretrained(str(paths["model"]))
+        rows = _catalogue_rows(recommender, dataset)
+        codes = np.full((dataset.num_items, recommender.catalog.codes.shape[1]), -1, np.int64)
+        codes[rows] = recommender.catalog.codes
+        lists["model"] = _model_lists(recommender, rows, cases, dataset.num_items, config, world)
+    if config.predictions and main:
+        lists["predictions"] = read_predictions(config.predictions, dataset, cases, top_k=config.top_k)
+    if config.baselines and main:
+        for name, kind in (("popularity", Popularity), ("item kNN", ItemKNN)):
+            baseline = kind(train, dataset.num_items, exclude_seen=config.exclude_seen)
+            lists[name] = baseline.recommend(cases.histories, config.top_k)
+    return lists, codes
+
+
+def _catalogue_rows(recommender: "Recommender", dataset: InteractionDataset) -> np.ndarray:
+    """Row in the dataset of every item of the model's catalogue, int64 [catalogue]."""
+    row = {item: number for number, item in enumerate(dataset.item_ids)}
+    for item in recommender.catalog.item_ids:
+        if item not in row:
+            raise HfGrError(
+                f"{dataset.path} lacks item {item!r} of the model's catalogue; evaluate on the dataset that the model "
+                "was made for, or one that contains it."
+            )
+    return np.array([row[item] for item in recommender.catalog.item_ids], np.int64)
+
+
+def _model_lists(
+    recommender: "Recommender",
+    rows: np.ndarray,
+    cases: Cases,
+    num_items: int,
+    config: EvaluateConfig,
+    world: "PartialState",
+) -> np.ndarray:
+    """The model's lists in dataset rows, int64 [cases, top_k], on every process."""
+    from accelerate.utils import gather_object
+
+    histories = _translate(cases.histories, rows, num_items)
+    order = np.argsort(-histories.lengths, kind="stable")  # similar lengths share a batch: little padding
+    mine = order[world.process_index :: world.num_processes]
+    done = []
+    starts = range(0, len(mine), config.batch_size)
+    for start in tqdm(starts, desc="recommend", unit="batch", disable=not world.is_main_process):
+        chosen = mine[start : start + config.batch_size]
+        batch = histories.cut(chosen, histories.lengths[chosen])
+        items, _ = recommender.recommend(
+            batch,
+            top_k=config.top_k,
+            num_beams=config.num_beams,
+            exclude=[np.unique(history) for history in batch] if config.exclude_seen else None,
+        )
+        done.append((chosen, items))
+    lists = np.full((len(cases), config.top_k), m.MISSING, np.int64)
+    for chosen, items in gather_object(done):
+        lists[chosen] = items
+    known = (lists >= 0) & (lists < len(rows))
+    return np.where(known, rows[np.where(known, lists, 0)], np.where(lists == m.MISSING, m.MISSING, m.INVALID))
+
+
+def _translate(histories: Histories, rows: np.ndarray, num_items: int) -> Histories:
+    """Histories in rows of the model's catalogue; events of items that it does not have are left out."""
+    place = np.full(num_items, -1, np.int64)
+    place[rows] = np.arange(len(rows))
+    items = place[histories.items]
+    keep = items >= 0
+    ptr = np.concatenate([[0], np.cumsum(keep)])[histories.ptr]
+    return Histories(
+        histories.user_ids,
+        ptr,
+        items[keep],
+        histories.timestamps[keep],
+        None if histories.ratings is None else histories.ratings[keep],
+        None if histories.behaviors is None else histories.behaviors[keep],
+    )
+
+
+def _judge_all(
+    lists: dict[str, np.ndarray],
+    codes: np.ndarray | None,
+    dataset: InteractionDataset,
+    train: Histories,
+    cases: Cases,
+    config: EvaluateConfig,
+) -> dict[str, Any]:
+    ks = usable_ks(m.KS, config.top_k)
+    systems = {
+        name: judge(rows, cases, train, dataset.num_items, codes=codes, ks=ks, seed=config.seed)
+        for name, rows in lists.items()
+    }
+    catalogue = {"items": dataset.num_items} if codes is None else m.collisions(codes, cases.targets)
+    return {
+        "cases": len(cases),
+        "users": len(np.unique(user_numbers(cases))),
+        "sampled": config.max_users is not None,
+        "ks": list(ks),
+        "settings": asdict(config),
+        "systems": systems,
+        "catalogue": catalogue,
+        "provenance": _provenance(config),
+        **compare(lists, cases, ks, config.seed),
+    }
+
+
+def _examples(lists: np.ndarray, cases: Cases, dataset: InteractionDataset, seed: int) -> list[Example]:
+    """A random sample of the cases, not a choice of the good ones."""
+    rows = np.random.default_rng(seed).permutation(len(cases))[:_EXAMPLES]
+    titles = [*dataset.titles, "(not an item)"]
+    histories = cases.histories
+    return [
+        Example(
+            user=str(histories.user_ids[row]),
+            history=[titles[i] for i in histories.items[histories.ptr[row] : histories.ptr[row + 1]][-10:]],
+            recommended=[
+                titles[i] if 0 <= i < dataset.num_items else titles[-1] for i in lists[row][:10] if i != m.MISSING
+            ],
+            truth=titles[cases.targets[row]],
+            rank=int(m.target_ranks(lists[[row]], cases.targets[[row]])[0]),
+        )
+        for row in rows
+    ]
+
+
+def _read_logs(config: EvaluateConfig) -> dict[str, list[dict[str, Any]]]:
+    logs = {}
+    for folder in config.logs or []:
+        file = Path(folder) / "training_log.json"
+        log = read_json(file)
+        if not isinstance(log, list) or not all(isinstance(entry, dict) for entry in log):
+            raise HfGrError(f"{file} is not a list of log entries ({json.dumps(log)[:40]}…); train again to write it.")
+        logs[folder] = log
+    return logs
+
+
+def _provenance(config: EvaluateConfig) -> dict[str, str]:
+    """Versions, hardware and time of the run."""
+    found = {**versions(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    cpu = [line for line in _cpu_info() if line.startswith("model name")]
+    name = cpu[0].split(":", 1)[1].strip() if cpu else platform.processor() or platform.machine()
+    found["hardware"] = f"{name}, {os.cpu_count()} cores"
+    if config.model:
+        import torch
+
+        if torch.cuda.is_available():
+            found["hardware"] += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return found
+
+
+def _cpu_info() -> list[str]:
+    file = Path("/proc/cpuinfo")  # Linux only; elsewhere `platform` names the processor
+    return file.read_text().splitlines() if file.is_file() else []

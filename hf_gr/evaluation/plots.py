@@ -1,0 +1,138 @@
+"""Plots as inline SVG, for light and dark pages alike: text and axes take the colour of the page's text."""
+
+import io
+import re
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+COLOURS = ("#3d85d8", "#e07b39", "#3aa676", "#a46bd1")  # mid-tones, legible on white and on near-black
+_TEXT = "#010203"  # stands for the page's text colour until the SVG is written
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "hf_gr",  # the same numbers give the same bytes
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.edgecolor": _TEXT,
+    "axes.labelcolor": _TEXT,
+    "axes.titlecolor": _TEXT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": _TEXT,
+    "text.parse_math": False,  # labels are names, and a name may hold dollar signs
+    "xtick.color": _TEXT,
+    "ytick.color": _TEXT,
+    "legend.frameon": False,
+}
+Numbers = dict[str, Any]
+
+
+def curves_at_k(systems: dict[str, Numbers], ks: list[int], family: str) -> str:
+    """One metric over K with its 95 % band, a line for each system."""
+
+    def draw(axes: Axes) -> None:
+        at = np.arange(len(ks))
+        for colour, (name, judged) in zip(_colours(systems), systems.items(), strict=True):
+            numbers = [judged["item"][f"{family}@{k}"] for k in ks]
+            axes.plot(at, [n["value"] for n in numbers], marker="o", color=colour, label=name)
+            low, high = [n["low"] for n in numbers], [n["high"] for n in numbers]
+            axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.set_xticks(at, [str(k) for k in ks])
+        axes.set_xlabel("K")
+        axes.set_ylabel(f"{family}@K")
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper left")
+
+    return _svg(draw, f"{family}@K of every system")
+
+
+def bars_by_group(systems: dict[str, Numbers], key: str, metric: str, label: str) -> str:
+    """One metric by group of cases with its 95 % interval, a bar for each system."""
+
+    def draw(axes: Axes) -> None:
+        groups = next(iter(systems.values()))[key]
+        shown = [name for name, numbers in groups.items() if numbers["cases"]]
+        at, width = np.arange(len(shown)), 0.8 / len(systems)
+        for index, (colour, (name, judged)) in enumerate(zip(_colours(systems), systems.items(), strict=True)):
+            numbers = [judged[key][group][metric] for group in shown]
+            value = np.array([n["value"] for n in numbers])
+            ends = np.abs(np.array([[n["low"] for n in numbers], [n["high"] for n in numbers]]) - value)
+            place = at + (index - (len(systems) - 1) / 2) * width
+            axes.bar(place, value, width * 0.92, color=colour, label=name)
+            axes.errorbar(place, value, ends, fmt="none", ecolor=_TEXT, elinewidth=1, capsize=2)
+        axes.set_xticks(at, [f"{group}\n({groups[group]['cases']:,} cases)" for group in shown])
+        axes.set_xlabel(label)
+        axes.set_ylabel(metric)
+        axes.margins(y=0.25)
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper center", ncols=len(systems), fontsize=10)
+
+    return _svg(draw, f"{metric} by {label}")
+
+
+def code_use(level: int, use: list[int]) -> str:
+    """Items on each code of one level, the fullest code first."""
+
+    def draw(axes: Axes) -> None:
+        counts = np.sort(use)[::-1]
+        axes.fill_between(np.arange(len(counts) + 1), np.append(counts, 0), step="post", color=COLOURS[0], linewidth=0)
+        axes.axhline(counts.mean(), color=_TEXT, linewidth=1, linestyle="--", label="evenly used")
+        axes.set_xlim(0, len(counts))
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("codes, fullest first")
+        axes.set_ylabel("items")
+        axes.set_title(f"level {level}")
+        axes.legend(loc="upper right")
+
+    return _svg(draw, f"use of the codes of level {level}", height=2.8)
+
+
+def training_curves(logs: dict[str, list[dict[str, Any]]], wanted: Callable[[str], bool], label: str) -> str | None:
+    """The logged values whose name is `wanted`, over steps; `None` where no log has any."""
+    lines = []
+    for run, log in logs.items():
+        for name in dict.fromkeys(name for entry in log for name in entry if wanted(name)):
+            points = [(e["step"], e[name]) for e in log if "step" in e and isinstance(e.get(name), int | float)]
+            if points:
+                lines.append((f"{run}: {name}", *zip(*points, strict=True)))
+    if not lines:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for index, (name, steps, values) in enumerate(lines):
+            marker = "o" if len(steps) < 12 else None
+            dashes = ("-", "--", ":", "-.")[index // len(COLOURS) % 4]
+            colour = COLOURS[index % len(COLOURS)]
+            axes.plot(steps, values, dashes, marker=marker, markersize=4, color=colour, label=name)
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.legend(loc="best", fontsize=10)
+
+    return _svg(draw, f"{label} over training steps")
+
+
+def _colours(systems: dict[str, Numbers]) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(len(systems))]
+
+
+def _svg(draw: Callable[[Axes], None], title: str, *, height: float = 3.6) -> str:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, height), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(axis="y", color=_TEXT, alpha=0.12, linewidth=0.8)
+        axes.set_axisbelow(True)
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    size = 'width="[^"]*" height="[^"]*"'  # the view box stays, so the page decides on the size
+    text = re.sub(f"<svg ([^>]*?){size}", rf'<svg role="img" aria-label="{escape(title)}" \1', text, count=1)
+    return text.replace(_TEXT, "currentColor")

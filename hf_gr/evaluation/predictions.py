@@ -1,0 +1,130 @@
+"""Lists on disk, so that any system can be judged the same way.
+
+One row (Parquet) or line (JSONL) holds the list of one case: `user_id`, and `item_ids`, best first. Leave-one-out has
+one case a user. Under the temporal split a user may have several, in order of time: a column `case` then numbers them
+from 0 for every user; without it a user's rows are taken in the order in which they appear. Rows of users that are not
+judged are ignored.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+import pyarrow.parquet as pq
+
+from ..dataset import Cases, InteractionDataset
+from ..errors import HfGrError
+from .metrics import INVALID, MISSING
+
+
+def read_predictions(
+    file: str | Path, dataset: InteractionDataset, cases: Cases, *, top_k: int | None = None
+) -> np.ndarray:
+    """Reads lists for the given cases.
+
+    Args:
+        file: `.parquet`, or `.jsonl`/`.json` with one object a line.
+        dataset: Gives the item ids; an id that it does not know (or null) becomes `INVALID` (-2) and keeps its rank.
+        cases: What is judged; each must have its list.
+        top_k: Width of the result; `None`: the longest list.
+
+    Returns:
+        int64 [cases, top_k], padded with -1.
+
+    Raises:
+        HfGrError: The file cannot be read, lacks a column, lacks a case (the first one is named), or has one twice.
+    """
+    table = _read(Path(file))
+    lists = table["item_ids"].combine_chunks()
+    ids = lists.flatten()  # leaves null lists out, and a null list has length 0 below
+    rows = pc.index_in(ids, pa.array(dataset.item_ids, pa.string()), skip_nulls=True)
+    flat = pc.fill_null(rows, INVALID).to_numpy().astype(np.int64)
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
+    chosen = _row_of_each_case(table, cases, file)
+    starts, counts = (np.cumsum(lengths) - lengths)[chosen], lengths[chosen]
+    width = top_k or max(int(counts.max(initial=0)), 1)
+    inside = np.arange(width) < counts[:, None]
+    result = np.full((len(cases), width), MISSING, np.int64)
+    result[inside] = flat[(starts[:, None] + np.arange(width))[inside]]
+    return result
+
+
+def write_predictions(file: str | Path, recommended: np.ndarray, cases: Cases, item_ids: list[str]) -> None:
+    """Writes lists as Parquet: `user_id`, `case`, `item_ids` (null where an answer was no item), `target`."""
+    names = np.array([*item_ids, None], dtype=object)
+    lists = [
+        names[np.where((row >= 0) & (row < len(item_ids)), row, len(item_ids))].tolist()
+        for row in (row[row != MISSING] for row in recommended)
+    ]
+    table = pa.table(
+        {
+            "user_id": pa.array(cases.histories.user_ids, pa.string()),
+            "case": pa.array(case_numbers(cases), pa.int32()),
+            "item_ids": pa.array(lists, pa.list_(pa.string())),
+            "target": pa.array(names[cases.targets], pa.string()),
+        }
+    )
+    pq.write_table(table, file)
+
+
+def case_numbers(cases: Cases) -> np.ndarray:
+    """Number of every case among those of its user, from 0, int64 [cases]."""
+    return np.array(_running_numbers(cases.histories.user_ids.tolist()), np.int64)
+
+
+def _running_numbers(users: list[str]) -> list[int]:
+    next_number: dict[str, int] = {}
+    numbers = []
+    for user in users:
+        numbers.append(next_number.get(user, 0))
+        next_number[user] = numbers[-1] + 1
+    return numbers
+
+
+def _read(file: Path) -> pa.Table:
+    if not file.is_file():
+        raise HfGrError(f"{file} does not exist; name a .parquet or .jsonl file with user_id and item_ids.")
+    if file.suffix not in (".parquet", ".jsonl", ".json"):
+        raise HfGrError(f"{file}: cannot read {file.suffix or 'a file without ending'}; write .parquet or .jsonl.")
+    try:
+        table = pq.read_table(file) if file.suffix == ".parquet" else pj.read_json(file)
+    except pa.ArrowInvalid as error:
+        first_line = str(error).splitlines()[0]
+        raise HfGrError(f"{file} cannot be read ({first_line}); write one row or line per list.") from None
+    kinds = {"user_id": pa.string(), "item_ids": pa.list_(pa.string()), "case": pa.int64()}
+    for name, kind in kinds.items():
+        if name not in table.column_names:
+            if name == "case":
+                continue
+            raise HfGrError(f"{file} has no column {name!r} (it has: {', '.join(table.column_names)}); add it.")
+        try:
+            column = table[name].cast(kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise HfGrError(f"{file}: column {name!r} is {table[name].type}, not {kind}; write it as such.") from None
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def _row_of_each_case(table: pa.Table, cases: Cases, file: str | Path) -> np.ndarray:
+    users = table["user_id"].to_pylist()
+    numbers = table["case"].to_pylist() if "case" in table.column_names else _running_numbers(users)
+    rows: dict[tuple[str, int], int] = {}
+    for row, key in enumerate(zip(users, numbers, strict=True)):
+        if key in rows:
+            raise HfGrError(f"{file}: two lists for case {key[1]} of user {key[0]!r} (row {row}); keep one.")
+        rows[key] = row
+    wanted = list(zip(cases.histories.user_ids.tolist(), case_numbers(cases).tolist(), strict=True))
+    for user, number in wanted:
+        if (user, number) not in rows:
+            have = sum(known == user for known, _ in rows)
+            raise HfGrError(
+                f"{file}: no list for case {number} of user {user!r} (the file has {have} for this user); give every "
+                "judged case one row."
+            )
+    for user, count in Counter(user for user, _ in wanted).items():
+        if (user, count) in rows:
+            raise HfGrError(f"{file}: user {user!r} has more lists than cases ({count}); keep one list a case.")
+    return np.array([rows[key] for key in wanted], np.int64)

@@ -1,0 +1,270 @@
+"""The report: one HTML file that loads nothing, needs no script, and reads well on light and dark screens."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from . import plots
+from .metrics import MISS
+
+
+_CSS = """
+:root { color-scheme: light dark; --page: #fff; --text: #1c2128; --soft: #5c6670; --line: #d8dee4; --panel: #f6f8fa;
+        --hit: #d7f5dd; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14181d; --text: #e2e7ec; --soft: #9aa5b1; --line: #333b44; --panel: #1c2229; --hit: #174426; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 1200px; background: var(--page); color: var(--text);
+       font: 16px/1.5 system-ui, "Segoe UI", "Helvetica Neue", "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.8rem; margin: 0 0 .3rem; } h2 { font-size: 1.3rem; margin: 2.6rem 0 .6rem; }
+p, li { max-width: 75ch; } .soft { color: var(--soft); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; } td.number, th.number { text-align: right; padding-left: .9rem; white-space: nowrap; }
+td small { color: var(--soft); } tr.group td, tr.group th { border-top: 2px solid var(--line); }
+.best { font-weight: 700; } .best::after { content: " \\2605"; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.2rem; }
+figure { margin: 0; } figure svg { width: 100%; height: auto; } svg text { font-family: inherit; }
+figcaption { color: var(--soft); font-size: .9rem; }
+.example { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: .5rem 2rem;
+           background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1.1rem;
+           margin: 0 0 1rem; font-size: .92rem; overflow-wrap: anywhere; }
+.example h3 { grid-column: 1 / -1; margin: 0; font-size: 1rem; } .example h4 { margin: 0; color: var(--soft);
+           font-weight: 600; } ol { margin: .2rem 0; padding-left: 1.9rem; }
+.hit { background: var(--hit); border-radius: 4px; font-weight: 600; padding: 0 .3rem; margin-left: -.3rem; }
+code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .9em; overflow-wrap: anywhere; }
+@media print { body { max-width: none; } .example, figure { break-inside: avoid; } }
+"""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One case in words: last titles of the history, first recommended titles, the truth and its rank (from 0)."""
+
+    user: str
+    history: list[str]
+    recommended: list[str]
+    truth: str
+    rank: int
+
+
+def write_report(
+    file: str | Path, result: dict[str, Any], examples: list[Example], logs: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Writes the report. Every text in it is escaped: titles are data, whatever they hold.
+
+    Args:
+        file: HTML file to write.
+        result: What [`evaluate`] returns.
+        examples: Cases to show.
+        logs: Name of a run → its `log_history` (entries with `step`, `loss`, `eval_loss`, `reward`, …).
+    """
+    systems, ks = result["systems"], result["ks"]
+    main_k = _main_k(ks)
+    sections = [
+        _heading(result),
+        _section("Results", _headline(result)),
+        _section("By cut-off", _charts(plots.curves_at_k(systems, ks, family) for family in ("HR", "NDCG"))),
+        _section(
+            "For whom, and for what",
+            "<p>By popularity of the target in training (head, mid and tail take a third of the training events each; "
+            "unseen items have none), and by length of the history in events.</p>",
+            _charts(
+                plots.bars_by_group(systems, key, f"HR@{main_k}", label)
+                for key, label in (("by_popularity", "target's popularity"), ("by_history_length", "history length"))
+            ),
+            _beyond(systems, ks, main_k),
+        ),
+        *_catalogue(result["catalogue"]),
+        *_training(logs),
+        _section(f"{len(examples)} users, drawn at random", *(_example(example) for example in examples)),
+        _section("How this came about", _provenance(result)),
+        _section("How to read it", _HOW_TO_READ),
+    ]
+    body = "\n".join(sections)
+    Path(file).write_text(
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>hf_gr evaluation</title>\n<style>{_CSS}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n",
+        encoding="utf-8",
+    )
+
+
+_HOW_TO_READ = """
+<ul>
+<li><b>Full ranking.</b> Every list is drawn from the whole catalogue; no negatives are sampled. A case has one true
+item.</li>
+<li><b>HR@K</b> is the share of cases whose item is among the first K; <b>NDCG@K</b> gives 1 at the first place and
+1/log<sub>2</sub>(place + 1) further down; <b>MRR@K</b> gives 1/place. Beyond K all give 0.</li>
+<li><b>Intervals</b> are 95 % percentile intervals of 1,000 bootstrap resamples of the users. They hold the noise of
+the users drawn, not that of training: another seed of the model may move the numbers further.</li>
+<li><b>A star</b> marks a system that is ahead of every other one with a 95 % interval of the paired difference above
+zero. No star means that the data do not say which one is best.</li>
+<li><b>Item-level and SID-level.</b> Items may share a semantic ID (SID). The item-level hit is the exact item; the
+SID-level hit is any item with the target's SID, ranked among the distinct SIDs of the list.</li>
+<li><b>Coverage</b> is the share of the catalogue that is in at least one list; <b>Gini</b> is 0 when all items are
+shown equally often and near 1 when a few take everything.</li>
+<li><b>Invalid</b> answers name no item of the catalogue. They keep their place in the list.</li>
+</ul>
+"""
+
+
+def _heading(result: dict[str, Any]) -> str:
+    settings = result["settings"]
+    subject = settings["model"] or settings["predictions"] or "baselines"
+    sample = ", a random sample of the users" if result["sampled"] else ""
+    seen = "Items of the history are never recommended." if settings["exclude_seen"] else "Seen items are not removed."
+    return (
+        f"<h1>Evaluation of {escape(_short(subject))}</h1>\n"
+        f'<p class="soft">{escape(_short(settings["dataset"]))}, {escape(settings["split"].replace("_", "-"))} split, '
+        f"{escape(settings['part'])}: {result['cases']:,} cases of {result['users']:,} users{sample}. {seen}</p>"
+    )
+
+
+def _short(name: str) -> str:
+    return "/".join(Path(name).parts[-2:])
+
+
+def _main_k(ks: list[int]) -> int:
+    """The cut-off that stands for the others where there is room for one."""
+    return max((k for k in ks if k <= 10), default=ks[0])
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"<h2>{escape(title)}</h2>\n" + "\n".join(parts)
+
+
+def _charts(svgs: Iterable[str]) -> str:
+    return '<div class="charts">' + "\n".join(f"<figure>{svg}</figure>" for svg in svgs) + "</div>"
+
+
+def _table(header: list[str], rows: list[str]) -> str:
+    first, *others = header
+    cells = f"<th>{escape(first)}</th>" + "".join(f'<th class="number">{escape(name)}</th>' for name in others)
+    body = "\n".join(rows)
+    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+
+
+def _row(name: str, cells: Iterable[str], *, group: bool = False) -> str:
+    mark = ' class="group"' if group else ""
+    return f"<tr{mark}><th>{escape(name)}</th>{''.join(cells)}</tr>"
+
+
+def _cell(text: str) -> str:
+    return f'<td class="number">{text}</td>'
+
+
+def _interval(numbers: dict[str, float], *, best: bool = False) -> str:
+    mark = ' class="best"' if best else ""
+    ends = f"{numbers['low']:.4f} &ndash; {numbers['high']:.4f}"
+    return f'<td class="number"><span{mark}>{numbers["value"]:.4f}</span><br><small>{ends}</small></td>'
+
+
+def _headline(result: dict[str, Any]) -> str:
+    systems, ks = result["systems"], result["ks"]
+    tables = []
+    for level, label in (("item", "item-level"), ("sid", "SID-level")):
+        if level not in next(iter(systems.values())):
+            continue
+        best = result["best"] if level == "item" else {}
+        rows = [
+            _row(
+                metric,
+                (_interval(judged[level][metric], best=best.get(metric) == name) for name, judged in systems.items()),
+                group=metric.endswith(f"@{ks[0]}"),
+            )
+            for metric in next(iter(systems.values()))[level]
+        ]
+        table = _table([label, *systems], rows)
+        tables.append(table if level == "item" else f"<details><summary>SID-level numbers</summary>{table}</details>")
+    return "\n".join([tables[0], _differences(result), *tables[1:]])
+
+
+def _differences(result: dict[str, Any]) -> str:
+    first, main_k = next(iter(result["systems"])), _main_k(result["ks"])
+    lines = []
+    for other, metrics in result["differences"].items():
+        d = metrics[f"HR@{main_k}"]
+        lines.append(
+            f"<li>HR@{main_k} of {escape(first)} minus {escape(other)}: {d['value']:+.4f} "
+            f'<span class="soft">({d["low"]:+.4f} to {d["high"]:+.4f}, paired)</span></li>'
+        )
+    return f"<ul>{''.join(lines)}</ul>" if lines else ""
+
+
+def _beyond(systems: dict[str, Any], ks: list[int], k: int) -> str:
+    judged = list(systems.values())
+    rows = [
+        _row(f"catalogue coverage @{k}", (_cell(f"{j['coverage'][str(k)]:.1%}") for j in judged)),
+        _row(f"Gini @{k}", (_cell(f"{j['gini'][str(k)]:.3f}") for j in judged)),
+        _row("unseen items' share of the lists", (_cell(f"{j['unseen']['share_of_lists']:.1%}") for j in judged)),
+        _row("invalid answers", (_cell(f"{j['invalid_rate']:.2%}") for j in judged)),
+        _row("repeated answers", (_cell(f"{j['duplicate_rate']:.2%}") for j in judged)),
+        _row("mean length of the lists", (_cell(f"{j['mean_length']:.1f}") for j in judged)),
+    ]
+    unseen = judged[0]["unseen"]
+    note = f"<p>{unseen['items']:,} items have no training event; {unseen['targets']:,} cases have such a target.</p>"
+    return note + _table(["beyond accuracy", *systems], rows)
+
+
+def _catalogue(catalogue: dict[str, Any]) -> list[str]:
+    if "levels" not in catalogue:
+        return []
+    levels = catalogue["levels"]
+    rows = [
+        _row(f"level {n}", (_cell(f"{level['used']} of {len(level['use'])}"), _cell(f"{level['perplexity']:.1f}")))
+        for n, level in enumerate(levels, 1)
+    ]
+    figures = (
+        f"<p>{catalogue['items']:,} items on {catalogue['sids']:,} semantic IDs of {len(levels)} codes. "
+        f"{catalogue['rate']:.1%} of the items share theirs with another, the fullest holds {catalogue['largest']}; "
+        f"{catalogue['targets_on_shared_sid']:.1%} of the cases have a target on a shared semantic ID.</p>"
+    )
+    charts = _charts(plots.code_use(number, level["use"]) for number, level in enumerate(levels, 1))
+    return [_section("Semantic IDs", figures, _table(["", "codes in use", "perplexity"], rows), charts)]
+
+
+def _training(logs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    drawn = [
+        plots.training_curves(logs, lambda name: name in ("loss", "eval_loss"), "loss"),
+        plots.training_curves(
+            logs, lambda name: name == "reward" or name.startswith("rewards/") and name.endswith("/mean"), "reward"
+        ),
+    ]
+    charts = [svg for svg in drawn if svg is not None]
+    return [_section("Training", _charts(charts))] if charts else []
+
+
+def _example(example: Example) -> str:
+    def entries(titles: list[str], *, mark: int = -1) -> str:
+        rows = (f"<li>{_hit(title) if place == mark else escape(title)}</li>" for place, title in enumerate(titles))
+        return f"<ol>{''.join(rows)}</ol>" if titles else "<p class='soft'>(none)</p>"
+
+    found = example.rank < MISS
+    shown = found and example.rank < len(example.recommended)
+    place = f"found at place {example.rank + 1}" if found else "not in the list"
+    return (
+        f'<div class="example"><h3>User {escape(example.user)}</h3>'
+        f"<div><h4>History, latest last</h4>{entries(example.history)}</div>"
+        f"<div><h4>Recommended</h4>{entries(example.recommended, mark=example.rank if shown else -1)}</div>"
+        f"<div><h4>Truth</h4><p>{_hit(example.truth) if shown else escape(example.truth)}<br>"
+        f'<span class="soft">{place}</span></p></div></div>'
+    )
+
+
+def _hit(title: str) -> str:
+    return f'<span class="hit">{escape(title)}</span>'
+
+
+def _provenance(result: dict[str, Any]) -> str:
+    def rows(facts: dict[str, Any]) -> list[str]:
+        texts = ((name, value if isinstance(value, str) else json.dumps(value)) for name, value in facts.items())
+        return [f"<tr><th>{escape(name)}</th><td><code>{escape(text)}</code></td></tr>" for name, text in texts]
+
+    both = rows(result["provenance"]) + rows(result["settings"])
+    return f'<div class="scroll"><table><tbody>{"".join(both)}</tbody></table></div>'
