@@ -7,7 +7,8 @@ SEED ?= 0
 OUT ?= quickstart
 
 BIN := .venv/bin
-# Byte-compiling at install would take a minute; Python does it on import, and only for what is used.
+# Byte-compiling at install would take a minute; Python does it on the first import, for what is used, if it may.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/pip install -qq --no-compile --disable-pip-version-check
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
