@@ -30,13 +30,13 @@ def behavior_vectors(train: Histories, num_items: int, dim: int = 64, window: in
     """
     if not 0 < dim < num_items:
         raise HfGrError(f"behavior_dim {dim} must be between 1 and the number of items less one ({num_items - 1}).")
-    association = ppmi(cooccurrence(train, num_items, window))
-    if association.nnz == 0:
+    counts = cooccurrence(train, num_items, window)
+    if counts.nnz == 0:
         raise HfGrError(
             "no two items stand together in the training histories, so behaviour says nothing; "
             "use longer histories or sources: [text]."
         )
-    return _truncated_svd(association, dim, seed)
+    return _truncated_svd(ppmi(counts), dim, seed)
 
 
 def cooccurrence(train: Histories, num_items: int, window: int) -> sp.csr_array:

@@ -78,6 +78,7 @@ def embed(config: EmbedConfig) -> Path:
         report(STATION, {"dataset": config.dataset}, output, current=True)
         return output
     dataset = InteractionDataset.load(config.dataset)
+    # chunks of encoded texts; an encoder folder that was trained again must not find its old ones
     cache = output.with_name(f".{output.name}.cache")
     info: dict[str, Any] = {"sources": config.sources, "weights": config.weights}
     info["items_fingerprint"] = items_fingerprint(dataset.item_ids)
@@ -86,8 +87,9 @@ def embed(config: EmbedConfig) -> Path:
         if source == "text":
             encoder = SentenceEncoder(config.encoder, config.batch_size, config.device)
             texts = item_texts(dataset.items, config.fields, config.template)
-            parts[source] = encode_text(texts, encoder, cache=cache)
-            info |= {"encoder": config.encoder, "fields": config.fields, "pooling": encoder.pooling}
+            parts[source] = encode_text(texts, encoder, cache=cache / inputs.get("encoder", "hub"))
+            info |= {"encoder": config.encoder, "pooling": encoder.pooling}
+            info |= {"fields": config.fields, "template": config.template}
         else:
             train = dataset.split(config.split).train
             parts[source] = behavior_vectors(train, dataset.num_items, config.behavior_dim, config.window, config.seed)

@@ -43,7 +43,7 @@ class SentenceEncoder:
 
     def __init__(self, name: str, batch_size: int = 64, device: str | None = None) -> None:
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.models import Pooling
+        from sentence_transformers.sentence_transformer.modules import Pooling
 
         self.name = name
         try:

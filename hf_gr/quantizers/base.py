@@ -35,7 +35,8 @@ class Quantizer(PreTrainedModel):
     """Common base. Vectors are float32 [N, d], codes int32 [N, L], both NumPy; batches go to the model's device.
 
     `save_pretrained`, `from_pretrained` and `push_to_hub` are those of any transformers model. A method implements
-    [`fit`], [`code_vectors`], [`distances`], and `_encode` and `_decode` for one batch.
+    [`fit`], [`code_vectors`], [`distances`], `_encode` and `_decode` for one batch, and starts weights that only
+    [`fit`] can set at NaN.
     """
 
     config_class = QuantizerConfig
@@ -78,8 +79,9 @@ class Quantizer(PreTrainedModel):
 
     @torch.inference_mode()
     def encode(self, vectors: np.ndarray, batch_size: int = BATCH_SIZE) -> np.ndarray:
-        """Codes int32 [N, L] of float32 vectors [N, d]. Raises [`HfGrError`] on NaN or another width."""
+        """Codes int32 [N, L] of float32 vectors [N, d]. Raises [`HfGrError`] on NaN, another width, or no fit."""
         self.check_vectors(vectors)
+        self.check_fitted()
         codes = np.empty((len(vectors), self.num_levels), np.int32)
         for start in range(0, len(vectors), batch_size):
             batch = self._tensor(vectors[start : start + batch_size])
@@ -90,11 +92,21 @@ class Quantizer(PreTrainedModel):
     def decode(self, codes: np.ndarray, batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Vectors float32 [N, d] that the codes int32 [N, L] stand for. Raises [`HfGrError`] on codes out of range."""
         self.check_codes(codes)
+        self.check_fitted()
         vectors = np.empty((len(codes), self.config.dim), np.float32)
         for start in range(0, len(codes), batch_size):
             batch = torch.from_numpy(codes[start : start + batch_size].astype(np.int64)).to(self.device)
             vectors[start : start + batch_size] = self._decode(batch).cpu().numpy()
         return vectors
+
+    def check_fitted(self) -> None:
+        """Raises [`HfGrError`] if a weight is NaN: set neither by [`fit`] nor by the checkpoint."""
+        for name, weight in self.named_parameters():
+            if weight.isnan().any():
+                raise HfGrError(
+                    f"{name} of the {self.config.model_type} quantizer {self.name_or_path or '(new)'} is not set; "
+                    "call fit(), or load a complete checkpoint."
+                )
 
     def check_vectors(self, vectors: np.ndarray) -> None:
         """Raises [`HfGrError`] unless the vectors are finite, [N, d]."""

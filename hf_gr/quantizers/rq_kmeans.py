@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
+from transformers import initialization
 
 from ..errors import HfGrError
 from .base import BATCH_SIZE, Quantizer, QuantizerConfig
@@ -40,9 +41,15 @@ class RQKMeans(Quantizer):
     def __init__(self, config: RQKMeansConfig) -> None:
         super().__init__(config)
         self.codebooks = nn.ParameterList(
-            nn.Parameter(torch.zeros(size, config.dim), requires_grad=False) for size in config.codebook_sizes
+            nn.Parameter(torch.empty(size, config.dim), requires_grad=False) for size in config.codebook_sizes
         )
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # NaN marks what neither `fit` nor a checkpoint has set; `check_fitted` looks for it
+        if module is self.codebooks:
+            for codebook in self.codebooks:
+                initialization.constant_(codebook, float("nan"))
 
     def fit(self, vectors: np.ndarray, *, seed: int = 0, progress: bool = True) -> Self:
         """Learns the codebooks.
@@ -71,10 +78,13 @@ class RQKMeans(Quantizer):
         return self
 
     def code_vectors(self, level: int) -> np.ndarray:
+        self.check_fitted()
         return self.codebooks[level].detach().cpu().numpy().copy()
 
     @torch.inference_mode()
     def distances(self, vectors: np.ndarray, codes: np.ndarray, level: int) -> np.ndarray:
+        self.check_vectors(vectors)
+        self.check_fitted()
         before = torch.from_numpy(codes.astype(np.int64)).to(self.device)
         residual = self._tensor(vectors)
         for earlier in range(level):
