@@ -1,0 +1,246 @@
+"""The model repo: what a trained model's folder holds, its card, and its way to the Hub.
+
+A repo works by its name in two ways. After `import hf_gr`, `pipeline("generative-recommendation", model=repo)` needs
+no remote code. Without that import, `pipeline(model=repo, trust_remote_code=True)` takes `gr_pipeline.py`, a thin file
+that imports the installed package. Were the repo to declare the first task as its custom pipeline, transformers would
+demand remote code for it even after the import, so it declares another one.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .artifacts import read_json, write_json
+from .catalog import SidCatalog
+from .errors import HfGrError
+from .vocabulary import SidVocabulary
+
+
+TASK = "generative-recommendation"
+REMOTE_TASK = "generative-recommender-remote"
+REMOTE_CODE_FILE = "gr_pipeline.py"
+_REPO_PLACEHOLDER = "your-name/your-model"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+# What belongs to a model repo. Checkpoints, optimizer states, logs and manifests of the run stay where they are.
+_REPO_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.jinja",
+    "catalog.json",
+    "items.parquet",
+    "vocabulary.json",
+    REMOTE_CODE_FILE,
+    "README.md",
+)
+
+_REMOTE_CODE = '''"""Lets `pipeline(model=..., trust_remote_code=True)` find the installed package hf_gr."""
+
+try:
+    from hf_gr.pipeline import GenerativeRecommendationPipeline
+except ImportError as error:
+    raise ImportError("this model answers through the package hf_gr; install it: pip install hf-gr") from error
+
+
+__all__ = ["GenerativeRecommendationPipeline"]
+'''
+
+_CARD = """# Generative recommender of {items:,} items
+
+A generative recommender: a causal language model that writes the semantic ID of the next item, made with hf_gr. Its
+answers are always items of the catalogue that travels with it.
+
+| what | |
+|---|---|
+| items | {items:,} ({live:,} live) |
+| semantic IDs | {sids:,} distinct, codebooks {codebooks} |
+| parameters | {parameters:,} |
+| made from | {made_from} |
+| history | the {max_history} most recent events{context} |
+
+## Use
+
+```python
+# pip install hf-gr
+import hf_gr
+from transformers import pipeline
+
+recommend = pipeline("{task}", model="{repo}")
+recommend([{example}], top_k=5)
+```
+
+Without `import hf_gr` (the package still has to be installed):
+`pipeline(model="{repo}", trust_remote_code=True)`.
+
+## Measured
+
+{measured}
+"""
+_NOT_EVALUATED = "Not evaluated yet: `hf-gr evaluate` measures a model."
+_MEASURED_HEADING = "\n## Measured\n"
+
+
+def save_repo(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    catalog: SidCatalog,
+    vocabulary: SidVocabulary,
+    *,
+    base_model: str | None = None,
+    metrics: dict | None = None,
+) -> None:
+    """Writes a complete model repo, ready for the Hub, into a folder.
+
+    Args:
+        folder: Where to; usually the staging folder of [`~hf_gr.artifacts.writing`].
+        model: With the SID tokens. Its generation config is replaced by a neutral one: what a chat model was shipped
+            with (top_k, top_p, a repetition penalty) would distort the scores of items.
+        tokenizer: Of the model, with the same tokens.
+        catalog: Items and their SIDs.
+        vocabulary: Must belong to `catalog` and `tokenizer`; [`HfGrError`] if it does not.
+        base_model: What the model was made from; a Hub id goes into the card's metadata.
+        metrics: What `hf-gr evaluate` wrote to `metrics.json`; the card says so when there is none.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary.check(catalog, tokenizer, folder)
+    model.generation_config = _neutral_generation_config(tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    catalog.save(folder)
+    vocabulary.save(folder)
+    _declare_pipeline(folder)
+    _card(model, catalog, vocabulary, base_model, metrics).save(folder / "README.md")
+
+
+def update_card(folder: str | Path, metrics: dict) -> None:
+    """Puts measured numbers (the content of `metrics.json`) on the card of a model folder; the rest of it stays."""
+    file = Path(folder) / "README.md"
+    if not file.is_file():
+        raise HfGrError(f"{file} is missing; is {folder} a model folder made by `hf-gr sft`?")
+    head, heading, _ = file.read_text().partition(_MEASURED_HEADING)
+    if not heading:
+        raise HfGrError(f"{file} has no heading '## Measured' to write the numbers under; add one at its end.")
+    temporary = file.with_name(".README.md.tmp")
+    temporary.write_text(f"{head}{heading}\n{_measured(metrics)}\n")
+    temporary.replace(file)
+
+
+def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
+    """Uploads a model folder as one commit and returns the repo's address.
+
+    Only files of the repo itself go up: no checkpoints, optimizer states, logs or manifests that lie beside them. The
+    token is the one of `hf auth login` or of the environment (`HF_TOKEN`).
+
+    Args:
+        folder: A model folder as [`save_repo`] writes it.
+        repo_id: `user/name`; made if it does not exist.
+        private: Whether a new repo is private.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "catalog.json", "vocabulary.json", REMOTE_CODE_FILE, "README.md"):
+        if not (folder / name).is_file():
+            raise HfGrError(f"{folder / name} is missing; push a model folder made by `hf-gr sft` or `hf-gr grpo`.")
+    card = (folder / "README.md").read_text().replace(_REPO_PLACEHOLDER, repo_id)
+    operations = [
+        CommitOperationAdd(file.name, card.encode() if file.name == "README.md" else str(file))
+        for file in repo_files(folder)
+    ]
+    api = HfApi()
+    address = api.create_repo(repo_id, private=private, exist_ok=True)
+    api.create_commit(repo_id, operations, commit_message="Upload model, catalogue and card")
+    return str(address)
+
+
+def repo_files(folder: Path) -> list[Path]:
+    """The files of a model folder that belong to its repo."""
+    return sorted({file for pattern in _REPO_FILES for file in folder.glob(pattern) if file.is_file()})
+
+
+def _neutral_generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return GenerationConfig(do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad)
+
+
+def _declare_pipeline(folder: Path) -> None:
+    """Adds the thin pipeline file and its entry in `config.json` (a model loaded from a repo may hold one already)."""
+    (folder / REMOTE_CODE_FILE).write_text(_REMOTE_CODE)
+    config = read_json(folder / "config.json")
+    implementation = f"{Path(REMOTE_CODE_FILE).stem}.GenerativeRecommendationPipeline"
+    entry = {"impl": implementation, "pt": ["AutoModelForCausalLM"], "type": "text"}
+    write_json(folder / "config.json", config | {"custom_pipelines": {REMOTE_TASK: entry}})
+
+
+def _card(
+    model: PreTrainedModel,
+    catalog: SidCatalog,
+    vocabulary: SidVocabulary,
+    base_model: str | None,
+    metrics: dict | None,
+) -> ModelCard:
+    """The licence is left to whoever publishes the model: it follows from the base model and the data."""
+    base = base_model.removeprefix("wheel:") if base_model else "a fresh model"
+    on_hub = base_model is not None and bool(_HUB_ID.fullmatch(base_model)) and not Path(base_model).exists()
+    data = ModelCardData(
+        license="unknown",
+        library_name="hf_gr",
+        pipeline_tag=TASK,
+        tags=["hf_gr", "recommendation", "generative-recommendation", "semantic-ids"],
+        base_model=base_model if on_hub else None,
+    )
+    body = _CARD.format(
+        items=len(catalog),
+        live=int(catalog.live.sum()),
+        sids=catalog.grammar().num_sids,
+        codebooks=" × ".join(map(str, catalog.codebook_sizes)),
+        parameters=model.num_parameters(),
+        made_from=base if on_hub else Path(base).name,  # never a path of the machine it was trained on
+        max_history=vocabulary.max_history,
+        context="" if vocabulary.context == "none" else f", each with its {vocabulary.context}",
+        task=TASK,
+        repo=_REPO_PLACEHOLDER,
+        example=", ".join(json.dumps(item_id) for item_id in catalog.item_ids[:2]),
+        measured=_NOT_EVALUATED if metrics is None else _measured(metrics),
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def _measured(metrics: Mapping[str, Any]) -> str:
+    """The table of HR and NDCG, the model beside the baselines, and how it was measured."""
+    settings, provenance, systems = metrics["settings"], metrics["provenance"], metrics["systems"]
+    names = [name for name in systems["model"]["item"] if name.startswith(("HR@", "NDCG@"))]
+    lines = [f"| metric | {' | '.join(systems)} |", f"|---|{'---|' * len(systems)}"]
+    for name in names:
+        cells = [_interval(system["item"][name]) for system in systems.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    seen = "left out" if settings["exclude_seen"] else "not left out"
+    made = ", ".join(f"{key} {value}" for key, value in provenance.items() if key not in ("date", "hardware"))
+    sample = " (a sample)" if metrics["sampled"] else ""
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Item-level, {metrics['cases']:,} cases of {metrics['users']:,} users{sample}, 95 % bootstrap intervals.",
+            f"Split: {settings['split']}, {settings['part']} part; ranked against the whole catalogue, items of the "
+            f"history {seen}; {settings['num_beams']} beams; seed {settings['seed']}.",
+            "",
+            f"Measured {provenance['date']} on {provenance['hardware']}; {made}.",
+        ]
+    )
+
+
+def _interval(measured: Mapping[str, float]) -> str:
+    return f"{measured['value']:.4f} [{measured['low']:.4f}, {measured['high']:.4f}]"
