@@ -1,0 +1,113 @@
+"""Interactions and items from any dataset that `datasets.load_dataset` reads: an id on the Hub or a local folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import daft
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hf_gr.errors import HfGrError
+
+from . import events as ev
+from . import items as it
+from .common import finish, settings_of
+from .events import TimeUnit, typed_events
+from .files import pick_columns
+from .filters import DEFAULT, FilterOptions
+from .items import items_table
+from .table import check_map
+
+
+def prepare_hub(
+    out: str | Path,
+    dataset: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    items_dataset: str | None = None,
+    items_config: str | None = None,
+    items_split: str = "train",
+    revision: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    item_columns: Mapping[str, str] | None = None,
+    time_unit: TimeUnit = "auto",
+    category_separator: str = "|",
+    options: FilterOptions = DEFAULT,
+    license: str = "unknown",
+) -> None:
+    """Writes a dataset folder from a dataset with interactions and, if there is one, another (or a config) with items.
+
+    The dataset is always read again: whether it has changed only its server knows.
+
+    Args:
+        out: Folder to write.
+        dataset: Dataset id or local folder; columns as in `prepare_table`.
+        config: Its configuration with the interactions.
+        split: Split of it; `"train+test"` takes both.
+        items_dataset: Dataset id or folder of the items; `None` takes `dataset` if `items_config` is given, else makes
+            the items from the ids.
+        items_config: Configuration with the items.
+        items_split: Split of it.
+        revision: Branch, tag or commit of `dataset`.
+        columns: Our name → the dataset's name, for both.
+        item_columns: The same for the items alone.
+        time_unit: What numeric time stamps count; see `data_prep.events.typed_events`.
+        category_separator: Splits `categories` given as one string.
+        options: What is kept.
+        license: Licence identifier.
+
+    Raises:
+        HfGrError: When a dataset cannot be loaded, lacks a column or holds unreadable values.
+    """
+    columns = check_map(columns, (*ev.REQUIRED, *ev.OPTIONAL, *it.OPTIONAL))
+    item_columns = columns | check_map(item_columns, ("item_id", *it.OPTIONAL))
+    events, time = typed_events(
+        daft.from_arrow(_load(dataset, config, split, revision, columns, ev.REQUIRED, ev.OPTIONAL)), dataset, time_unit
+    )
+    table = None
+    if items_dataset or items_config:
+        name = items_dataset or dataset
+        commit = None if items_dataset else revision
+        records = _load(name, items_config, items_split, commit, item_columns, ("item_id",), it.OPTIONAL)
+        table = items_table(records.to_pylist(), name, separator=category_separator)
+    more = {"dataset": dataset, "config": config, "split": split, "revision": revision, "columns": columns}
+    more |= {"items_dataset": items_dataset, "items_config": items_config, "items_split": items_split}
+    more |= {"item_columns": item_columns, "time_unit": time_unit, "separator": category_separator}
+    finish(
+        out,
+        events,
+        table,
+        where=dataset,
+        time=time,
+        options=options,
+        source=f"Prepared from the dataset `{dataset}` (config {config or 'default'}, split {split}).",
+        license=license,
+        settings=settings_of("hub", {}, options, **more),
+    )
+
+
+def _load(
+    name: str,
+    config: str | None,
+    split: str,
+    revision: str | None,
+    columns: Mapping[str, str],
+    required: tuple[str, ...],
+    optional: tuple[str, ...],
+) -> pa.Table:
+    from datasets import load_dataset  # takes a second to import
+
+    what = f"dataset {name} (config {config or 'default'}, split {split})"
+    try:
+        data = load_dataset(name, config, split=split, revision=revision)
+    except Exception as error:  # whatever the builder of a dataset raises, hub and file errors included
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise HfGrError(f"{what} cannot be loaded ({reason}); check its id, config and split.") from None
+    picked = pick_columns(data.column_names, columns, required, optional, what)
+    table = data.select_columns(list(picked.values())).with_format("arrow")[:]
+    return pa.table({ours: _plain(table[theirs]) for ours, theirs in picked.items()})
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column
