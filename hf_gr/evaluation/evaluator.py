@@ -110,9 +110,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     dataset = InteractionDataset.load(config.dataset)
     split = dataset.split(config.split)
     cases = _sample(split.test if config.part == "test" else split.validation, config)
-    lists, codes = _all_lists(config, paths, dataset, split.train, cases, world)
+    lists, codes, figures = _all_lists(config, paths, dataset, split.train, cases, world)
     if main:
-        result = _judge_all(lists, codes, dataset, split.train, cases, config)
+        result = _judge_all(lists, codes, dataset, split.train, cases, config) | {"catalogue": figures}
         with writing(output) as folder:
             write_json(folder / "metrics.json", result)
             first = next(iter(lists.values()))
@@ -207,11 +207,11 @@ def _all_lists(
     train: Histories,
     cases: Cases,
     world: "PartialState | None",
-) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """The lists of every system, the one in question first, and the semantic IDs if there is a model."""
+) -> tuple[dict[str, np.ndarray], np.ndarray | None, dict[str, Any]]:
+    """The lists of every system, the one in question first; with a model its semantic IDs and their figures."""
     main = world is None or world.is_main_process
     lists: dict[str, np.ndarray] = {}
-    codes = None
+    codes, figures = None, {}
     if world is not None:
         from ..decoding.recommender import Recommender
 
@@ -219,6 +219,7 @@ def _all_lists(
         rows = _catalogue_rows(recommender, dataset)
         codes = np.full((dataset.num_items, recommender.catalog.codes.shape[1]), -1, np.int64)
         codes[rows] = recommender.catalog.codes
+        figures = _catalogue_figures(recommender, rows, cases, dataset.num_items)
         lists["model"] = _model_lists(recommender, rows, cases, dataset.num_items, config, world)
     if config.predictions and main:
         lists["predictions"] = read_predictions(config.predictions, dataset, cases, top_k=config.top_k)
@@ -226,7 +227,18 @@ def _all_lists(
         for name, kind in (("popularity", Popularity), ("item kNN", ItemKNN)):
             baseline = kind(train, dataset.num_items, exclude_seen=config.exclude_seen)
             lists[name] = baseline.recommend(cases.histories, config.top_k)
-    return lists, codes
+    return lists, codes, figures
+
+
+def _catalogue_figures(recommender: "Recommender", rows: np.ndarray, cases: Cases, num_items: int) -> dict[str, Any]:
+    """Collisions of the model's catalogue, and the items on every code of every level."""
+    from ..quantizers.collisions import collision_report
+
+    codes, sizes = recommender.catalog.codes, recommender.catalog.codebook_sizes
+    targets = _places(rows, num_items)[cases.targets]
+    figures = collision_report(codes, sizes, targets[targets >= 0])
+    use = [np.bincount(level, minlength=size).tolist() for level, size in zip(codes.T, sizes, strict=True)]
+    return figures | {"items_per_code": use}
 
 
 def _catalogue_rows(recommender: "Recommender", dataset: InteractionDataset) -> np.ndarray:
@@ -274,11 +286,16 @@ def _model_lists(
     return np.where(known, rows[np.where(known, lists, 0)], np.where(lists == m.MISSING, m.MISSING, m.INVALID))
 
 
+def _places(rows: np.ndarray, num_items: int) -> np.ndarray:
+    """Row in the model's catalogue of every item of the dataset, -1 where it has none, int64 [items]."""
+    places = np.full(num_items, -1, np.int64)
+    places[rows] = np.arange(len(rows))
+    return places
+
+
 def _translate(histories: Histories, rows: np.ndarray, num_items: int) -> Histories:
     """Histories in rows of the model's catalogue; events of items that it does not have are left out."""
-    place = np.full(num_items, -1, np.int64)
-    place[rows] = np.arange(len(rows))
-    items = place[histories.items]
+    items = _places(rows, num_items)[histories.items]
     keep = items >= 0
     ptr = np.concatenate([[0], np.cumsum(keep)])[histories.ptr]
     return Histories(
@@ -304,7 +321,6 @@ def _judge_all(
         name: judge(rows, cases, train, dataset.num_items, codes=codes, ks=ks, seed=config.seed)
         for name, rows in lists.items()
     }
-    catalogue = {"items": dataset.num_items} if codes is None else m.collisions(codes, cases.targets)
     return {
         "cases": len(cases),
         "users": len(np.unique(user_numbers(cases))),
@@ -312,7 +328,6 @@ def _judge_all(
         "ks": list(ks),
         "settings": asdict(config),
         "systems": systems,
-        "catalogue": catalogue,
         "provenance": _provenance(config),
         **compare(lists, cases, ks, config.seed),
     }

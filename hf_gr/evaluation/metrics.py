@@ -138,41 +138,6 @@ def sid_numbers(codes: np.ndarray) -> np.ndarray:
     return np.where((codes < 0).any(axis=1), -1, numbers)
 
 
-def collisions(codes: np.ndarray, targets: np.ndarray) -> dict:
-    """How far semantic IDs tell items apart, and how evenly the codes are used.
-
-    Args:
-        codes: int [items, levels]; rows of negative codes are items without a semantic ID and are left out.
-        targets: int64 [cases], rows of `codes`.
-
-    Returns:
-        Counts, `rate` (share of items on a shared semantic ID), `largest` (items on the fullest one),
-        `targets_on_shared_sid` (share of the cases), and per level the items on each code (`use`) and the perplexity
-        of that distribution: as many codes, evenly used, would carry as much.
-    """
-    sids = sid_numbers(codes)
-    having = sids >= 0
-    sizes = np.zeros(sids.max() + 1, np.int64)
-    np.add.at(sizes, sids[having], 1)
-    shared = having & (sizes[sids] > 1)
-    use = [np.bincount(level) for level in codes[having].T]
-    return {
-        "items": int(having.sum()),
-        "sids": int((sizes > 0).sum()),
-        "rate": float(shared[having].mean()),
-        "largest": int(sizes.max()),
-        "targets_on_shared_sid": float(shared[targets].mean()),
-        "levels": [
-            {"used": int((count > 0).sum()), "perplexity": _perplexity(count), "use": count.tolist()} for count in use
-        ],
-    }
-
-
-def _perplexity(counts: np.ndarray) -> float:
-    share = counts[counts > 0] / counts.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
-
-
 def _valid(recommended: np.ndarray, num_items: int) -> np.ndarray:
     return (recommended >= 0) & (recommended < num_items)
 

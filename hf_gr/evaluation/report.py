@@ -213,19 +213,20 @@ def _beyond(systems: dict[str, Any], ks: list[int], k: int) -> str:
 
 
 def _catalogue(catalogue: dict[str, Any]) -> list[str]:
-    if "levels" not in catalogue:
+    if not catalogue:  # no model, no semantic IDs
         return []
     levels = catalogue["levels"]
     rows = [
-        _row(f"level {n}", (_cell(f"{level['used']} of {len(level['use'])}"), _cell(f"{level['perplexity']:.1f}")))
+        _row(f"level {n}", (_cell(f"{level['used']} of {level['size']}"), _cell(f"{level['perplexity']:.1f}")))
         for n, level in enumerate(levels, 1)
     ]
     figures = (
-        f"<p>{catalogue['items']:,} items on {catalogue['sids']:,} semantic IDs of {len(levels)} codes. "
-        f"{catalogue['rate']:.1%} of the items share theirs with another, the fullest holds {catalogue['largest']}; "
+        f"<p>{catalogue['items']:,} items on {catalogue['distinct_sids']:,} semantic IDs of {len(levels)} codes. "
+        f"{catalogue['collision_rate']:.1%} of the items share theirs with another, "
+        f"the fullest holds {catalogue['largest_bucket']}; "
         f"{catalogue['targets_on_shared_sid']:.1%} of the cases have a target on a shared semantic ID.</p>"
     )
-    charts = _charts(plots.code_use(number, level["use"]) for number, level in enumerate(levels, 1))
+    charts = _charts(plots.code_use(number, use) for number, use in enumerate(catalogue["items_per_code"], 1))
     return [_section("Semantic IDs", figures, _table(["", "codes in use", "perplexity"], rows), charts)]
 
 
@@ -233,7 +234,7 @@ def _training(logs: dict[str, list[dict[str, Any]]]) -> list[str]:
     drawn = [
         plots.training_curves(logs, lambda name: name in ("loss", "eval_loss"), "loss"),
         plots.training_curves(
-            logs, lambda name: name == "reward" or name.startswith("rewards/") and name.endswith("/mean"), "reward"
+            logs, lambda name: name == "reward" or (name.startswith("rewards/") and name.endswith("/mean")), "reward"
         ),
     ]
     charts = [svg for svg in drawn if svg is not None]

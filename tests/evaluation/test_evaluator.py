@@ -1,0 +1,246 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+import hf_gr.decoding.recommender as recommender_module
+from hf_gr.dataset import InteractionDataset, write_dataset
+from hf_gr.errors import HfGrError
+from hf_gr.evaluation.evaluator import EvaluateConfig, evaluate, print_table
+from hf_gr.evaluation.predictions import read_predictions
+
+
+class StepRecommender:
+    """Recommends the successors of the latest item; its catalogue is the reversed one of the tiny data set."""
+
+    def __init__(self, item_ids):
+        size = len(item_ids)
+        codes = np.stack([np.arange(size) // 8, np.arange(size) // 2 % 4], axis=1).astype(np.int32)
+        self.catalog = SimpleNamespace(codes=codes, codebook_sizes=(8, 4), item_ids=item_ids, fingerprint="f")
+
+    def recommend(self, histories, *, top_k, num_beams, exclude=None):
+        size, lists = len(self.catalog.item_ids), []
+        for row, history in enumerate(histories):
+            names = [int(self.catalog.item_ids[item][1:]) for item in history]
+            order = [(names[-1] + step) % 40 for step in range(1, 41)] if names else range(40)
+            rows = [self.catalog.item_ids.index(f"i{n:03d}") for n in order if f"i{n:03d}" in self.catalog.item_ids]
+            kept = [item for item in rows if exclude is None or item not in exclude[row]][:top_k]
+            lists.append(kept + [-1] * (top_k - len(kept)))
+        assert max(map(max, lists)) < size
+        return np.array(lists), np.zeros((len(lists), top_k), np.float32)
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    step = StepRecommender([f"i{n:03d}" for n in reversed(range(40))])
+    fake = SimpleNamespace(from_pretrained=lambda path: step)
+    monkeypatch.setattr(recommender_module, "Recommender", fake)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, dataset_folder, model):
+    def make(**changes):
+        settings = {"model": str(model), "top_k": 20, "batch_size": 7, "output_dir": str(tmp_path / "evaluation")}
+        return EvaluateConfig(dataset=str(dataset_folder), **(settings | changes))
+
+    return make
+
+
+def test_station_writes_everything_and_judges_in_dataset_rows(config):
+    result = evaluate(config())
+    output = Path(config().output_dir)
+    names = {file.name for file in output.iterdir()}
+    assert names == {"metrics.json", "predictions.parquet", "report.html", "manifest.json"}
+    assert json.loads((output / "metrics.json").read_text()) == result
+    assert list(result["systems"]) == ["model", "popularity", "item kNN"]
+    split = InteractionDataset.load(config().dataset).split()
+    last = np.array([history[-1] for history in split.test.histories])
+    hits = (last + 1) % 40 == split.test.targets
+    assert result["systems"]["model"]["item"]["HR@1"]["value"] == pytest.approx(hits.mean())
+    assert hits.mean() > 0.7
+    assert result["systems"]["model"]["sid"]["HR@1"]["value"] > hits.mean() - 1e-9
+    assert result["best"]["HR@1"] == "model"
+    assert result["catalogue"]["collision_rate"] == 1.0
+    assert result["systems"]["model"]["invalid_rate"] == 0
+
+
+def test_the_same_settings_and_inputs_are_up_to_date(config, model, capsys):
+    first = evaluate(config())
+    capsys.readouterr()
+    assert evaluate(config(batch_size=50)) == first
+    assert "[evaluate] up to date" in capsys.readouterr().out
+    assert evaluate(config(seed=1)) != first
+    assert "[evaluate] wrote" in capsys.readouterr().out
+    (model / "model.safetensors").write_bytes(b"other weights")
+    evaluate(config(seed=1))
+    assert "[evaluate] wrote" in capsys.readouterr().out
+
+
+def test_written_predictions_are_judged_alike(config, tmp_path):
+    for split in ("leave_one_out", "temporal"):
+        by_model = evaluate(config(split=split))
+        file = tmp_path / f"{split}.parquet"
+        file.write_bytes((Path(config().output_dir) / "predictions.parquet").read_bytes())
+        by_file = evaluate(config(split=split, model=None, predictions=str(file), output_dir=str(tmp_path / split)))
+        assert list(by_file["systems"]) == ["predictions", "popularity", "item kNN"]
+        assert by_file["systems"]["predictions"]["item"] == by_model["systems"]["model"]["item"]
+        assert by_file["systems"]["popularity"]["item"] == by_model["systems"]["popularity"]["item"]
+
+
+def test_excluded_items_are_in_no_list(config):
+    evaluate(config(exclude_seen=True, part="validation"))
+    dataset = InteractionDataset.load(config().dataset)
+    cases = dataset.split().validation
+    lists = read_predictions(Path(config().output_dir) / "predictions.parquet", dataset, cases)
+    assert not any(np.isin(row, history).any() for row, history in zip(lists, cases.histories, strict=True))
+
+
+def test_a_sample_of_users_is_seeded_and_said(config):
+    one, two = evaluate(config(max_users=10)), evaluate(config(max_users=10, seed=1))
+    users = [config().output_dir for _ in range(2)]
+    assert one["cases"] == two["cases"] == 10 and one["sampled"] and len(users) == 2
+    assert one["systems"] != two["systems"]
+    table = pq.read_table(Path(config().output_dir) / "predictions.parquet")
+    assert len(set(table["user_id"].to_pylist())) == 10
+    temporal = evaluate(config(max_users=10, split="temporal"))
+    assert temporal["users"] == 10 < temporal["cases"]
+
+
+def test_a_catalogue_with_fewer_items_misses_the_others(config, monkeypatch):
+    some = StepRecommender([f"i{n:03d}" for n in range(0, 40, 2)])
+    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path: some))
+    result = evaluate(config(baselines=False))
+    cases = InteractionDataset.load(config().dataset).split().test
+    lists = pq.read_table(Path(config().output_dir) / "predictions.parquet")["item_ids"].to_pylist()
+    assert all(int(item[1:]) % 2 == 0 for row in lists for item in row)
+    assert result["systems"]["model"]["item"]["HR@20"]["value"] == pytest.approx((cases.targets % 2 == 0).mean())
+
+
+def test_a_catalogue_with_foreign_items_is_refused(config, monkeypatch):
+    foreign = StepRecommender(["i001", "elsewhere"])
+    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path: foreign))
+    with pytest.raises(HfGrError, match="lacks item 'elsewhere'"):
+        evaluate(config())
+    assert not Path(config().output_dir).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_beams": 10}, "num_beams 10 is less than top_k 20"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"max_users": 0}, "max_users is 0"),
+        ({"model": None, "baselines": False}, "nothing to evaluate"),
+        ({"part": "train"}, "unknown part 'train'"),
+    ],
+)
+def test_bad_settings_are_refused(config, changes, message):
+    with pytest.raises(HfGrError, match=message):
+        config(**changes)
+
+
+def test_missing_logs_and_models_are_refused(config, tmp_path):
+    with pytest.raises(HfGrError, match="training_log.json does not exist"):
+        evaluate(config(logs=[str(tmp_path)]))
+    (tmp_path / "training_log.json").write_text("{}")
+    with pytest.raises(HfGrError, match="not a list of log entries"):
+        evaluate(config(logs=[str(tmp_path)]))
+    with pytest.raises(HfGrError, match="neither a folder nor a reachable Hub repo"):
+        evaluate(config(model="nobody/nothing"))
+
+
+def test_table_shows_the_intervals(config):
+    result = evaluate(config())
+    console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    print_table(result, Path("out"), console=console)
+    text = console.export_text()
+    hr = result["systems"]["item kNN"]["item"]["HR@10"]
+    assert f"{hr['value']:.4f} [{hr['low']:.4f}, {hr['high']:.4f}]" in text
+    assert "out/report.html" in text
+
+
+def test_real_recommender_gives_valid_items(tiny_model, config, monkeypatch):
+    from hf_gr.decoding import Recommender
+
+    real = Recommender(*(tiny_model[i] for i in (0, 1, 2, 3)))
+    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path: real))
+    judged = evaluate(config(max_users=6))["systems"]["model"]
+    assert (judged["invalid_rate"], judged["duplicate_rate"], judged["mean_length"]) == (0, 0, 20)
+
+
+def test_predictions_need_no_torch(dataset_folder, tmp_path):
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.path[:0] = [sys.argv[3]]\n"
+        "from hf_gr.evaluation import EvaluateConfig, evaluate\n"
+        "evaluate(EvaluateConfig(dataset=sys.argv[1], output_dir=sys.argv[2]))"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code, dataset_folder, tmp_path / "out", root], check=True)
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+WORKER = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+from types import SimpleNamespace
+import accelerate
+import hf_gr.decoding.recommender as module
+from hf_gr.evaluation import EvaluateConfig, evaluate
+from test_evaluator import StepRecommender
+step = StepRecommender([f"i{n:03d}" for n in reversed(range(40))])
+module.Recommender = SimpleNamespace(from_pretrained=lambda path: step)
+assert accelerate.PartialState().num_processes == 2
+result = evaluate(EvaluateConfig(dataset=sys.argv[3], model=sys.argv[4], output_dir=sys.argv[5], top_k=20, batch_size=7))
+assert result["cases"] == 60
+accelerate.PartialState().destroy_process_group()
+"""
+
+
+def test_two_processes_give_the_numbers_of_one(config, model, tmp_path):
+    alone = evaluate(config())
+    (tmp_path / "worker.py").write_text(WORKER)
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = [tmp_path / "worker.py", here.parents[1], here, config().dataset, model, tmp_path / "shared"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("[evaluate] wrote") == 1
+    together = json.loads((tmp_path / "shared" / "metrics.json").read_text())
+    assert together["systems"] == alone["systems"]
+
+
+def test_a_failed_run_leaves_the_earlier_folder(config, monkeypatch):
+    first = evaluate(config())
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("hf_gr.evaluation.evaluator.write_report", fail)
+    with pytest.raises(OSError, match="disk full"):
+        evaluate(config(seed=1))
+    assert json.loads((Path(config().output_dir) / "metrics.json").read_text()) == first
+
+
+def test_titles_are_data(tmp_path, dataset_folder):
+    """End to end: a title that is markup is shown as text."""
+    import pyarrow as pa
+
+    items = pq.read_table(dataset_folder / "items.parquet")
+    evil = pa.array([f"<script>alert({n})</script>" for n in range(items.num_rows)])
+    items = items.set_column(items.column_names.index("title"), "title", evil)
+    write_dataset(tmp_path / "evil", pq.read_table(dataset_folder / "interactions.parquet"), items, source="Made.")
+    evaluate(EvaluateConfig(dataset=str(tmp_path / "evil"), output_dir=str(tmp_path / "out")))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;alert(" in page

@@ -1,0 +1,107 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_gr.dataset import Cases, InteractionDataset
+from hf_gr.errors import HfGrError
+from hf_gr.evaluation.predictions import case_numbers, read_predictions, write_predictions
+
+
+@pytest.fixture
+def dataset(dataset_folder) -> InteractionDataset:
+    return InteractionDataset.load(dataset_folder)
+
+
+@pytest.fixture
+def cases(dataset) -> Cases:
+    return dataset.split().test
+
+
+def write_jsonl(file, rows):
+    file.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return file
+
+
+def rows_for(cases):
+    return [{"user_id": user, "item_ids": ["i003", "i001"]} for user in cases.histories.user_ids]
+
+
+def test_lists_are_found_by_user_whatever_their_order(tmp_path, dataset, cases):
+    rows = rows_for(cases)
+    rows[4]["item_ids"] = ["i007", "nobody", "i002", None, "i000"]
+    rows[5]["item_ids"] = []
+    extra = {"user_id": "stranger", "item_ids": ["i009"]}
+    lists = read_predictions(write_jsonl(tmp_path / "p.jsonl", [extra, *reversed(rows)]), dataset, cases)
+    assert lists[4].tolist() == [7, -2, 2, -2, 0]  # an unknown id keeps its rank
+    assert lists[5].tolist() == [-1] * 5
+    assert (np.delete(lists, [4, 5], axis=0) == [3, 1, -1, -1, -1]).all()
+    assert read_predictions(tmp_path / "p.jsonl", dataset, cases, top_k=2)[4].tolist() == [7, -2]
+
+
+@given(st.data())
+def test_what_is_written_is_read_back(tmp_path_factory, data):
+    items = [f"i{n}" for n in range(9)]
+    entry = st.integers(-2, 8).filter(lambda i: i != -1)
+    lists = data.draw(st.lists(st.lists(entry, max_size=5), min_size=1, max_size=6))
+    users = data.draw(st.lists(st.sampled_from(["a", "b", "c"]), min_size=len(lists), max_size=len(lists)))
+    recommended = np.array([row + [-1] * (5 - len(row)) for row in lists])
+    dataset, cases = fake(items, users)
+    file = tmp_path_factory.mktemp("p") / "p.parquet"
+    write_predictions(file, recommended, cases, items)
+    assert read_predictions(file, dataset, cases, top_k=5).tolist() == recommended.tolist()
+    by_order = file.with_name("by_order.parquet")  # without `case`, rows count in order of appearance
+    pq.write_table(pq.read_table(file).drop_columns(["case", "target"]), by_order)
+    assert read_predictions(by_order, dataset, cases, top_k=5).tolist() == recommended.tolist()
+
+
+def fake(items, users):
+    from hf_gr.dataset import Histories
+
+    zeros = np.zeros(len(users), np.int64)
+    table = pa.table({"item_id": items, "title": items})
+    events = Histories(np.array(users, dtype=object), np.arange(len(users) + 1), zeros, zeros)
+    return InteractionDataset("none", table, events, "position"), Cases(events, zeros)
+
+
+def test_cases_of_a_user_are_numbered_in_order():
+    assert case_numbers(fake(["i"], ["a", "b", "a", "a", "b"])[1]).tolist() == [0, 0, 1, 2, 1]
+
+
+def test_the_case_column_wins_over_the_order_of_rows(tmp_path):
+    dataset, cases = fake(["x", "y"], ["a", "a"])
+    rows = [{"user_id": "a", "case": 1, "item_ids": ["y"]}, {"user_id": "a", "case": 0, "item_ids": ["x"]}]
+    assert read_predictions(write_jsonl(tmp_path / "p.jsonl", rows), dataset, cases).tolist() == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[:-1], "no list for case 0 of user 'u059'"),
+        (lambda rows: [*rows, rows[0]], "'u000' has more lists than cases"),
+        (lambda rows: [{"user_id": row["user_id"]} for row in rows], "no column 'item_ids'"),
+        (lambda rows: [{**row, "item_ids": "i001"} for row in rows], "'item_ids' is string"),
+        (lambda rows: [{**row, "case": 0} for row in [*rows, rows[0]]], "two lists for case 0 of user 'u000'"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, dataset, cases, change, message):
+    file = write_jsonl(tmp_path / "p.jsonl", change(rows_for(cases)))
+    with pytest.raises(HfGrError, match=message) as error:
+        read_predictions(file, dataset, cases)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("p.parquet", "x"), ("p.jsonl", "{"), ("p.csv", "a,b"), ("p.jsonl", "")]
+)
+def test_unreadable_files_are_refused(tmp_path, dataset, cases, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(HfGrError, match=name) as error:
+        read_predictions(tmp_path / name, dataset, cases)
+    assert "\n" not in str(error.value)
+    with pytest.raises(HfGrError, match="does not exist"):
+        read_predictions(tmp_path / "absent.parquet", dataset, cases)
