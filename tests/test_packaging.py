@@ -23,7 +23,7 @@ FLOORS = [
     {"errors", "artifacts", "offline"},
     {"dataset", "catalog", "vocabulary", "grammar", "branches", "evaluation.metrics"},
     {"quantizers", "embedding", "decoding", "models"},
-    {"rewards", "sft", "grpo", "interests", "retrieval"},
+    {"training", "rewards", "sft", "grpo", "interests", "retrieval"},
     {"evaluation", "pipeline", "hub"},
     {"serving", "cli", "__init__"},
 ]
