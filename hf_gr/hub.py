@@ -18,10 +18,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from .artifacts import read_json, write_json
 from .catalog import SidCatalog
 from .errors import HfGrError
+from .pipeline import TASK
 from .vocabulary import SidVocabulary
 
 
-TASK = "generative-recommendation"
 REMOTE_TASK = "generative-recommender-remote"
 REMOTE_CODE_FILE = "gr_pipeline.py"
 _REPO_PLACEHOLDER = "your-name/your-model"
@@ -122,7 +122,7 @@ def save_repo(
     tokenizer.save_pretrained(folder)
     catalog.save(folder)
     vocabulary.save(folder)
-    _declare_pipeline(folder)
+    _complete_config(folder, catalog)
     _card(model, catalog, vocabulary, base_model, metrics).save(folder / "README.md")
 
 
@@ -175,13 +175,16 @@ def _neutral_generation_config(tokenizer: PreTrainedTokenizerBase) -> Generation
     return GenerationConfig(do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad)
 
 
-def _declare_pipeline(folder: Path) -> None:
-    """Adds the thin pipeline file and its entry in `config.json` (a model loaded from a repo may hold one already)."""
+def _complete_config(folder: Path, catalog: SidCatalog) -> None:
+    """Writes the thin pipeline file, and into `config.json` its entry and the catalogue that the weights go with.
+
+    A model that was itself loaded from a repo may hold both already, in that repo's words: they are replaced.
+    """
     (folder / REMOTE_CODE_FILE).write_text(_REMOTE_CODE)
-    config = read_json(folder / "config.json")
     implementation = f"{Path(REMOTE_CODE_FILE).stem}.GenerativeRecommendationPipeline"
     entry = {"impl": implementation, "pt": ["AutoModelForCausalLM"], "type": "text"}
-    write_json(folder / "config.json", config | {"custom_pipelines": {REMOTE_TASK: entry}})
+    added = {"custom_pipelines": {REMOTE_TASK: entry}, "catalog_fingerprint": catalog.fingerprint}
+    write_json(folder / "config.json", read_json(folder / "config.json") | added)
 
 
 def _card(

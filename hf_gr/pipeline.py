@@ -1,0 +1,388 @@
+"""`pipeline("generative-recommendation", model=…)`: requests in words of the user, answers with items.
+
+A request is a list of item ids, oldest first, or a dict; [`parse_request`] turns it into catalogue rows and [`answer`]
+lets the recommender search. The batch job shares both. Our modules that import transformers are imported where they
+are used: this one is loaded with `transformers.pipelines`, whose own import one of them may have caused.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from huggingface_hub.errors import EntryNotFoundError
+from transformers import AutoModelForCausalLM, Pipeline, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .catalog import SidCatalog
+from .dataset import Histories
+from .errors import HfGrError
+
+
+if TYPE_CHECKING:
+    from .decoding import Recommender
+    from .vocabulary import SidVocabulary
+
+TASK = "generative-recommendation"
+REQUEST_KEYS = ("history", "exclude", "allow", "query", "ratings", "behaviors")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request in catalogue rows.
+
+    Attributes:
+        history: int64 [n], live items, oldest first.
+        exclude: int64 [e], items that are no answer.
+        allow: int64 [a], items that alone are answers; `None`: all.
+        query: Free text put before the history.
+        context: [n], rating (float) or behaviour (str) of every event of `history`; `None` if the model reads none.
+        skipped: Ids that were left out: unknown, or removed from the catalogue.
+    """
+
+    history: np.ndarray
+    exclude: np.ndarray
+    allow: np.ndarray | None
+    query: str | None
+    context: np.ndarray | None
+    skipped: tuple[str, ...]
+
+
+def parse_request(value: Any, catalog: SidCatalog, context: str = "none") -> Request:
+    """Reads one request.
+
+    Args:
+        value: Item ids, oldest first, or a dict with any of `history`, `exclude`, `allow` (lists of ids), `query`
+            (words) and, parallel to `history`, `ratings` (numbers) or `behaviors` (words).
+        catalog: Whose live items count.
+        context: The vocabulary's. A model that reads ratings or behaviours needs one for every event of the history:
+            there is no value that stands for "unknown", and a made-up one would silently shift the answers.
+
+    Raises:
+        HfGrError: On anything else, and when `allow` names no live item: a filter is never dropped silently.
+    """
+    fields = value if isinstance(value, Mapping) else {"history": value}
+    unknown = [str(key) for key in fields if key not in REQUEST_KEYS]
+    if unknown:
+        raise HfGrError(f"a request has no key {unknown[0]!r}; it may have: {', '.join(REQUEST_KEYS)}.")
+    ids = {"history": _ids("history", fields.get("history", []))}
+    ids |= {name: _ids(name, [] if fields.get(name) is None else fields[name]) for name in ("exclude", "allow")}
+    rows = {name: np.array([_live_row(i, catalog) for i in found], np.int64) for name, found in ids.items()}
+    skipped = [i for name, found in ids.items() for i, row in zip(found, rows[name], strict=True) if row < 0]
+    known = {name: found[found >= 0] for name, found in rows.items()}
+    restricted = fields.get("allow") is not None
+    if restricted and not len(known["allow"]):
+        raise HfGrError(f"allow is {_shown(ids['allow'])}: no live item of the catalogue, so nothing can be answered.")
+    query = fields.get("query")
+    if not isinstance(query, str | None):
+        raise HfGrError(f"query is {_shown(query)}; give words.")
+    values = _context(fields, context, len(ids["history"]))
+    return Request(
+        known["history"],
+        known["exclude"],
+        known["allow"] if restricted else None,
+        query,
+        None if values is None else values[rows["history"] >= 0],
+        tuple(skipped),
+    )
+
+
+def _ids(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list | tuple):
+        raise HfGrError(f"{name} is {_shown(value)}; give a list of item ids, or a dict with a key 'history'.")
+    wrong = [entry for entry in value if not isinstance(entry, str)]
+    if wrong:
+        raise HfGrError(f"{name} holds {_shown(wrong[0])}; item ids are strings.")
+    return list(value)
+
+
+def _live_row(item_id: str, catalog: SidCatalog) -> int:
+    row = catalog.row_of.get(item_id, -1)
+    return row if row >= 0 and catalog.live[row] else -1
+
+
+def _context(fields: Mapping[str, Any], context: str, events: int) -> np.ndarray | None:
+    """What stands beside every event as given, before unknown items are left out."""
+    if context == "none":
+        return None
+    name, kind = ("ratings", int | float) if context == "rating" else ("behaviors", str)
+    values = fields.get(name)
+    values = [] if values is None and events == 0 else values
+    if not isinstance(values, list | tuple) or len(values) != events or not all(isinstance(v, kind) for v in values):
+        raise HfGrError(
+            f"this model reads a {context} with every item, but {name} is {_shown(values)} for {events} item(s); give "
+            f'{{"history": [...], "{name}": [...]}}, one for each.'
+        )
+    return np.array(values, np.float32 if context == "rating" else object)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text[:40]}{'…' if len(text) > 40 else ''} ({type(value).__name__})"
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(map(repr, ids[:3])) + (", …" if len(ids) > 3 else "")
+
+
+def check_skipped(requests: Sequence[Request], strict: bool) -> None:
+    """Warns, in one line, of ids that are unknown or removed; raises [`HfGrError`] if `strict`."""
+    skipped = list(dict.fromkeys(item_id for request in requests for item_id in request.skipped))
+    if not skipped:
+        return
+    what = f"{len(skipped)} item id(s) are not among the catalogue's live items: {_some(skipped)}"
+    if strict:
+        raise HfGrError(f"{what}; leave them out, or let them be skipped with strict=False.")
+    logger.warning("%s; skipped.", what)
+
+
+def answer(
+    recommender: "Recommender",
+    requests: Sequence[Request],
+    *,
+    top_k: int = 10,
+    num_beams: int = 50,
+    max_per_category: int | None = None,
+    batch_size: int = 16,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Items (int64) and scores (float32) for every request, best first: min(top_k, live items) distinct items.
+
+    Args:
+        recommender: The model.
+        requests: Parsed for its catalogue.
+        top_k: Items wanted.
+        num_beams: Width of the search; raised to `top_k`.
+        max_per_category: At most so many items of one category (our choice: an item counts for the first of its
+            categories; items without any are not capped). While a list is short the search goes on without the items
+            found and the categories that are full; the lists are shorter than `top_k` only when nothing is left. A
+            score is a log-probability among what its own search allowed, so it need not fall where a new one began.
+        batch_size: Requests per call of the model; similar lengths go together.
+    """
+    settings = {"top_k": top_k, "num_beams": num_beams, "batch_size": batch_size, "max_per_category": max_per_category}
+    for name, number in settings.items():
+        optional = name == "max_per_category" and number is None
+        if not optional and (not isinstance(number, int) or number < 1):
+            raise HfGrError(f"{name} is {_shown(number)}; give a whole number of at least 1.")
+    category = None if max_per_category is None else _first_categories(recommender.catalog)
+    answers: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0), np.empty(0))] * len(requests)
+    order = np.argsort([-len(request.history) for request in requests], kind="stable")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = [requests[row] for row in chosen]
+        if category is None or max_per_category is None:
+            found = _search(recommender, batch, [request.exclude for request in batch], top_k, num_beams)
+        else:
+            found = _capped_search(recommender, batch, top_k, num_beams, category, max_per_category)
+        for row, result in zip(chosen, found, strict=True):
+            answers[row] = result
+    return answers
+
+
+def _search(
+    recommender: "Recommender", batch: Sequence[Request], exclude: Sequence[np.ndarray], top_k: int, num_beams: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    filtered = any(len(rows) for rows in exclude) or any(request.allow is not None for request in batch)
+    items, scores = recommender.recommend(
+        _histories(batch, recommender.vocabulary.context),
+        top_k=top_k,
+        num_beams=num_beams,
+        exclude=exclude if filtered else None,
+        allow=[request.allow for request in batch] if filtered else None,
+        queries=[request.query for request in batch],
+    )
+    return [(row[row >= 0], score[row >= 0]) for row, score in zip(items, scores, strict=True)]
+
+
+def _capped_search(
+    recommender: "Recommender",
+    batch: Sequence[Request],
+    top_k: int,
+    num_beams: int,
+    category: np.ndarray,
+    cap: int,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    found: list[list[tuple[int, float]]] = [[] for _ in batch]
+    exclude = [request.exclude for request in batch]
+    counts = np.zeros((len(batch), category.max() + 2), np.int64)  # the last column: items without a category (−1)
+    unfinished = list(range(len(batch)))
+    while unfinished:
+        open_requests = [batch[row] for row in unfinished]
+        results = _search(recommender, open_requests, [exclude[row] for row in unfinished], top_k, num_beams)
+        for row, (items, scores) in zip(unfinished, results, strict=True):
+            for item, score in zip(items.tolist(), scores.tolist(), strict=True):
+                kind = category[item]
+                if len(found[row]) < top_k and (kind < 0 or counts[row, kind] < cap):
+                    found[row].append((item, score))
+                    counts[row, kind] += 1
+            full = np.flatnonzero(counts[row, :-1] >= cap)
+            exclude[row] = np.concatenate([exclude[row], items, np.flatnonzero(np.isin(category, full))])
+        short = [row for row in unfinished if len(found[row]) < top_k]
+        left = _live_items(recommender, [exclude[row] for row in short], [batch[row].allow for row in short])
+        unfinished = [row for row, live in zip(short, left, strict=True) if live > 0]
+    return [
+        (np.array([item for item, _ in pairs], np.int64), np.array([score for _, score in pairs], np.float32))
+        for pairs in found
+    ]
+
+
+def _live_items(
+    recommender: "Recommender", exclude: Sequence[np.ndarray], allow: Sequence[np.ndarray | None]
+) -> list[int]:
+    if not exclude:
+        return []
+    return recommender.grammar.live_items(recommender.grammar.filter(exclude, allow)).tolist()
+
+
+def _first_categories(catalog: SidCatalog) -> np.ndarray:
+    """Number of every item's first category, int64 [N]; −1 where it has none."""
+    first = np.array([names[0] if names else "" for names in catalog.categories], dtype=object)
+    numbers = np.unique(first.astype(str), return_inverse=True)[1]
+    return np.where([bool(names) for names in catalog.categories], numbers, -1)
+
+
+def _histories(requests: Sequence[Request], context: str) -> Histories:
+    events = np.concatenate([request.history for request in requests])
+    values = None if context == "none" else np.concatenate([r.context for r in requests if r.context is not None])
+    return Histories(
+        user_ids=np.array([str(row) for row in range(len(requests))], dtype=object),
+        ptr=np.concatenate([[0], np.cumsum([len(request.history) for request in requests])]).astype(np.int64),
+        items=events,
+        timestamps=np.arange(len(events)),
+        ratings=values if context == "rating" else None,
+        behaviors=values if context == "behavior" else None,
+    )
+
+
+class GenerativeRecommendationPipeline(Pipeline):
+    """Recommends items of the model's catalogue.
+
+    ```python
+    import hf_gr
+    from transformers import pipeline
+
+    recommend = pipeline("generative-recommendation", model="user/model")
+    recommend(["item 1", "item 2"], top_k=5)
+    recommend({"history": ["item 1"], "exclude": ["item 7"], "query": "something calm"})
+    recommend([["item 1"], ["item 2", "item 3"]])  # a batch
+    ```
+
+    A request is a list of item ids, oldest first, or a dict (see [`parse_request`]); a list of lists or of dicts is a
+    batch. Its answer is a list of `{"item_id", "title", "score", "sid"}`, best first: min(`top_k`, live items)
+    distinct items. A batch gives a list of such lists. `[]` is the empty history of a user of whom nothing is known,
+    and is answered as such. Parameters, here and in a call: `top_k` (10), `num_beams` (50), `max_per_category` (none;
+    see [`answer`]), `batch_size` (16), and `strict` (`False`): whether ids that are unknown or removed are refused
+    instead of skipped with a warning.
+
+    Args:
+        model: Causal LM with SID tokens.
+        tokenizer: Of the model.
+        catalog: Default: read from where the model came from.
+        vocabulary: Likewise.
+        catalog_revision: Revision of the repo that the two are read from. transformers keeps the `revision` of
+            `pipeline()` to itself; where catalogue and weights do not match, an error says so.
+        batch_size: Requests per call of the model.
+    """
+
+    _load_tokenizer = True
+    _load_processor = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        catalog: SidCatalog | None = None,
+        vocabulary: "SidVocabulary | None" = None,
+        catalog_revision: str | None = None,
+        batch_size: int = 16,
+        **kwargs: Any,
+    ):
+        from .decoding import Recommender
+
+        super().__init__(model, tokenizer, **kwargs)  # moves the model to its device
+        vocabulary = vocabulary or _load_vocabulary(model.config.name_or_path, catalog_revision)
+        catalog = catalog or _load_catalog(model, catalog_revision)
+        self.recommender = Recommender(model, tokenizer, catalog, vocabulary)
+        self.batch_size = batch_size
+
+    def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
+        strict = {"strict": parameters.pop("strict")} if "strict" in parameters else {}
+        unknown = parameters.keys() - {"top_k", "num_beams", "max_per_category"}
+        if unknown:
+            known = "top_k, num_beams, max_per_category, batch_size, strict"
+            raise HfGrError(f"the pipeline has no parameter {min(unknown)!r}; it has: {known}.")
+        return strict, parameters, {}
+
+    def __call__(self, inputs: Any, *, batch_size: int | None = None, **parameters: Any) -> list:
+        """Answers one request with a list, a batch of requests with a list of lists."""
+        reading, searching, _ = self._sanitize_parameters(**parameters)
+        is_batch = isinstance(inputs, list | tuple) and any(isinstance(x, list | tuple | Mapping) for x in inputs)
+        requests = self.preprocess(inputs if is_batch else [inputs], **(self._preprocess_params | reading))
+        searching = self._forward_params | {"batch_size": batch_size or self.batch_size} | searching
+        answers = self.postprocess(self.forward(requests, **searching))
+        return answers if is_batch else answers[0]
+
+    def preprocess(self, input_: Sequence[Any], strict: bool = False) -> list[Request]:
+        recommender = self.recommender
+        requests = [parse_request(value, recommender.catalog, recommender.vocabulary.context) for value in input_]
+        check_skipped(requests, strict)
+        return requests
+
+    def _forward(self, input_tensors: list[Request], **parameters: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        return answer(self.recommender, input_tensors, **parameters)
+
+    def postprocess(self, model_outputs: list[tuple[np.ndarray, np.ndarray]]) -> list[list[dict[str, Any]]]:
+        catalog = self.recommender.catalog
+        return [
+            [
+                {
+                    "item_id": catalog.item_ids[item],
+                    "title": catalog.titles[item],
+                    "score": score,
+                    "sid": catalog.codes[item].tolist(),
+                }
+                for item, score in zip(items.tolist(), scores.tolist(), strict=True)
+            ]
+            for items, scores in model_outputs
+        ]
+
+    def save_pretrained(self, save_directory: Any, **_: Any) -> None:
+        """Writes a whole model repo. (The inherited one would declare this task as remote code.)"""
+        from .hub import save_repo
+
+        recommender = self.recommender
+        save_repo(save_directory, self.model, self.tokenizer, recommender.catalog, recommender.vocabulary)
+
+
+def _load_vocabulary(path: str, revision: str | None) -> "SidVocabulary":
+    from .vocabulary import SidVocabulary
+
+    try:
+        return SidVocabulary.load(path, revision)
+    except EntryNotFoundError:
+        raise HfGrError(f"{path} has no vocabulary.json: it is not a model made by hf_gr; train one first.") from None
+
+
+def _load_catalog(model: PreTrainedModel, revision: str | None) -> SidCatalog:
+    """The catalogue of the model's repo, checked against the fingerprint that the model's config holds."""
+    path = model.config.name_or_path
+    catalog = SidCatalog.load(path, revision)
+    expected = model.config.to_dict().get("catalog_fingerprint", catalog.fingerprint)
+    if catalog.fingerprint != expected:
+        raise HfGrError(
+            f"{path}: the weights were made for catalogue {expected}, but {revision or 'main'} holds catalogue "
+            f"{catalog.fingerprint}; pass catalog_revision=… beside revision=…."
+        )
+    return catalog
+
+
+if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(
+        TASK, GenerativeRecommendationPipeline, pt_model=AutoModelForCausalLM, type="text"
+    )
