@@ -13,6 +13,7 @@ INSTALL := $(BIN)/pip install -qq --no-compile --disable-pip-version-check
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 
+.DELETE_ON_ERROR:
 .PHONY: help quickstart test lint format wheel clean
 
 help:  ## show this list
