@@ -7,6 +7,9 @@ from ..dataset import Histories, popularity
 from .metrics import MISSING
 
 
+_BLOCK = 512  # items whose co-occurrences are held at a time, so that memory stays bounded
+
+
 class Popularity:
     """The items with the most training events, the same for everyone; ties in the catalogue's order.
 
@@ -56,7 +59,7 @@ class ItemKNN:
         self.exclude_seen = exclude_seen
         self.order = np.argsort(-popularity(train, num_items), kind="stable")
         self.place = np.argsort(self.order)  # place of every item in the order of popularity
-        self.similarity = _top_per_row(_cosine(train, num_items, window), neighbours, self.place)
+        self.similarity = _similarity(train, num_items, neighbours, window, self.place)
 
     def recommend(self, histories: Histories, top_k: int) -> np.ndarray:
         """Lists int64 [users, top_k], best first; -1 where the catalogue is exhausted."""
@@ -69,8 +72,8 @@ class ItemKNN:
             if self.exclude_seen:
                 keep = ~np.isin(items, seen)
                 items, values = items[keep], values[keep]
-            best = items[np.lexsort((self.place[items], -values))[:top_k]]
-            lists[row] = fill_up(best, self.order, seen, top_k)
+            best = _largest(values, top_k, self.place[items])
+            lists[row] = fill_up(items[best], self.order, seen, top_k)
         return lists
 
 
@@ -82,18 +85,36 @@ def fill_up(best: np.ndarray, order: np.ndarray, banned: np.ndarray, top_k: int)
     return np.pad(lists, (0, top_k - len(lists)), constant_values=MISSING)
 
 
-def _cosine(train: Histories, num_items: int, window: int | None) -> sparse.csr_array:
-    """Cosine similarities of different items, [items, items]."""
+def _similarity(
+    train: Histories, num_items: int, neighbours: int, window: int | None, place: np.ndarray
+) -> sparse.csr_array:
+    """Cosine similarity of every item to its nearest others, [items, items]."""
     users = np.repeat(np.arange(len(train)), train.lengths)
     taken = sparse.csr_array((np.ones(len(users)), (users, train.items)), shape=(len(train), num_items))
     taken.sum_duplicates()
     taken.data[:] = 1.0
-    together = (taken.T @ taken if window is None else _within(train, users, num_items, window)).tocoo()
-    different = together.row != together.col
-    row, col = together.row[different], together.col[different]
-    takers = taken.sum(axis=0)
-    values = together.data[different] / np.sqrt(takers[row] * takers[col])
-    return sparse.csr_array((values, (row, col)), shape=(num_items, num_items))
+    by_item, takers = taken.T.tocsr(), taken.sum(axis=0)
+    near = None if window is None else _within(train, users, num_items, window)
+    items, values, counts = [], [], []
+    for start in range(0, num_items, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        together = by_item[block] @ taken if near is None else near[block]
+        for row, (low, high) in enumerate(zip(together.indptr[:-1], together.indptr[1:], strict=True), start):
+            others, users_of_both = together.indices[low:high], together.data[low:high]
+            cosine = users_of_both / np.sqrt(takers[row] * takers[others])
+            best = _largest(np.where(others == row, 0.0, cosine), neighbours, place[others])
+            items.append(others[best])
+            values.append(cosine[best])
+            counts.append(len(best))
+    ptr = np.concatenate([[0], np.cumsum(counts)])
+    return sparse.csr_array((np.concatenate(values), np.concatenate(items), ptr), shape=(num_items, num_items))
+
+
+def _largest(values: np.ndarray, k: int, place: np.ndarray) -> np.ndarray:
+    """Where the k largest positive values are, largest first, ties by `place`."""
+    least = np.partition(values, -k)[-k] if len(values) > k else 0.0
+    candidates = np.flatnonzero((values >= least) & (values > 0))
+    return candidates[np.lexsort((place[candidates], -values[candidates]))[:k]]
 
 
 def _within(train: Histories, users: np.ndarray, num_items: int, window: int) -> sparse.csr_array:
@@ -107,16 +128,6 @@ def _within(train: Histories, users: np.ndarray, num_items: int, window: int) ->
     low, high = keys // num_items % num_items, keys % num_items
     half = sparse.csr_array((np.ones(len(keys)), (low, high)), shape=(num_items, num_items))
     return half + half.T
-
-
-def _top_per_row(matrix: sparse.csr_array, k: int, place: np.ndarray) -> sparse.csr_array:
-    """The k largest entries of every row, ties by `place` of the column."""
-    entries = matrix.tocoo()
-    order = np.lexsort((place[entries.col], -entries.data, entries.row))
-    rows = entries.row[order]
-    rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    kept = order[rank < k]
-    return sparse.csr_array((entries.data[kept], (entries.row[kept], entries.col[kept])), shape=matrix.shape)
 
 
 def _recency_weights(histories: Histories, num_items: int) -> sparse.csr_array:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tqdm.auto import tqdm
 
 from ..artifacts import fingerprint, is_current, read_json, report, versions, write_json, write_manifest, writing
@@ -131,7 +132,8 @@ def print_table(result: dict[str, Any], output: Path, *, console: Console | None
     """Prints the systems side by side, with 95 % intervals, and where the report is."""
     console = console or Console()
     judged = f"{result['cases']:,} cases of {result['users']:,} users" + (" (a sample)" if result["sampled"] else "")
-    table = Table(title=f"{result['settings']['split']}, {result['settings']['part']}: {judged}, full ranking")
+    title = f"{result['settings']['split']}, {result['settings']['part']}: {judged}, full ranking, 95 % intervals"
+    table = Table(title=title)
     table.add_column("metric")
     for system in result["systems"]:
         table.add_column(system, justify="right")
@@ -140,8 +142,9 @@ def print_table(result: dict[str, Any], output: Path, *, console: Console | None
         cells = []
         for system, judged_system in result["systems"].items():
             v = judged_system["item"][name]
-            cell = f"{v['value']:.4f} [{v['low']:.4f}, {v['high']:.4f}]".replace("[", "\\[")
-            cells.append(f"[bold]{cell}[/bold]" if result["best"][name] == system else cell)
+            style = "bold" if result["best"][name] == system else ""
+            interval = f" {v['low']:.4f}–{v['high']:.4f}".replace(" 0.", " .").replace("–0.", "–.")
+            cells.append(Text.assemble((f"{v['value']:.4f}", style), (interval, "dim")))
         table.add_row(name, *cells)
     for label, key in (("invalid", "invalid_rate"), ("duplicates", "duplicate_rate")):
         table.add_row(label, *(f"{judged_system[key]:.2%}" for judged_system in result["systems"].values()))
@@ -180,13 +183,21 @@ def _local(model: str) -> Path:
 
 def _world(config: EvaluateConfig) -> "PartialState | None":
     """The processes that share the work, if there is a model: nothing else is worth sharing or needs torch."""
-    if config.model:
-        from accelerate import PartialState
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if not config.model:
+        if launched > 1:
+            raise HfGrError("without a model there is nothing to share between processes; start a single one.")
+        return None
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-        return PartialState()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise HfGrError("without a model there is nothing to share between processes; start a single one.")
-    return None
+    world = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as `Accelerator` decides it
+    if world.num_processes != launched:
+        raise HfGrError(
+            f"{launched} processes were started, but Accelerate joins {world.num_processes}; on a machine without "
+            "accelerators set ACCELERATE_USE_CPU=true."
+        )
+    return world
 
 
 def _sample(cases: Cases, config: EvaluateConfig) -> Cases:
@@ -357,7 +368,7 @@ def _read_logs(config: EvaluateConfig) -> dict[str, list[dict[str, Any]]]:
     for folder in config.logs or []:
         file = Path(folder) / "training_log.json"
         log = read_json(file)
-        if not isinstance(log, list) or not all(isinstance(entry, dict) for entry in log):
+        if not isinstance(log, list) or not all(isinstance(entry, dict) and "step" in entry for entry in log):
             raise HfGrError(f"{file} is not a list of log entries ({json.dumps(log)[:40]}…); train again to write it.")
         logs[folder] = log
     return logs

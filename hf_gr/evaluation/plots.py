@@ -94,28 +94,25 @@ def code_use(level: int, use: list[int]) -> str:
     return _svg(draw, f"use of the codes of level {level}", height=2.8)
 
 
-def training_curves(logs: dict[str, list[dict[str, Any]]], wanted: Callable[[str], bool], label: str) -> str | None:
-    """The logged values whose name is `wanted`, over steps; `None` where no log has any."""
-    lines = []
-    for run, log in logs.items():
-        for name in dict.fromkeys(name for entry in log for name in entry if wanted(name)):
-            points = [(e["step"], e[name]) for e in log if "step" in e and isinstance(e.get(name), int | float)]
-            if points:
-                lines.append((f"{run}: {name}", *zip(*points, strict=True)))
+def training_curves(run: str, log: list[dict[str, Any]], wanted: Callable[[str], bool], label: str) -> str | None:
+    """The logged values of one run whose name is `wanted`, over steps; `None` where there are none."""
+    lines = {}
+    for name in dict.fromkeys(name for entry in log for name in entry if wanted(name)):
+        lines[name] = [(entry["step"], entry[name]) for entry in log if name in entry]
     if not lines:
         return None
 
     def draw(axes: Axes) -> None:
-        for index, (name, steps, values) in enumerate(lines):
-            marker = "o" if len(steps) < 12 else None
-            dashes = ("-", "--", ":", "-.")[index // len(COLOURS) % 4]
+        for index, (name, points) in enumerate(lines.items()):
+            marker = "o" if len(points) < 12 else None
             colour = COLOURS[index % len(COLOURS)]
-            axes.plot(steps, values, dashes, marker=marker, markersize=4, color=colour, label=name)
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, color=colour, label=name)
         axes.set_xlabel("step")
         axes.set_ylabel(label)
+        axes.set_title(run)
         axes.legend(loc="best", fontsize=10)
 
-    return _svg(draw, f"{label} over training steps")
+    return _svg(draw, f"{label} of {run} over training steps")
 
 
 def _colours(systems: dict[str, Numbers]) -> list[str]:

@@ -26,11 +26,14 @@ p, li { max-width: 75ch; } .soft { color: var(--soft); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } td.number, th.number { text-align: right; padding-left: .9rem; white-space: nowrap; }
-td small { color: var(--soft); } tr.group td, tr.group th { border-top: 2px solid var(--line); }
+td small { color: var(--soft); } summary { cursor: pointer; margin: .6rem 0; }
+.tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 2rem; }
+.tables table { width: 100%; font-size: .88rem; } .tables td.number, .tables th.number { padding-left: .4rem; }
+.tables tr > :last-child { padding-right: 0; }
 .best { font-weight: 700; } .best::after { content: " \\2605"; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.2rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.2rem;
+          margin-top: 1rem; }
 figure { margin: 0; } figure svg { width: 100%; height: auto; } svg text { font-family: inherit; }
-figcaption { color: var(--soft); font-size: .9rem; }
 .example { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: .5rem 2rem;
            background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1.1rem;
            margin: 0 0 1rem; font-size: .92rem; overflow-wrap: anywhere; }
@@ -150,9 +153,8 @@ def _table(header: list[str], rows: list[str]) -> str:
     return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 
-def _row(name: str, cells: Iterable[str], *, group: bool = False) -> str:
-    mark = ' class="group"' if group else ""
-    return f"<tr{mark}><th>{escape(name)}</th>{''.join(cells)}</tr>"
+def _row(name: str, cells: Iterable[str]) -> str:
+    return f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>"
 
 
 def _cell(text: str) -> str:
@@ -166,23 +168,21 @@ def _interval(numbers: dict[str, float], *, best: bool = False) -> str:
 
 
 def _headline(result: dict[str, Any]) -> str:
-    systems, ks = result["systems"], result["ks"]
+    systems = result["systems"]
     tables = []
     for level, label in (("item", "item-level"), ("sid", "SID-level")):
         if level not in next(iter(systems.values())):
             continue
         best = result["best"] if level == "item" else {}
-        rows = [
-            _row(
-                metric,
-                (_interval(judged[level][metric], best=best.get(metric) == name) for name, judged in systems.items()),
-                group=metric.endswith(f"@{ks[0]}"),
-            )
-            for metric in next(iter(systems.values()))[level]
-        ]
-        table = _table([label, *systems], rows)
-        tables.append(table if level == "item" else f"<details><summary>SID-level numbers</summary>{table}</details>")
-    return "\n".join([tables[0], _differences(result), *tables[1:]])
+        families = []
+        for family in ("HR", "NDCG", "MRR"):
+            names = [f"{family}@{k}" for k in result["ks"]]
+            numbers = {name: [(s, judged[level][name]) for s, judged in systems.items()] for name in names}
+            rows = [_row(n, (_interval(v, best=best.get(n) == s) for s, v in numbers[n])) for n in names]
+            families.append(_table([label, *systems], rows))
+        tables.append(f'<div class="tables">{"".join(families)}</div>')
+    details = [f"<details><summary>SID-level numbers</summary>{table}</details>" for table in tables[1:]]
+    return "\n".join([tables[0], _differences(result), *details])
 
 
 def _differences(result: dict[str, Any]) -> str:
@@ -232,13 +232,20 @@ def _catalogue(catalogue: dict[str, Any]) -> list[str]:
 
 def _training(logs: dict[str, list[dict[str, Any]]]) -> list[str]:
     drawn = [
-        plots.training_curves(logs, lambda name: name in ("loss", "eval_loss"), "loss"),
-        plots.training_curves(
-            logs, lambda name: name == "reward" or (name.startswith("rewards/") and name.endswith("/mean")), "reward"
-        ),
+        plots.training_curves(run, log, wanted, label)
+        for run, log in logs.items()
+        for wanted, label in ((_is_loss, "loss"), (_is_reward, "reward"))
     ]
     charts = [svg for svg in drawn if svg is not None]
     return [_section("Training", _charts(charts))] if charts else []
+
+
+def _is_loss(name: str) -> bool:
+    return name in ("loss", "eval_loss")
+
+
+def _is_reward(name: str) -> bool:
+    return name == "reward" or (name.startswith("rewards/") and name.endswith("/mean"))
 
 
 def _example(example: Example) -> str:

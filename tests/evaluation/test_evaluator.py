@@ -45,6 +45,8 @@ def model(tmp_path, monkeypatch):
     step = StepRecommender([f"i{n:03d}" for n in reversed(range(40))])
     fake = SimpleNamespace(from_pretrained=lambda path: step)
     monkeypatch.setattr(recommender_module, "Recommender", fake)
+    # Drawing takes most of the time: only the tests without a model draw.
+    monkeypatch.setattr("hf_gr.evaluation.evaluator.write_report", lambda file, *_: Path(file).write_text("page"))
     return folder
 
 
@@ -108,8 +110,7 @@ def test_excluded_items_are_in_no_list(config):
 
 def test_a_sample_of_users_is_seeded_and_said(config):
     one, two = evaluate(config(max_users=10)), evaluate(config(max_users=10, seed=1))
-    users = [config().output_dir for _ in range(2)]
-    assert one["cases"] == two["cases"] == 10 and one["sampled"] and len(users) == 2
+    assert one["cases"] == two["cases"] == 10 and one["sampled"]
     assert one["systems"] != two["systems"]
     table = pq.read_table(Path(config().output_dir) / "predictions.parquet")
     assert len(set(table["user_id"].to_pylist())) == 10
@@ -151,7 +152,7 @@ def test_bad_settings_are_refused(config, changes, message):
 
 
 def test_missing_logs_and_models_are_refused(config, tmp_path):
-    with pytest.raises(HfGrError, match="training_log.json does not exist"):
+    with pytest.raises(HfGrError, match=r"training_log\.json does not exist"):
         evaluate(config(logs=[str(tmp_path)]))
     (tmp_path / "training_log.json").write_text("{}")
     with pytest.raises(HfGrError, match="not a list of log entries"):
@@ -166,7 +167,7 @@ def test_table_shows_the_intervals(config):
     print_table(result, Path("out"), console=console)
     text = console.export_text()
     hr = result["systems"]["item kNN"]["item"]["HR@10"]
-    assert f"{hr['value']:.4f} [{hr['low']:.4f}, {hr['high']:.4f}]" in text
+    assert f"{hr['value']:.4f} {hr['low']:.4f}–{hr['high']:.4f}".replace(" 0.", " .").replace("–0.", "–.") in text
     assert "out/report.html" in text
 
 
@@ -200,13 +201,15 @@ from hf_gr.evaluation import EvaluateConfig, evaluate
 from test_evaluator import StepRecommender
 step = StepRecommender([f"i{n:03d}" for n in reversed(range(40))])
 module.Recommender = SimpleNamespace(from_pretrained=lambda path: step)
+dataset, model, output = sys.argv[3:]
+result = evaluate(EvaluateConfig(dataset=dataset, model=model, output_dir=output, top_k=20, batch_size=7))
 assert accelerate.PartialState().num_processes == 2
-result = evaluate(EvaluateConfig(dataset=sys.argv[3], model=sys.argv[4], output_dir=sys.argv[5], top_k=20, batch_size=7))
 assert result["cases"] == 60
 accelerate.PartialState().destroy_process_group()
 """
 
 
+@pytest.mark.slow  # three interpreters import torch
 def test_two_processes_give_the_numbers_of_one(config, model, tmp_path):
     alone = evaluate(config())
     (tmp_path / "worker.py").write_text(WORKER)

@@ -31,8 +31,9 @@ def system(value):
     }
 
 
-@pytest.fixture
-def page(tmp_path):
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("report")
     names = [f"{family}@{k}" for family in ("HR", "NDCG", "MRR") for k in (1, 10)]
     result = {
         "cases": 3,
