@@ -5,15 +5,16 @@ from typing import Literal
 
 import daft
 from daft import DataType, Expression, col, lit
-from daft.functions import coalesce, monotonically_increasing_id, when
+from daft.functions import coalesce, when
 
 from hf_gr.dataset import TimeKind
 from hf_gr.errors import HfGrError
 
+from .files import ROW
+
 
 TimeUnit = Literal["auto", "s", "ms", "us", "ns"]
 
-ROW = "_row"  # place in the file, so that ties in time keep the file's order
 REQUIRED = ("user_id", "item_id")
 OPTIONAL = ("timestamp", "position", "rating", "behavior")
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -23,8 +24,8 @@ def typed_events(frame: daft.DataFrame, where: str | Path, unit: TimeUnit = "aut
     """Reads every column as what it must be.
 
     Args:
-        frame: Columns `user_id`, `item_id`, `timestamp` or `position`, optional `rating` and `behavior`; strings,
-            numbers or dates.
+        frame: Columns `_row` (place in the file), `user_id`, `item_id`, `timestamp` or `position`, optional `rating`
+            and `behavior`; strings, numbers or dates.
         where: File, for messages.
         unit: What numbers in `timestamp` count; `"auto"` tells it from the largest: below 1e11 seconds (the year
             5138), below 1e14 milliseconds, below 1e17 microseconds, else nanoseconds (our choice). Dates are ISO 8601,
@@ -38,7 +39,6 @@ def typed_events(frame: daft.DataFrame, where: str | Path, unit: TimeUnit = "aut
     if "timestamp" not in names and "position" not in names:
         raise HfGrError(f"{where} has neither a column 'timestamp' nor 'position'; map one: timestamp=THEIR_NAME.")
     time: TimeKind = "timestamp" if "timestamp" in names else "position"
-    frame = frame.with_column(ROW, monotonically_increasing_id())
     parsed = {name: _id(frame, name, where) for name in REQUIRED}
     parsed["timestamp"] = _seconds(frame, unit) if time == "timestamp" else _integer(col("position"))
     if "rating" in names:
@@ -59,7 +59,7 @@ def _id(frame: daft.DataFrame, name: str, where: str | Path) -> Expression:
         return when(col(name) != "", col(name))
     if kind.is_integer():
         return col(name).cast(DataType.string())
-    if kind.is_float():  # integers with gaps, as pandas writes them: 12.0 is the id "12"
+    if kind.is_float32() or kind.is_float64():  # integers with gaps, as pandas writes them: 12.0 is the id "12"
         whole = col(name).try_cast(DataType.int64())
         return when(whole.cast(DataType.float64()) == col(name), whole.cast(DataType.string()))
     raise HfGrError(f"{where}: column {name!r} holds {kind}, but ids must be strings or whole numbers.")
@@ -67,7 +67,7 @@ def _id(frame: daft.DataFrame, name: str, where: str | Path) -> Expression:
 
 def _finite(value: Expression) -> Expression:
     number = value.try_cast(DataType.float64())
-    return when(number.abs() < float("inf"), number)  # also drops NaN, which is less than nothing
+    return when(number.abs() < lit(float("inf")), number)  # also drops NaN, which is less than nothing
 
 
 def _integer(value: Expression) -> Expression:
@@ -93,7 +93,7 @@ def _check(both: daft.DataFrame, where: str | Path, time: TimeKind) -> None:
     must = [name for name in both.column_names if name in ("user_id", "item_id", "timestamp", "rating")]
     bad = {name: col(name).is_null() for name in must}
     if "rating" in bad:  # an interaction may lack a rating, but what is there must be a number
-        bad["rating"] = bad["rating"] & (coalesce(col("raw_rating"), lit("")) != "")
+        bad["rating"] = bad["rating"] & (coalesce(col("raw_rating"), lit("")) != lit(""))
     counts = both.agg(*[wrong.cast(DataType.int64()).sum().alias(name) for name, wrong in bad.items()]).to_pydict()
     for name in must:
         count = counts[name][0]

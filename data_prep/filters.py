@@ -7,11 +7,11 @@ from typing import Literal
 import daft
 import pyarrow as pa
 import pyarrow.compute as pc
-from daft import col
+from daft import col, lit
 
 from hf_gr.errors import HfGrError
 
-from .events import ROW
+from .files import ROW
 from .items import items_from_ids
 
 
@@ -94,7 +94,7 @@ def k_core(events: daft.DataFrame, *, users: int, items: int) -> daft.DataFrame:
     rows = events.count_rows()
     while True:
         for name, least in (("user_id", users), ("item_id", items)):
-            frequent = events.groupby(name).agg(col(ROW).count().alias("count")).where(col("count") >= least)
+            frequent = events.groupby(name).agg(col(ROW).count().alias("count")).where(col("count") >= lit(least))
             events = events.join(frequent.select(name), on=name, how="semi")
         events = events.collect()
         left = events.count_rows()
@@ -121,7 +121,7 @@ def at_least(events: daft.DataFrame, rating: float, where: str | Path) -> daft.D
         raise HfGrError(
             f"{where} has no column 'rating', which min_rating {rating:g} needs; map it: rating=THEIR_NAME."
         )
-    return events.where(col("rating") >= rating).collect()
+    return events.where(col("rating") >= lit(rating)).collect()
 
 
 def _known(events: daft.DataFrame, items: pa.Table, drop: bool, where: str | Path) -> daft.DataFrame:

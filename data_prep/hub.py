@@ -13,7 +13,7 @@ from . import events as ev
 from . import items as it
 from .common import finish, settings_of
 from .events import TimeUnit, typed_events
-from .files import pick_columns
+from .files import materialise, pick_columns
 from .filters import DEFAULT, FilterOptions
 from .items import items_table
 from .table import check_map
@@ -62,9 +62,8 @@ def prepare_hub(
     """
     columns = check_map(columns, (*ev.REQUIRED, *ev.OPTIONAL, *it.OPTIONAL))
     item_columns = columns | check_map(item_columns, ("item_id", *it.OPTIONAL))
-    events, time = typed_events(
-        daft.from_arrow(_load(dataset, config, split, revision, columns, ev.REQUIRED, ev.OPTIONAL)), dataset, time_unit
-    )
+    rows = _load(dataset, config, split, revision, columns, ev.REQUIRED, ev.OPTIONAL)
+    events, time = typed_events(materialise(daft.from_arrow(rows), dataset), dataset, time_unit)
     table = None
     if items_dataset or items_config:
         name = items_dataset or dataset

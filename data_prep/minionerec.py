@@ -12,13 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from daft import DataType, col
-from daft.functions import monotonically_increasing_id, regexp_extract, regexp_replace, split, when
+from daft.functions import regexp_extract, regexp_replace, split, when
 
 from hf_gr.errors import HfGrError
 
 from .common import finish, settings_of, up_to_date
-from .events import ROW
-from .files import check_file, column_names, open_text, pick_columns, read_columns
+from .files import ROW, check_file, column_names, open_text, pick_columns, read_columns
 from .filters import FilterOptions
 from .items import items_table
 
@@ -95,7 +94,7 @@ def read_index(path: str | Path, item_ids: Sequence[str]) -> np.ndarray:
     """
     path = check_file(path)
     index = _read_object(path, "item id → list of tokens")
-    codes = []
+    codes: list[list[int]] = []
     for item_id in item_ids:
         if item_id not in index:
             raise HfGrError(f"{path} has no semantic ID for item {item_id!r}; use the index made from the same items.")
@@ -123,7 +122,7 @@ def _sequences(paths: list[Path]) -> pa.Table:
             when(bare != "", split(bare, ",")).otherwise(nothing).alias("history"),
             when(bare != "", regexp_extract(bare, "[^,]+$")).alias("last"),
             daft.lit(number).alias("file"),
-            monotonically_increasing_id().alias(ROW),
+            ROW,
         )
         parts.append(steps.to_arrow())
     steps = pa.concat_tables(parts)

@@ -5,7 +5,7 @@ own, with what came before it as the list and the bought item as the target. So 
 is the beginning of list 2, and the event after it in list 2 is the purchase of target 1. On top of that rows are
 repeated (most of them three times), and when several items were bought one after the other the later lists leave some
 of those purchases out. Of 30,690 training rows 13,768 are distinct and 11,149 remain when those are dropped that a
-longer row contains with their purchase. Among these, lists of 3 to 7 events that begin another row's list are rare (7),
+longer row contains with their purchase. Among these, lists of 3 to 7 events that begin another list are rare (7),
 lists of 8 or more are many (1,603): those are the left-out purchases; shorter ones are mostly different visitors who
 saw the same item.
 """
@@ -20,8 +20,7 @@ import pyarrow as pa
 from hf_gr.errors import HfGrError
 
 from .common import finish, settings_of, up_to_date
-from .events import ROW
-from .files import check_file, column_names, pick_columns, read_columns
+from .files import ROW, check_file, column_names, pick_columns, read_columns
 from .filters import DEFAULT, FilterOptions
 from .table import check_map, read_items
 
@@ -115,13 +114,13 @@ def merge_prefixes(rows: Sequence[tuple[str, list[Event], list[Event]]]) -> list
     """
     order = sorted(range(len(rows)), key=lambda row: (rows[row][1] + rows[row][2], -row))
     whole = [rows[row][1] + rows[row][2] for row in order]
-    following = [*whole[1:], []]
-    fresh = [row for row, mine, next in zip(order, whole, following, strict=True) if next[: len(mine)] != mine]
+    following = [*whole, []][1:]
+    fresh = [row for row, mine, longer in zip(order, whole, following, strict=True) if longer[: len(mine)] != mine]
 
     fresh.sort(key=lambda row: rows[row][1])
     sessions: list[tuple[int, list[Event]]] = []
     left_out: list[tuple[int, Event]] = []  # place in the list, purchase
-    for row, after in zip(fresh, [*fresh[1:], None], strict=True):
+    for row, after in zip(fresh, [*fresh, None][1:], strict=True):
         _, events, target = rows[row]
         begins = after is not None and rows[after][1][: len(events)] == events
         if begins and len(events) >= _MIN_SHARED:
@@ -142,7 +141,7 @@ def _put_in(events: list[Event], left_out: list[tuple[int, Event]]) -> list[Even
 
 def _read(path: Path, columns: Mapping[str, str], behavior: str) -> list[tuple[str, list[Event], list[Event]]]:
     found = column_names(path)
-    wanted = {name: theirs for name, theirs in _THEIRS.items() if theirs in found} | columns
+    wanted = {name: theirs for name, theirs in _THEIRS.items() if theirs in found} | dict(columns)
     picked = pick_columns(found, wanted, ("session_id", "item_ids"), ("behaviors", "target"), path)
     table = read_columns(path, picked).to_arrow()
     rows = []
@@ -181,5 +180,7 @@ def _events(ids: list[str], lists: list[list[Event]]) -> daft.DataFrame:
         "item_id": pa.array([item for events in lists for item, _ in events], pa.string()),
         "timestamp": pa.array(np.arange(counts.sum()) - np.repeat(starts, counts)),
     }
-    behaviors = pa.array([behavior for events in lists for _, behavior in events], pa.string())
-    return daft.from_arrow(pa.table(columns | {"behavior": behaviors}))
+    behaviors = [behavior for events in lists for _, behavior in events]
+    if any(behaviors):
+        columns["behavior"] = pa.array([behavior or None for behavior in behaviors], pa.string())
+    return daft.from_arrow(pa.table(columns))

@@ -1,0 +1,247 @@
+"""Tables of every format: round trips with awkward ids, times, and one line for every bad input."""
+
+import csv
+import datetime as dt
+import gzip
+import json
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep import FilterOptions, prepare_table
+from hf_gr.dataset import InteractionDataset
+from hf_gr.errors import HfGrError
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+# Everything UTF-8 can say in one cell: commas, quotes, line breaks, leading zeros, emoji.
+text = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1, max_size=8)
+ids = st.one_of(text, st.sampled_from(["0012", "12", "1.0", "NA", "null", 'a"b', "x,y", "é\n🦄", "None", " 7", "1e3"]))
+AWKWARD = [("0012", '5" nail, "gel"'), ("12", "Zoë's | crème"), ("1e3", "two\nlines"), ("NA", "null")]
+
+
+def write_text(path: Path, content: str) -> Path:
+    raw = content.encode()
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+def write_table(path: Path, rows: list[dict]) -> Path:
+    kind = path.name.removesuffix(".gz").rsplit(".", 1)[1]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    if kind in ("csv", "tsv"):
+        with tempfile.TemporaryFile("w+", newline="") as handle:
+            writer = csv.DictWriter(handle, rows[0], delimiter="," if kind == "csv" else "\t")
+            writer.writeheader()
+            writer.writerows(rows)
+            handle.seek(0)
+            return write_text(path, handle.read())
+    return write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def load(out: Path) -> tuple[InteractionDataset, list[tuple]]:
+    data = InteractionDataset.load(out)
+    users = [
+        user for user, length in zip(data.events.user_ids, data.events.lengths, strict=True) for _ in range(length)
+    ]
+    names = [data.item_ids[row] for row in data.events.items]
+    return data, list(zip(users, names, data.events.timestamps.tolist(), strict=True))
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.tuples(ids, ids, st.integers(0, 2**31)), min_size=1, max_size=12), st.data())
+def test_csv_round_trip_keeps_ids_titles_and_order(events, data):
+    known = sorted({item for _, item, _ in events})
+    titles = {item: data.draw(text) for item in known}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        log = write_table(
+            path / "log.csv", [dict(zip(("user_id", "item_id", "timestamp"), e, strict=True)) for e in events]
+        )
+        goods = write_table(path / "goods.csv", [{"item_id": item, "title": titles[item]} for item in known])
+        prepare_table(path / "out", log, goods, options=FilterOptions(deduplicate="none"), time_unit="s")
+        dataset, found = load(path / "out")
+    assert found == sorted(events, key=lambda e: (e[0].encode(), e[2]))
+    assert dict(zip(dataset.item_ids, dataset.titles, strict=True)) == {i: titles[i].strip() or i for i in known}
+
+
+@pytest.mark.parametrize(
+    "suffix", ["csv", "csv.gz", "tsv", "tsv.gz", "jsonl", "jsonl.gz", "json", "ndjson", "parquet"]
+)
+def test_every_format_reads_the_same(tmp_path, suffix):
+    log = [{"uid": "007", "item_id": item, "when": 10 - n, "score": 4.5} for n, (item, _) in enumerate(AWKWARD)]
+    goods = [{"item_id": item, "name": title, "categories": "a|b"} for item, title in AWKWARD]
+    prepare_table(
+        tmp_path / "out",
+        write_table(tmp_path / f"log.{suffix}", log),
+        write_table(tmp_path / f"goods.{suffix}", goods),
+        columns={"user_id": "uid", "timestamp": "when", "rating": "score", "title": "name"},
+    )
+    data, found = load(tmp_path / "out")
+    assert found == [("007", item, 10 - n) for n, (item, _) in reversed(list(enumerate(AWKWARD)))]
+    assert list(zip(data.item_ids, data.titles, strict=True)) == AWKWARD
+    assert data.categories == [["a", "b"]] * 4
+    assert data.events.ratings.tolist() == [4.5] * 4
+    assert data.time == "timestamp"
+
+
+def test_integer_ids_with_gaps_do_not_become_floats(tmp_path):
+    table = pa.table({"user_id": pa.array([1.0, 2.0]), "item_id": pa.array([7, 8]), "timestamp": pa.array([1, 2])})
+    pq.write_table(table, tmp_path / "log.parquet")
+    pq.write_table(pa.table({"item_id": pa.array([7.0, 8.0])}), tmp_path / "items.parquet")
+    prepare_table(tmp_path / "out", tmp_path / "log.parquet", tmp_path / "items.parquet")
+    assert load(tmp_path / "out")[1] == [("1", "7", 1), ("2", "8", 2)]
+
+
+def test_position_items_from_ids_and_unlisted_columns(tmp_path):
+    log = write_text(tmp_path / "log[1] é.csv", "\ufeffuser_id,item_id,position,summary\r\nu,02,1,x\r\nu,1,0,y\r\n")
+    prepare_table(tmp_path / "out", log)
+    data, found = load(tmp_path / "out")
+    assert found == [("u", "1", 0), ("u", "02", 1)]
+    assert (data.time, data.titles) == ("position", ["02", "1"])
+
+
+MOMENT = 1577934245  # 2020-01-02 03:04:05 UTC
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [
+        ("2020-01-02T03:04:05Z", "auto", MOMENT),
+        ("2020-01-02 03:04:05.75", "auto", MOMENT),
+        ("2020-01-02T05:04:05+02:00", "auto", MOMENT),
+        ("2020-01-02", "auto", MOMENT - 11045),
+        ("1969-12-31T23:59:59", "auto", -1),
+        (f"{MOMENT}", "auto", MOMENT),
+        (f"{MOMENT}.9", "auto", MOMENT),
+        (f"{MOMENT}123", "auto", MOMENT),
+        (f"{MOMENT}123456", "auto", MOMENT),
+        (f"{MOMENT}123456789", "auto", MOMENT),
+        ("5000", "ms", 5),
+        ("5000", "auto", 5000),
+    ],
+)
+def test_times(tmp_path, value, unit, expected):
+    log = write_text(tmp_path / "log.csv", f"user_id,item_id,timestamp\nu,i,{value}\n")
+    prepare_table(tmp_path / "out", log, time_unit=unit)
+    assert load(tmp_path / "out")[1] == [("u", "i", expected)]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.timestamp("ms"), pa.timestamp("ns", "Europe/Berlin"), pa.timestamp("s"), pa.date32()]
+)
+def test_parquet_dates(tmp_path, kind):
+    day = dt.datetime(2020, 1, 2, tzinfo=dt.UTC)
+    column = pa.array([int(day.timestamp())]).cast(pa.timestamp("s")).cast(kind)
+    pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"], "timestamp": column}), tmp_path / "log.parquet")
+    prepare_table(tmp_path / "out", tmp_path / "log.parquet")
+    assert load(tmp_path / "out")[1] == [("u", "i", int(day.timestamp()))]
+
+
+GOOD = "user_id,item_id,timestamp\nu,i,1\n"
+ITEMS = "item_id,title\ni,x\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "items", "message"),
+    [
+        ("", ITEMS, r"log\.csv is empty"),
+        ("user_id,item_id,timestamp\n", ITEMS, r"log\.csv holds no interactions"),
+        (
+            "user,item_id,timestamp\nu,i,1\n",
+            ITEMS,
+            r"log\.csv has no column 'user_id' \(it has: user, item_id.*user_id=",
+        ),
+        ("user_id,item_id\nu,i\n", ITEMS, r"log\.csv has neither a column 'timestamp' nor 'position'"),
+        ("user_id,user_id,item_id,timestamp\n", ITEMS, r"log\.csv has more than one column 'user_id'"),
+        (GOOD + "v,i,soon\n", ITEMS, r"log\.csv: column 'timestamp' holds 'soon'.*user 'v', item 'i' \(1 such"),
+        (GOOD + "v,i,nan\n", ITEMS, r"column 'timestamp' holds 'nan'"),
+        (GOOD + "v,i,\n", ITEMS, r"log\.csv: column 'timestamp' is empty for user 'v'"),
+        (GOOD + ",i,3\n", ITEMS, r"log\.csv: column 'user_id' is empty .*item 'i'"),
+        ("user_id,item_id,position\nu,i,1.5\n", ITEMS, r"column 'position' holds '1\.5', which is not a whole number"),
+        (
+            "user_id,item_id,timestamp,rating\nu,i,1,good\n",
+            ITEMS,
+            r"column 'rating' holds 'good', which is not a number",
+        ),
+        (GOOD + "v,i\n", ITEMS, r"log\.csv cannot be read .*line: 3"),
+        (GOOD + "v,j,2\n", ITEMS, r"log\.csv: 1 interaction.*item 'j' of user 'v'.*drop_unknown_items"),
+        (GOOD, "", r"items\.csv is empty"),
+        (GOOD, "item_id,title\n", r"items\.csv holds no items"),
+        (GOOD, "id,title\ni,x\n", r"items\.csv has no column 'item_id'"),
+        (GOOD, ITEMS + "i,y\n", r"items\.csv: item_id 'i' occurs 2 times"),
+        (GOOD, ITEMS + ",y\n", r"items\.csv: item_id of item 2 is ''"),
+    ],
+)
+def test_bad_tables_get_one_line(tmp_path, capfd, log, items, message):
+    with pytest.raises(HfGrError, match=message) as caught:
+        prepare_table(
+            tmp_path / "out", write_text(tmp_path / "log.csv", log), write_text(tmp_path / "items.csv", items)
+        )
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "message"),
+    [
+        (
+            "log.csv",
+            (GOOD + "u,i,2\n" * 20000 + "café,i,1\n").encode("latin-1"),
+            r"log\.csv: column 'user_id' has 1 value.*UTF-8",
+        ),
+        ("log.csv.gz", b"user_id,item_id,timestamp\n", r"log\.csv\.gz cannot be read"),
+        ("log.csv.gz", gzip.compress(GOOD.encode() * 50)[:-12], r"log\.csv\.gz cannot be read"),
+        ("log.jsonl", b'{"user_id": 1, "item_id": 2, "timestamp": 3}\n{"user_id"', r"log\.jsonl line 2 is not JSON"),
+        ("log.jsonl", b"[1]\n", r"log\.jsonl line 1 is not a JSON object"),
+        ("log.parquet", b"PAR?" * 9, r"log\.parquet is not a Parquet file"),
+        ("log.xlsx", b"x", r"log\.xlsx: the name does not tell the format"),
+    ],
+)
+def test_damaged_files(tmp_path, name, raw, message):
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(HfGrError, match=message) as caught:
+        prepare_table(tmp_path / "out", tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_foreign_map(tmp_path):
+    with pytest.raises(HfGrError, match=r"nowhere\.csv is not a file"):
+        prepare_table(tmp_path / "out", tmp_path / "nowhere.csv")
+    log = write_text(tmp_path / "log.csv", GOOD)
+    with pytest.raises(HfGrError, match="names 'uid'"):
+        prepare_table(tmp_path / "out", log, columns={"uid": "user_id"})
+    with pytest.raises(HfGrError, match=r"log\.csv has no column 'stars'"):
+        prepare_table(tmp_path / "out", log, columns={"rating": "stars"})
+
+
+def test_second_run_is_skipped_until_something_changes_and_a_failed_one_harms_nothing(tmp_path, capsys):
+    log = write_text(tmp_path / "log.csv", GOOD)
+    prepare_table(tmp_path / "out", log)
+    assert "wrote" in capsys.readouterr().out
+    prepare_table(tmp_path / "out", log)
+    assert "up to date" in capsys.readouterr().out
+    write_text(log, GOOD + "v,i,2\n")
+    prepare_table(tmp_path / "out", log)
+    assert "wrote" in capsys.readouterr().out
+    assert len(load(tmp_path / "out")[1]) == 2
+    with pytest.raises(HfGrError):
+        prepare_table(tmp_path / "out", write_text(log, GOOD + "v\n"))
+    assert len(load(tmp_path / "out")[1]) == 2
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data beside the checkout")
+def test_beauty_has_the_published_counts(tmp_path):
+    folder = SHARED / "amazon14_beauty"
+    prepare_table(tmp_path / "out", folder / "interactions.csv.gz", folder / "items.jsonl.gz")
+    data = InteractionDataset.load(tmp_path / "out")
+    assert (len(data.events), data.num_items, len(data.events.items)) == (22363, 12101, 198502)
+    assert data.time == "position"
