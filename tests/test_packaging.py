@@ -24,7 +24,7 @@ FLOORS = [
     {"dataset", "catalog", "vocabulary", "grammar", "branches", "evaluation.metrics"},
     {"quantizers", "embedding", "decoding", "models"},
     {"training", "rewards", "sft", "grpo", "interests", "retrieval"},
-    {"evaluation", "pipeline", "hub"},
+    {"evaluation", "pipeline", "hub", "batch"},
     {"serving", "cli", "__init__"},
 ]
 
