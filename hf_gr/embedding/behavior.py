@@ -80,5 +80,6 @@ def _truncated_svd(matrix: sp.csr_array, dim: int, seed: int) -> np.ndarray:
     # A value that is rounding noise has an arbitrary vector, which must not become a column.
     values = np.where(values > 1e-6 * values[0], values, 0.0)
     vectors = left * np.sqrt(values)  # both sides share the values equally: U·√S
+    # exactly zero, not 1e-17, which normalisation would blow up to a direction
     vectors[np.diff(matrix.indptr) == 0] = 0.0
     return vectors.astype(np.float32)

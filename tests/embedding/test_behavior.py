@@ -76,8 +76,10 @@ def test_users_are_not_joined():
 
 
 def test_columns_beyond_the_rank_are_zero():
-    vectors = behavior_vectors(histories([0, 1], [2, 3]), 8, dim=6, window=1)  # rank 4
-    assert (np.abs(vectors).sum(0) > 0).sum() == 4
+    train = random_histories(30)
+    rank = np.linalg.matrix_rank(dense_ppmi(dense_counts(train, 30, 3)))
+    vectors = behavior_vectors(train, 80, dim=60, window=3)
+    assert (np.abs(vectors).sum(0) > 0).tolist() == [True] * rank + [False] * (60 - rank)
 
 
 @pytest.mark.parametrize(
