@@ -27,10 +27,11 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } td.number, th.number { text-align: right; padding-left: .9rem; white-space: nowrap; }
 td small { color: var(--soft); } summary { cursor: pointer; margin: .6rem 0; }
-.tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 2rem; }
+.tables { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem 2rem; }
 .tables table { width: 100%; font-size: .88rem; } .tables td.number, .tables th.number { padding-left: .4rem; }
 .tables tr > :last-child { padding-right: 0; }
-.best { font-weight: 700; } .best::after { content: " \\2605"; }
+.best { font-weight: 700; position: relative; }
+.best::before { content: "\\2605"; position: absolute; right: 105%; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.2rem;
           margin-top: 1rem; }
 figure { margin: 0; } figure svg { width: 100%; height: auto; } svg text { font-family: inherit; }
@@ -38,7 +39,7 @@ figure { margin: 0; } figure svg { width: 100%; height: auto; } svg text { font-
            background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1.1rem;
            margin: 0 0 1rem; font-size: .92rem; overflow-wrap: anywhere; }
 .example h3 { grid-column: 1 / -1; margin: 0; font-size: 1rem; } .example h4 { margin: 0; color: var(--soft);
-           font-weight: 600; } ol { margin: .2rem 0; padding-left: 1.9rem; }
+           font-weight: 600; } .example p { margin: .2rem 0; } ol { margin: .2rem 0; padding-left: 1.9rem; }
 .hit { background: var(--hit); border-radius: 4px; font-weight: 600; padding: 0 .3rem; margin-left: -.3rem; }
 code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .9em; overflow-wrap: anywhere; }
 @media print { body { max-width: none; } .example, figure { break-inside: avoid; } }
