@@ -8,6 +8,7 @@ demand remote code for it even after the import, so it declares another one.
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,9 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     ]
     api = HfApi()
     address = api.create_repo(repo_id, private=private, exist_ok=True)
-    api.create_commit(repo_id, operations, commit_message="Upload model, catalogue and card")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*data file.*")  # items.parquet is part of the model
+        api.create_commit(repo_id, operations, commit_message="Upload model, catalogue and card")
     return str(address)
 
 

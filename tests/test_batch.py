@@ -1,0 +1,184 @@
+"""The batch job: every form of users, resumption, and what counts as the same job."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
+from transformers import pipeline
+
+import hf_gr.batch
+from hf_gr.batch import recommend_batch
+from hf_gr.errors import HfGrError
+from hf_gr.hub import save_repo
+from hf_gr.vocabulary import add_vocabulary
+
+
+USERS = [
+    {"user_id": "ann", "history": ["i001", "i002"], "exclude": ["i003"], "allow": None},
+    {"user_id": "7", "history": [], "exclude": None, "allow": ["i009", "i010"]},
+    {"user_id": "cy", "history": ["i004"], "exclude": None, "allow": None},
+    {"user_id": "di", "history": ["i030", "i031", "i032"], "exclude": ["i001", "i002"], "allow": None},
+    {"user_id": "ed", "history": ["i011"], "exclude": None, "allow": None},
+]
+QUICK = {"top_k": 5, "num_beams": 6, "part_size": 2}
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("batch") / "model"
+    model, tokenizer, catalog = tiny_lm(), tiny_tokenizer(), tiny_catalog()
+    vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10)
+    save_repo(folder, model, tokenizer, catalog, vocabulary)
+    return folder
+
+
+@pytest.fixture
+def users(tmp_path) -> Path:
+    file = tmp_path / "users.parquet"
+    pq.write_table(pa.Table.from_pylist(USERS), file)
+    return file
+
+
+@pytest.fixture
+def searched(monkeypatch) -> list[int]:
+    """Number of requests of every search."""
+    sizes: list[int] = []
+    answer = hf_gr.batch.answer
+
+    def counting(recommender, requests, **settings):
+        if counting.stop_after is not None and len(sizes) >= counting.stop_after:
+            raise KeyboardInterrupt
+        sizes.append(len(requests))
+        return answer(recommender, requests, **settings)
+
+    counting.stop_after = None
+    monkeypatch.setattr(hf_gr.batch, "answer", counting)
+    return sizes
+
+
+def rows(file: Path) -> list[tuple]:
+    return [(row["user_id"], row["item_ids"], row["titles"]) for row in pq.read_table(file).to_pylist()]
+
+
+def test_a_row_for_every_user_as_the_pipeline_answers(repo, users, tmp_path):
+    out = recommend_batch(repo, users, tmp_path / "new" / "out.parquet", **QUICK)
+    recommend = pipeline("generative-recommendation", model=str(repo))
+    for user, row in zip(USERS, pq.read_table(out).to_pylist(), strict=True):
+        fields = {name: value for name, value in user.items() if name != "user_id" and value is not None}
+        expected = recommend(fields, top_k=5, num_beams=6)
+        assert row["user_id"] == user["user_id"]
+        assert row["item_ids"] == [entry["item_id"] for entry in expected]
+        assert row["titles"] == [entry["title"] for entry in expected]
+        assert row["scores"] == pytest.approx([entry["score"] for entry in expected], abs=1e-4)
+    assert [path.name for path in out.parent.iterdir()] == ["out.parquet"]  # no parts, no temporary files
+
+
+def test_csv_and_jsonl_say_the_same(repo, users, tmp_path):
+    expected = rows(recommend_batch(repo, users, tmp_path / "out.parquet", **QUICK))
+    jsonl, csv = tmp_path / "users.jsonl", tmp_path / "users.csv"
+    jsonl.write_text("".join(json.dumps(user) + "\n" for user in USERS))
+    words = [[" ".join(user[name] or []) for name in ("history", "exclude", "allow")] for user in USERS]
+    lines = [",".join([user["user_id"], *cells]) for user, cells in zip(USERS, words, strict=True)]
+    csv.write_text("\n".join(["user_id,history,exclude,allow", *lines]) + "\n")
+    for file in (jsonl, csv):
+        assert rows(recommend_batch(repo, file, tmp_path / f"{file.suffix}.parquet", **QUICK)) == expected
+
+
+def test_a_dataset_folder_gives_every_user(repo, dataset_folder, tmp_path):
+    from hf_gr.dataset import InteractionDataset
+
+    out = recommend_batch(repo, dataset_folder, tmp_path / "out.parquet", top_k=2, num_beams=2)
+    events = InteractionDataset.load(dataset_folder).events
+    found = rows(out)
+    assert [row[0] for row in found] == events.user_ids.tolist()
+    recommend = pipeline("generative-recommendation", model=str(repo))
+    history = [f"i{row:03d}" for row in next(iter(events))]
+    assert found[0][1] == [entry["item_id"] for entry in recommend(history, top_k=2, num_beams=2)]
+
+
+def test_a_killed_job_goes_on_where_it_stopped(repo, users, tmp_path, searched):
+    whole = recommend_batch(repo, users, tmp_path / "whole.parquet", **QUICK)
+    assert searched == [2, 2, 1]
+    searched.clear()
+    out, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
+    out.write_bytes(b"the result of an earlier job")
+    hf_gr.batch.answer.stop_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        recommend_batch(repo, users, out, **QUICK)
+    assert out.read_bytes() == b"the result of an earlier job"
+    assert sorted(path.name for path in parts.iterdir()) == ["key.json", "part-00000.parquet"]
+    (parts / ".part-00001.parquet.tmp").write_bytes(
+        b"PAR1 half a part"
+    )  # as a kill in the middle of writing leaves it
+    hf_gr.batch.answer.stop_after = None
+    searched.clear()
+    recommend_batch(repo, users, out, **QUICK)
+    assert searched == [2, 1]
+    assert pq.read_table(out).equals(pq.read_table(whole))
+    assert not parts.exists()
+
+
+@pytest.mark.parametrize("change", ["users", "settings", "key lost"])
+def test_other_inputs_start_anew(repo, users, tmp_path, searched, change):
+    out, changed = tmp_path / "out.parquet", dict(QUICK)
+    hf_gr.batch.answer.stop_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        recommend_batch(repo, users, out, **QUICK)
+    hf_gr.batch.answer.stop_after = None
+    searched.clear()
+    if change == "users":
+        pq.write_table(pa.Table.from_pylist([{**USERS[0], "user_id": "new"}, *USERS[1:]]), users)
+    elif change == "settings":
+        changed["top_k"] = 4
+    else:
+        (tmp_path / "out.parquet.parts" / "key.json").unlink()
+    recommend_batch(repo, users, out, **changed)
+    assert searched == [2, 2, 1]
+    assert rows(out)[0][0] == ("new" if change == "users" else "ann")
+    assert len(rows(out)[0][1]) == changed["top_k"]
+
+
+def test_a_finished_job_is_not_done_again(repo, users, tmp_path, searched):
+    out = recommend_batch(repo, users, tmp_path / "out.parquet", **QUICK)
+    searched.clear()
+    assert recommend_batch(repo, users, out, **QUICK) == out
+    assert searched == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("users.csv", "user_id,items\nann,i001\n", r"users\.csv has no column 'history' \(it has: user_id, items\)"),
+        ("users.csv", "user_id,history\n", "holds no users"),
+        ("users.csv", "", "cannot be read"),
+        ("users.parquet", "not parquet", "cannot be read"),
+        ("users.txt", "ann", r"neither \.parquet, \.csv nor \.jsonl"),
+        ("users.csv", "user_id,history,allow\nann,i001,\nbob,i001,zz\n", r"users\.csv, user 'bob': allow is \['zz'\]"),
+        ("users.jsonl", '{"user_id": "ann", "history": [1]}\n', "user 'ann': history holds 1"),
+    ],
+)
+def test_bad_users_get_one_line_and_leave_the_old_result(repo, tmp_path, searched, name, content, message):
+    file, out = tmp_path / name, tmp_path / "out.parquet"
+    file.write_text(content)
+    out.write_bytes(b"old")
+    with pytest.raises(HfGrError, match=message) as caught:
+        recommend_batch(repo, file, out, **QUICK)
+    assert "\n" not in str(caught.value)
+    assert (out.read_bytes(), searched) == (b"old", [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out.parquet"])
+
+
+def test_bad_places_and_ids(repo, users, tmp_path):
+    with pytest.raises(HfGrError, match="does not exist"):
+        recommend_batch(repo, tmp_path / "none.csv", tmp_path / "out.parquet")
+    with pytest.raises(HfGrError, match="is the file of users"):
+        recommend_batch(repo, users, users)
+    with pytest.raises(HfGrError, match="neither a folder nor a reachable Hub repo"):
+        recommend_batch("nobody/nothing", users, tmp_path / "out.parquet")
+    pq.write_table(pa.Table.from_pylist([{"user_id": "ann", "history": ["zz"]}]), users)
+    with pytest.raises(HfGrError, match="'zz'"):
+        recommend_batch(repo, users, tmp_path / "out.parquet", strict=True)
+    assert len(rows(recommend_batch(repo, users, tmp_path / "out.parquet", **QUICK))[0][1]) == 5

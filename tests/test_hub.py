@@ -1,0 +1,244 @@
+"""The model repo on disk, its card, and its way to a Hub and back by name."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+from huggingface_hub import ModelCard, constants
+from tiny import tiny_catalog, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
+from transformers import AutoModelForCausalLM, pipeline
+
+from hf_gr.dataset import write_dataset
+from hf_gr.errors import HfGrError
+from hf_gr.evaluation import EvaluateConfig, evaluate
+from hf_gr.hub import push_to_hub, save_repo, update_card
+from hf_gr.vocabulary import add_vocabulary
+
+
+ROOT = Path(__file__).parents[1]
+REPO = "user/small-model"
+REPO_FILES = {
+    "README.md",
+    "catalog.json",
+    "catalog.safetensors",
+    "config.json",
+    "generation_config.json",
+    "gr_pipeline.py",
+    "items.parquet",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocabulary.json",
+}
+TRAINER_FILES = (
+    "training_args.bin",
+    "optimizer.pt",
+    "trainer_state.json",
+    "manifest.json",
+    "checkpoint-5/model.safetensors",
+)
+
+
+def write_repo(folder: Path, seed: int = 0, **details) -> Path:
+    model, tokenizer, catalog = tiny_lm(), tiny_tokenizer(), tiny_catalog(seed=seed)
+    model.generation_config.update(top_k=5, top_p=0.9, temperature=0.6, repetition_penalty=1.3, do_sample=True)
+    vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10)
+    save_repo(folder, model, tokenizer, catalog, vocabulary, **details)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory) -> dict:
+    """What the evaluation station writes, for a tiny model."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    write_dataset(folder / "data", tiny_interactions(), tiny_items(), source="Made for tests.")
+    write_repo(folder / "model")
+    config = EvaluateConfig(
+        dataset=str(folder / "data"), model=str(folder / "model"), output_dir=str(folder / "out"), top_k=5, num_beams=5
+    )
+    return evaluate(config)
+
+
+def test_the_folder_is_a_repo(tmp_path):
+    folder = write_repo(tmp_path / "model")
+    assert {path.name for path in folder.iterdir()} == REPO_FILES
+    config = json.loads((folder / "config.json").read_text())
+    assert list(config["custom_pipelines"]) == ["generative-recommender-remote"]  # not the registered task
+    assert config["catalog_fingerprint"] == tiny_catalog().fingerprint
+
+
+def test_the_generation_config_is_neutral(tmp_path):
+    folder = write_repo(tmp_path / "model")
+    saved = json.loads((folder / "generation_config.json").read_text())
+    saved.pop("transformers_version")
+    assert saved == {"do_sample": False, "eos_token_id": 1, "pad_token_id": 0}
+    loaded = AutoModelForCausalLM.from_pretrained(folder).generation_config
+    assert (loaded.top_k, loaded.top_p, loaded.temperature, loaded.repetition_penalty) == (None, None, None, None)
+
+
+def test_a_repo_made_from_a_repo_has_no_trace_of_it(tmp_path):
+    """`config.json` of a model loaded from the Hub names the code of that repo."""
+    model, tokenizer, catalog = tiny_lm(), tiny_tokenizer(), tiny_catalog()
+    model.config.custom_pipelines = {"old": {"impl": "user/old--gr_pipeline.Old", "pt": ["AutoModel"]}}
+    model.config.catalog_fingerprint = "old"
+    save_repo(tmp_path, model, tokenizer, catalog, add_vocabulary(tokenizer, model, catalog, max_history=3))
+    assert "old" not in (tmp_path / "config.json").read_text()
+
+
+def test_a_foreign_vocabulary_is_refused(tmp_path, tiny_model):
+    model, tokenizer, _, vocabulary = tiny_model
+    with pytest.raises(HfGrError, match="is not the one this model was trained on"):
+        save_repo(tmp_path, model, tokenizer, tiny_catalog(seed=1), vocabulary)
+
+
+def test_card_before_and_after_evaluation(tmp_path, metrics):
+    folder = write_repo(tmp_path / "model", base_model="user/base")
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("hf_gr", "generative-recommendation")
+    assert (card.data.base_model, card.data.license) == ("user/base", "unknown")
+    assert "Not evaluated yet" in card.text and "semantic-ids" in card.data.tags
+    update_card(folder, metrics)
+    update_card(folder, metrics)  # replaces, never appends
+    measured = ModelCard.load(folder / "README.md")
+    assert measured.data.to_dict() == card.data.to_dict()
+    assert "Not evaluated yet" not in measured.text and measured.text.count("## Measured") == 1
+    for name in ("HR@5", "NDCG@5"):
+        v = metrics["systems"]["model"]["item"][name]
+        (line,) = [line for line in measured.text.splitlines() if line.startswith(f"| {name} |")]
+        assert line.startswith(f"| {name} | {v['value']:.4f} [{v['low']:.4f}, {v['high']:.4f}] |")
+        assert line.count("[") == len(metrics["systems"]) == 3
+    for said in (
+        "leave_one_out, test part",
+        "not left out",
+        "5 beams",
+        "seed 0",
+        "60 users",
+        "torch 2",
+        "measured by",
+    ):
+        assert (said in measured.text) == (said != "measured by")
+    assert write_repo(tmp_path / "at once", metrics=metrics).joinpath("README.md").read_text().count("HR@5") == 1
+
+
+@pytest.mark.parametrize("base", ["wheel:smollm2-135m-instruct", "LOCAL"])
+def test_no_path_of_this_machine_on_a_repo(tmp_path, base, metrics):
+    local = tmp_path / "made" / "before"
+    local.mkdir(parents=True)
+    folder = write_repo(tmp_path / "model", base_model=str(local) if base == "LOCAL" else base, metrics=metrics)
+    for file in folder.iterdir():
+        assert str(tmp_path.parent).encode() not in file.read_bytes(), file.name
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model is None
+    assert f"| made from | {'before' if base == 'LOCAL' else 'smollm2-135m-instruct'} |" in card.text
+
+
+def test_update_card_wants_a_card(tmp_path, metrics):
+    with pytest.raises(HfGrError, match=r"README\.md is missing"):
+        update_card(tmp_path, metrics)
+    (tmp_path / "README.md").write_text("# Mine\n")
+    with pytest.raises(HfGrError, match="no heading '## Measured'"):
+        update_card(tmp_path, metrics)
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory, metrics):
+    """A Hub that holds two commits of a repo, made for different catalogues, and the folder of the last."""
+    folder = write_repo(tmp_path_factory.mktemp("pushed") / "model", seed=1)
+    for name in TRAINER_FILES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"not for others")
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setenv("HF_TOKEN", "hf_secret")
+        push_to_hub(folder, REPO, private=True)
+        write_repo(folder, metrics=metrics)
+        assert push_to_hub(folder, REPO) == f"{hub.url}/{REPO}"
+        yield hub, folder
+
+
+def test_only_the_repo_goes_up(pushed):
+    hub, folder = pushed
+    repo = hub.repos[REPO]
+    assert repo.private
+    _, files = repo.at("main")
+    assert set(files) == REPO_FILES | {".gitattributes"}
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    card = files["README.md"].decode()
+    assert f'model="{REPO}"' in card and "your-name" not in card and "| HR@5 |" in card
+    assert "Bearer hf_secret" in hub.tokens
+    assert not any(b"hf_secret" in content for content in files.values())
+
+
+def test_a_folder_that_is_no_repo_is_not_pushed(tmp_path):
+    folder = write_repo(tmp_path / "model")
+    (folder / "catalog.json").unlink()
+    with pytest.raises(HfGrError, match=r"catalog\.json is missing"):
+        push_to_hub(folder, REPO)
+
+
+_REGISTERED = """
+import json
+import hf_gr
+from huggingface_hub import constants
+from transformers import pipeline
+answers = dict(first=pipeline("generative-recommendation", model="{repo}")(["i001"], top_k=4))
+try:
+    pipeline("generative-recommendation", model="{repo}", revision="{old}")
+except hf_gr.HfGrError as error:
+    answers["refused"] = str(error)
+old = pipeline("generative-recommendation", model="{repo}", revision="{old}", catalog_revision="{old}")
+answers["old"] = old(["i001"], top_k=4)
+constants.HF_HUB_OFFLINE = True  # from here on every request to the Hub raises
+answers["offline"] = pipeline("generative-recommendation", model="{repo}")(["i001"], top_k=4)
+print(json.dumps(answers))
+"""
+_REMOTE = """
+import importlib, json, sys
+from transformers import pipeline
+from transformers.pipelines import check_task
+answers = dict(first=pipeline(model="{repo}", trust_remote_code=True)(["i001"], top_k=4))
+check_task("generative-recommendation")  # the remote code has imported hf_gr, after transformers.pipelines
+for module in ("hf_gr", "hf_gr.pipeline"):
+    importlib.reload(sys.modules[module])
+print(json.dumps(answers))
+"""
+
+
+def fresh_process(code: str, home: Path, **environment: str):
+    """Runs code where nothing but the installed packages and `environment` is known."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    told = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=kept | told | environment, cwd=home, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "already registered" not in done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_repo_works_by_its_name(pushed, tmp_path):
+    """With `import hf_gr` and no remote code, online and off; and by remote code without that import."""
+    hub, folder = pushed
+    expected = pipeline("generative-recommendation", model=str(folder))(["i001"], top_k=4)
+    code = _REGISTERED.format(repo=REPO, old=hub.repos[REPO].commits[1][0])
+    answers = fresh_process(code, tmp_path, HF_ENDPOINT=hub.url)
+    assert answers["first"] == answers["offline"] == expected
+    assert "pass catalog_revision" in answers["refused"]
+    assert [entry["sid"] for entry in answers["old"]] != [entry["sid"] for entry in expected]
+    assert not any("gr_pipeline.py" in line for line in hub.log)  # no remote code was even fetched
+    assert fresh_process(_REMOTE.format(repo=REPO), tmp_path, HF_ENDPOINT=hub.url) == {"first": expected}
+    assert any("gr_pipeline.py" in line for line in hub.log)
+
+
+def test_without_the_package_the_remote_code_says_what_to_install(pushed, tmp_path):
+    _, folder = pushed
+    code = f"import sys; sys.modules['hf_gr'] = None\nexec(open({str(folder / 'gr_pipeline.py')!r}).read())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert "pip install hf-gr" in done.stderr.splitlines()[-1]

@@ -1,0 +1,263 @@
+"""Requests, answers, and the task that `import hf_gr` registers."""
+
+import logging
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import tiny_catalog, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
+from transformers import pipeline
+
+import hf_gr
+from hf_gr.catalog import SidCatalog
+from hf_gr.dataset import InteractionDataset, write_dataset
+from hf_gr.decoding import Recommender
+from hf_gr.errors import HfGrError
+from hf_gr.hub import save_repo
+from hf_gr.pipeline import GenerativeRecommendationPipeline, answer, parse_request
+from hf_gr.vocabulary import add_vocabulary
+
+
+REMOVED = ["i005", "i006"]
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory) -> Path:
+    """A model folder; two of its 40 items are removed."""
+    folder = tmp_path_factory.mktemp("repo") / "model"
+    model, tokenizer, catalog = tiny_lm(), tiny_tokenizer(), tiny_catalog()
+    vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=5)
+    save_repo(folder, model, tokenizer, catalog.removed(REMOVED), vocabulary)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recommend(repo) -> GenerativeRecommendationPipeline:
+    return pipeline("generative-recommendation", model=str(repo))
+
+
+def ids(answers: list[dict]) -> list[str]:
+    return [entry["item_id"] for entry in answers]
+
+
+def test_importing_is_quick():
+    """hf_gr alone loads nothing heavy. (That the task is there when it is needed: tests/test_hub.py.)"""
+    code = "import sys, hf_gr; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=_root())
+
+
+def test_public_names_and_version():
+    assert all(getattr(hf_gr, name) is not None for name in hf_gr.__all__)
+    assert set(hf_gr.__all__) == {*hf_gr._MODULE_OF, "__version__"}
+    project = tomllib.loads((_root() / "pyproject.toml").read_text())["project"]
+    assert hf_gr.__version__ == project["version"]
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hf_gr.nothing
+
+
+def _root() -> Path:
+    return Path(__file__).parents[1]
+
+
+def test_an_answer_is_what_the_recommender_finds(recommend, repo):
+    answers = recommend(["i001", "i002"], top_k=7)
+    recommender = Recommender.from_pretrained(repo, device="cpu")
+    request = parse_request(["i001", "i002"], recommender.catalog)
+    ((items, scores),) = answer(recommender, [request], top_k=7)
+    catalog = recommender.catalog
+    assert answers == [
+        {
+            "item_id": catalog.item_ids[item],
+            "title": catalog.titles[item],
+            "score": pytest.approx(float(score), abs=1e-4),
+            "sid": catalog.codes[item].tolist(),
+        }
+        for item, score in zip(items, scores, strict=True)
+    ]
+    assert len(answers) == 7
+
+
+def test_forms_of_a_request(recommend):
+    one = recommend(["i001", "i002"])
+    assert len(one) == 10  # the default
+    assert ids(recommend({"history": ["i001", "i002"]})) == ids(one)
+    assert ids(recommend(("i001", "i002"))) == ids(one)
+    batch = recommend([["i001", "i002"], {"history": ["i003"], "exclude": None}, []], batch_size=2)
+    assert [len(answers) for answers in batch] == [10, 10, 10]
+    assert ids(batch[0]) == ids(one)
+    assert ids(batch[1]) == ids(recommend(["i003"]))
+    assert ids(batch[2]) == ids(recommend([])) == ids(recommend({"history": []}))
+    assert len(recommend([["i001"]])) == 1
+
+
+def test_a_batch_of_no_requests(recommend):
+    assert answer(recommend.recommender, []) == []
+
+
+def test_settings_given_when_it_is_made(repo):
+    made = pipeline("generative-recommendation", model=str(repo), top_k=3, strict=True, batch_size=2)
+    assert len(made(["i001"])) == 3
+    assert len(made(["i001"], top_k=4)) == 4
+    with pytest.raises(HfGrError, match="nobody"):
+        made(["nobody"])
+
+
+def test_long_histories_keep_the_most_recent(recommend):
+    long = [f"i{row:03d}" for row in range(10, 35)]
+    assert recommend(long) == recommend(long[-5:])
+    assert recommend(long) != recommend(long[:5])
+
+
+def test_the_query_is_read(recommend):
+    plain, asked = recommend(["i001"]), recommend({"history": ["i001"], "query": "something calm"})
+    assert [entry["score"] for entry in plain] != [entry["score"] for entry in asked]
+    prompts = recommend.recommender.prompts
+    request = parse_request({"query": "<items>"}, recommend.recommender.catalog)
+    histories = hf_gr.pipeline._histories([request], "none")
+    start = recommend.recommender.vocabulary.start_id
+    assert prompts(histories, [request.query])[0].count(start) == 1  # user text never becomes a control token
+
+
+def test_unknown_and_removed_ids_are_skipped_with_one_warning(recommend, caplog):
+    with caplog.at_level(logging.WARNING, logger="hf_gr"):
+        answers = recommend([["a", "i001", "i005"], {"history": ["b", "c", "i002"], "exclude": ["a"]}])
+    assert [record.message for record in caplog.records] == [
+        "4 item id(s) are not among the catalogue's live items: 'a', 'i005', 'b', …; skipped."
+    ]
+    assert ids(answers[0]) == ids(recommend(["i001"]))
+    with pytest.raises(HfGrError, match=r"1 item id\(s\).*'i005'; leave them out"):
+        recommend(["i001", "i005"], strict=True)
+    with pytest.raises(HfGrError, match="'zz'"):
+        recommend({"history": ["i001"], "exclude": ["zz"]}, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (7, r"history is 7 \(int\); give a list"),
+        (None, r"history is None \(NoneType\)"),
+        ("i001", r"history is 'i001' \(str\)"),
+        ([1, 2], r"history holds 1 \(int\); item ids are strings"),
+        ([["i001"], "i002"], r"history is 'i002'"),
+        ({"histroy": ["i001"]}, "no key 'histroy'; it may have: history,"),
+        ({"history": None}, "history is None"),
+        ({"history": ["i001"], "exclude": "i002"}, "exclude is 'i002'"),
+        ({"history": ["i001"], "query": 3}, r"query is 3 \(int\)"),
+        ({"history": ["i001"], "allow": []}, r"allow is \[\]"),
+        ({"history": ["i001"], "allow": ["x", "i005"]}, r"allow is \['x', 'i005'\] .*nothing can be answered"),
+    ],
+)
+def test_bad_requests_get_one_line(recommend, request_, message):
+    with pytest.raises(HfGrError, match=message) as caught:
+        recommend(request_)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "parameter", [{"top_k": 0}, {"top_k": "5"}, {"num_beams": 0}, {"max_per_category": 0}, {"topk": 3}]
+)
+def test_bad_parameters_get_one_line(recommend, parameter):
+    with pytest.raises(HfGrError, match=next(iter(parameter))):
+        recommend(["i001"], **parameter)
+
+
+def test_a_filter_that_leaves_nothing_gives_an_empty_list(recommend):
+    everything = [f"i{row:03d}" for row in range(40) if f"i{row:03d}" not in REMOVED]
+    assert recommend([{"exclude": everything}, ["i001"]])[0] == []
+
+
+ITEMS = st.lists(st.sampled_from([f"i{row:03d}" for row in range(40)] + ["x", "y"]), max_size=45)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    history=ITEMS, exclude=ITEMS, allow=st.none() | ITEMS, top_k=st.integers(1, 45), cap=st.none() | st.integers(1, 9)
+)
+def test_exactly_as_many_live_items_as_there_are(recommend, history, exclude, allow, top_k, cap):
+    catalog = recommend.recommender.catalog
+    live = set(catalog.item_ids) - set(REMOVED)
+    if allow is not None and not live & set(allow):
+        return
+    wanted = live - set(exclude) if allow is None else (live & set(allow)) - set(exclude)
+    even = sum(int(item_id[1:]) % 2 == 0 for item_id in wanted)  # the category of the tiny items
+    left = len(wanted) if cap is None else min(cap, even) + min(cap, len(wanted) - even)
+    answers = ids(
+        recommend(
+            {"history": history, "exclude": exclude, "allow": allow}, top_k=top_k, num_beams=4, max_per_category=cap
+        )
+    )
+    assert len(answers) == len(set(answers)) == min(top_k, left)
+    assert set(answers) <= wanted
+
+
+def test_the_cap_keeps_the_order_and_counts_the_first_category(recommend):
+    """One search suffices here: the capped list is the long list with the surplus left out."""
+    recommender = recommend.recommender
+    full = ids(recommend(["i001"], top_k=38))
+    seen = {0: 0, 1: 0}
+    expected = []
+    for item_id in full:
+        kind = int(item_id[1:]) % 2
+        seen[kind] += 1
+        expected += [item_id] if seen[kind] <= 3 else []
+    assert ids(recommend(["i001"], top_k=38, max_per_category=3)) == expected
+    items = tiny_items().drop_columns("categories").append_column("categories", [[None] * 20 + [["a", "b"]] * 20])
+    catalog = SidCatalog.from_codes(recommender.catalog.codes, items, (4, 4, 4), recommender.catalog.popularity)
+    mixed = Recommender(recommender.model, recommender.tokenizer, catalog, recommender.vocabulary)
+    ((rows, _),) = answer(mixed, [parse_request([], catalog)], top_k=40, max_per_category=2)
+    assert (rows < 20).sum() == 20  # without a category: no cap
+    assert (rows >= 20).sum() == 2
+
+
+def test_context_is_required_where_the_model_reads_it(tmp_path):
+    write_dataset(tmp_path / "data", tiny_interactions(), tiny_items(), source="Made for tests.")
+    train = InteractionDataset.load(tmp_path / "data").split().train
+    for context, name, good, other in (
+        ("rating", "ratings", [5, 1.0, 2], [1, 1, 1]),
+        ("behavior", "behaviors", ["view"] * 3, ["steal"] * 3),
+    ):
+        model, tokenizer, catalog = tiny_lm(), tiny_tokenizer(), tiny_catalog()
+        vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=5, context=context, histories=train)
+        recommend = GenerativeRecommendationPipeline(model, tokenizer, catalog=catalog, vocabulary=vocabulary)
+        history = ["i001", "unknown", "i002"]
+        for bad in (None, good[:2], ["five", 1, 1], "view"):
+            with pytest.raises(HfGrError, match=f"reads a {context}.*{name} is"):
+                recommend({"history": history, name: bad})
+        assert len(recommend([])) == 10
+        answers = recommend({"history": history, name: good})
+        assert answers == recommend({"history": ["i001", "i002"], name: [good[0], good[2]]})
+        if context == "rating":
+            assert answers != recommend({"history": history, name: other})
+        else:
+            with pytest.raises(HfGrError, match="'steal' is not among those the model knows"):
+                recommend({"history": history, name: other})
+
+
+def test_save_pretrained_writes_a_repo_that_answers_alike(recommend, tmp_path):
+    recommend.save_pretrained(tmp_path / "copy")
+    copy = pipeline("generative-recommendation", model=str(tmp_path / "copy"))
+    assert copy(["i001"]) == recommend(["i001"])
+
+
+def test_weights_and_catalogue_must_belong_together(repo, tmp_path):
+    folder = shutil.copytree(repo, tmp_path / "mixed")
+    tiny_catalog(seed=1).save(folder)
+    with pytest.raises(HfGrError, match=r"weights were made for catalogue .* pass catalog_revision"):
+        pipeline("generative-recommendation", model=str(folder))
+    (folder / "vocabulary.json").unlink()
+    with pytest.raises(HfGrError, match=r"vocabulary\.json"):
+        pipeline("generative-recommendation", model=str(folder))
+
+
+def test_requests_are_rows(recommend):
+    catalog = recommend.recommender.catalog
+    request = parse_request({"history": ["i003", "zz", "i001", "i003"], "allow": ["i002"]}, catalog)
+    np.testing.assert_array_equal(request.history, [3, 1, 3])
+    np.testing.assert_array_equal(request.allow, [2])
+    assert (len(request.exclude), request.skipped, request.context) == (0, ("zz",), None)
