@@ -1,0 +1,184 @@
+"""The command line: `hf-gr prepare | embed | quantize | sft | grpo | evaluate | recommend | push`.
+
+Stations take `--config FILE.yaml` and every key of their config as an option, by TRL's parser; `recipes/*.py` run the
+same commands under `accelerate launch`.
+"""
+
+import contextlib
+import errno
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.cli import app as prepare_app
+
+from .errors import HfGrError
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Turn a Hugging Face causal LM into a generative recommender.",
+)
+app.add_typer(prepare_app, name="prepare")
+
+_PARSED_BY_TRL = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False) -> None:
+    """Turn a Hugging Face causal LM into a generative recommender."""
+
+
+@app.command(context_settings=_PARSED_BY_TRL)
+def embed(context: typer.Context) -> None:
+    """Item vectors from texts and training histories. Options: --config FILE, --help."""
+    from .embedding.station import EmbedConfig
+    from .embedding.station import embed as run
+
+    run(_parsed(EmbedConfig, context.args))
+
+
+@app.command(context_settings=_PARSED_BY_TRL)
+def quantize(context: typer.Context) -> None:
+    """Semantic IDs from item vectors. Options: --config FILE, --help."""
+    from .quantizers.station import QuantizeConfig
+    from .quantizers.station import quantize as run
+
+    run(_parsed(QuantizeConfig, context.args))
+
+
+@app.command(context_settings=_PARSED_BY_TRL)
+def sft(context: typer.Context) -> None:
+    """Supervised fine-tuning. Options: --config FILE, --from MODEL (go on training one of ours), --help."""
+    from .sft import main as run
+
+    run(["--continue_from" if argument == "--from" else argument for argument in context.args])
+
+
+@app.command(context_settings=_PARSED_BY_TRL)
+def grpo(context: typer.Context) -> None:
+    """GRPO with recommendation rewards. Options: --config FILE, --help."""
+    from .grpo import main as run
+
+    run(context.args)
+
+
+@app.command(context_settings=_PARSED_BY_TRL)
+def evaluate(context: typer.Context) -> None:
+    """Metrics and report of a model, or of --predictions FILE. Options: --config FILE, --help."""
+    from .evaluation import EvaluateConfig
+    from .evaluation import evaluate as run
+
+    run(_parsed(EvaluateConfig, context.args))
+
+
+@app.command()
+def recommend(
+    model: Annotated[str, typer.Argument(help="Model folder or Hub repo.")],
+    history: Annotated[str | None, typer.Option(help="Item ids, oldest first, parted by commas; '' for a cold user.")] = None,
+    users: Annotated[Path | None, typer.Option(help="File of users with user_id and history, for a batch.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Parquet file that the batch writes.")] = None,
+    query: Annotated[str | None, typer.Option(help="Words that say what is wanted.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="Item ids that are no answer.")] = None,
+    top_k: Annotated[int, typer.Option(help="Items wanted.")] = 10,
+    num_beams: Annotated[int, typer.Option(help="Width of the search.")] = 50,
+    max_per_category: Annotated[int | None, typer.Option(help="At most so many items of one category.")] = None,
+    strict: Annotated[bool, typer.Option(help="Refuse unknown ids instead of skipping them.")] = False,
+) -> None:
+    """Recommendations for one history (a table) or for a file of users (resumes after a kill)."""
+    settings: dict[str, Any] = {"top_k": top_k, "num_beams": num_beams, "max_per_category": max_per_category, "strict": strict}
+    if users is not None:
+        if out is None or history is not None:
+            raise HfGrError("--users needs --out FILE.parquet, and no --history.")
+        from .batch import recommend_batch
+
+        print(f"[recommend] wrote {recommend_batch(model, users, out, **settings)}")
+        return
+    if history is None:
+        raise HfGrError("give --history ID,ID (or '' for a cold user), or --users FILE --out FILE.")
+    from transformers import pipeline
+
+    request = {"history": _ids(history), "exclude": _ids(exclude or ""), "query": query or ""}
+    answers = pipeline("generative-recommendation", model=model)(request, **settings)
+    table = Table("#", "item", "title", "score", "SID")
+    for rank, answer in enumerate(answers, start=1):
+        sid = " ".join(map(str, answer["sid"]))
+        table.add_row(str(rank), answer["item_id"], answer["title"], f"{answer['score']:.3f}", sid)
+    Console().print(table)
+
+
+@app.command()
+def push(
+    model: Annotated[Path, typer.Argument(help="Model folder, as written by sft or grpo.")],
+    repo: Annotated[str, typer.Argument(help="NAME/REPO on the Hub.")],
+    private: Annotated[bool, typer.Option(help="Make the repo private.")] = False,
+) -> None:
+    """Upload a model with its catalogue, pipeline code and card. The token comes from the environment or a login."""
+    from .hub import push_to_hub
+
+    print(f"[push] {push_to_hub(model, repo, private=private)}")
+
+
+def _parsed(config: type, arguments: list[str]) -> Any:
+    from trl import TrlParser
+
+    return TrlParser((config,)).parse_args_and_config(arguments)[0]
+
+
+def _ids(text: str) -> list[str]:
+    return [item_id.strip() for item_id in text.split(",") if item_id.strip()]
+
+
+@contextlib.contextmanager
+def run_reporting_errors(debug: bool = False) -> Iterator[None]:
+    """Turns whatever a block raises into one line on standard error and a non-zero exit status.
+
+    Args:
+        debug: Print the traceback before the line.
+    """
+    try:
+        yield
+    except click.exceptions.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _fail("interrupted; earlier artefacts are whole, and the same command goes on where it can.", 130)
+    except Exception as error:  # the last frame before the user
+        if debug:
+            traceback.print_exc()
+        _fail(_line(error), 1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command. `--debug` anywhere on the line shows the traceback of a failure."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with run_reporting_errors("--debug" in arguments):
+        app([argument for argument in arguments if argument != "--debug"], prog_name="hf-gr", standalone_mode=False)
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, HfGrError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"the disk is full{where}; free some space and run the same command again: earlier artefacts are whole."
+    first = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first[0]} (an unforeseen error; run again with --debug for the traceback)"
+
+
+def _fail(line: str, status: int) -> None:
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
