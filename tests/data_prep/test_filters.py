@@ -26,7 +26,8 @@ def frame(events: list[Event], **columns: list) -> daft.DataFrame:
         "item_id": pa.array(items, pa.string()),
         "timestamp": pa.array(times, pa.int64()),
     }
-    return daft.from_arrow(pa.table(table | columns))
+    whole = pa.table(table | columns)
+    return daft.from_arrow(whole.take(pa.array(range(len(events))[::-1], pa.int64())))  # only _row tells the order
 
 
 def rows(table: pa.Table) -> list[Event]:
