@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .artifacts import read_json, write_json
@@ -150,6 +151,9 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
         folder: A model folder as [`save_repo`] writes it.
         repo_id: `user/name`; made if it does not exist.
         private: Whether a new repo is private.
+
+    Raises:
+        HfGrError: If the folder is no model repo, or the Hub refuses or cannot be reached.
     """
     folder = Path(folder)
     for name in ("config.json", "catalog.json", "vocabulary.json", REMOTE_CODE_FILE, "README.md"):
@@ -161,10 +165,16 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
         for file in repo_files(folder)
     ]
     api = HfApi()
-    address = api.create_repo(repo_id, private=private, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*data file.*")  # items.parquet is part of the model
-        api.create_commit(repo_id, operations, commit_message="Upload model, catalogue and card")
+    try:
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*data file.*")  # items.parquet is part of the model
+            api.create_commit(repo_id, operations, commit_message="Upload model, catalogue and card")
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise HfGrError(
+            f"cannot push to {repo_id} ({reason}); check the name, the network and `hf auth login`."
+        ) from None
     return str(address)
 
 

@@ -176,8 +176,12 @@ def test_only_the_repo_goes_up(pushed):
     assert not any(b"hf_secret" in content for content in files.values())
 
 
-def test_a_folder_that_is_no_repo_is_not_pushed(tmp_path):
+def test_what_cannot_be_pushed_gets_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     folder = write_repo(tmp_path / "model")
+    for name in (REPO, "not a name"):
+        with pytest.raises(HfGrError, match=f"cannot push to {name} "):
+            push_to_hub(folder, name)
     (folder / "catalog.json").unlink()
     with pytest.raises(HfGrError, match=r"catalog\.json is missing"):
         push_to_hub(folder, REPO)
