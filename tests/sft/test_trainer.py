@@ -1,0 +1,292 @@
+"""SFT: the loss against a listing of the items, what a tiny run learns, reruns, continuation, adapters."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
+from tiny_runs import distinct_catalog, held_out, hit_rate, plain_logits, tiny_data, untied_lm
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+
+import hf_gr.sft.trainer
+from hf_gr.dataset import InteractionDataset
+from hf_gr.errors import HfGrError
+from hf_gr.evaluation.baselines import Popularity
+from hf_gr.sft import SidSFTConfig, SidSFTTrainer, sft
+from hf_gr.sft.data import IGNORED, next_item_rows
+from hf_gr.sft.trainer import sid_loss, starting_model
+from hf_gr.training import merged, tuned
+from hf_gr.vocabulary import add_vocabulary
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("sft"))
+
+
+@pytest.fixture(scope="module")
+def trained(data):
+    """A model that has learned the walk."""
+    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("trained"))))
+
+
+def log_of(model: Path) -> list[dict]:
+    return json.loads((model / "training_log.json").read_text())
+
+
+# The loss
+
+
+def listed_loss(logits, labels, catalog, vocabulary):
+    """Constrained cross-entropy, item by item, from the list of all items: (sum, codes, hits)."""
+    total, count, hits = 0.0, 0, 0
+    code_of = [{token: code for code, token in enumerate(level)} for level in vocabulary.code_ids]
+    items = [tuple(sid) for sid in catalog.codes.tolist()]
+    for row in range(len(labels)):
+        column = 0
+        while column < labels.shape[1]:
+            if labels[row, column] == IGNORED:
+                column += 1
+                continue
+            sid = ()
+            for level in range(len(code_of)):
+                following = sorted({item[level] for item in items if item[:level] == sid})
+                ids = [vocabulary.code_ids[level][code] for code in following]
+                scores = logits[row, column - 1, ids].double()
+                target = following.index(code_of[level][int(labels[row, column])])
+                total -= float(torch.log_softmax(scores, 0)[target])
+                hits += int(scores.argmax()) == target
+                sid += (following[target],)
+                count, column = count + 1, column + 1
+    return total, count, hits
+
+
+@pytest.mark.parametrize("context", ["none", "rating"])
+@pytest.mark.parametrize("catalog", [tiny_catalog(), tiny_catalog(sizes=(2, 7)), distinct_catalog()])
+@pytest.mark.parametrize("tied", [True, False])
+def test_loss_equals_the_listing(data, catalog, context, tied):
+    train = InteractionDataset.load(data.dataset).split().train
+    model = tiny_lm(Qwen3Config if tied else LlamaConfig, tie_word_embeddings=tied)
+    vocabulary = add_vocabulary(tiny_tokenizer(), model, catalog, max_history=4, context=context, histories=train)
+    rows = next_item_rows(train, catalog, vocabulary).to_list()[:8]
+    width = max(len(row["input_ids"]) for row in rows)
+    ids = torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows])
+    labels = torch.tensor([row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in rows])
+    with torch.no_grad():
+        logits = model(ids).logits
+        output = sid_loss(model, model.model(ids).last_hidden_state, labels, catalog.grammar(), vocabulary)
+    expected, count, hits = listed_loss(logits, labels, catalog, vocabulary)
+    assert float(output.loss) == pytest.approx(expected, rel=1e-5)
+    assert (int(output.count), int(output.hits)) == (count, hits)
+    assert count == int((labels != IGNORED).sum()) > 0
+
+
+def test_loss_of_a_batch_without_a_target_is_zero():
+    catalog, model = tiny_catalog(), tiny_lm()
+    vocabulary = add_vocabulary(tiny_tokenizer(), model, catalog, max_history=4)
+    labels = torch.full((2, 5), IGNORED)
+    output = sid_loss(model, torch.zeros(2, 5, 32), labels, catalog.grammar(), vocabulary)
+    assert output.loss.item() == 0 and output.count.item() == 0
+
+
+def test_padding_and_company_do_not_change_the_logged_loss(data, tmp_path):
+    """The mean is over codes: the same rows in two batches, accumulated, are one batch."""
+    losses = []
+    for batch, accumulate in ((16, 1), (8, 2)):
+        settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulate, "max_steps": 2}
+        log = log_of(sft(SidSFTConfig(**data.sft(tmp_path / f"{batch}", **settings))))
+        losses.append([entry["loss"] for entry in log if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+# Runs
+
+
+def test_a_tiny_run_learns_the_walk(data, trained):
+    cases = held_out(data)
+    split = InteractionDataset.load(data.dataset).split()
+    popular = Popularity(split.train, 40).recommend(cases.histories, 5)
+    popularity = float((popular == cases.targets[:, None]).any(axis=1).mean())
+    learned = hit_rate(trained, cases, 5)
+    assert learned > 0.6, f"HR@5 {learned:.2f} (chance .125, the pattern allows about .9)"
+    assert learned > 2 * popularity
+    accuracy = [entry["code_accuracy"] for entry in log_of(trained) if "code_accuracy" in entry]
+    assert len(accuracy) == 60
+    assert np.mean(accuracy[-5:]) > 0.7 > 0.5 > accuracy[0]
+
+
+def test_full_loss_learns_too_and_reports_tokens(data, tmp_path):
+    """TRL's own loss over the whole vocabulary: near log(vocabulary) at first, and falling."""
+    log = log_of(sft(SidSFTConfig(**data.sft(tmp_path / "full", loss="full", max_steps=25))))
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert losses[0] > 4.5  # log 290 = 5.7, where the constrained loss begins near log 4 = 1.4
+    assert losses[-1] < losses[0] - 1.5
+
+
+def test_evaluation_during_training_reports_the_held_out_loss(data, tmp_path):
+    settings = {"eval_strategy": "steps", "eval_steps": 5, "max_steps": 10, "per_device_eval_batch_size": 16}
+    log = log_of(sft(SidSFTConfig(**data.sft(tmp_path / "eval", **settings))))
+    held_out_losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert len(held_out_losses) == 2 and held_out_losses[1] < held_out_losses[0] < 3
+
+
+def test_the_second_run_trains_nothing_and_says_so(data, trained, capsys, monkeypatch):
+    settings = data.sft(trained.parent)
+    before = (trained / "model.safetensors").stat().st_mtime_ns
+
+    def trains(*_, **__):
+        raise AssertionError("a second run built a trainer")
+
+    monkeypatch.setattr(hf_gr.sft.trainer, "SidSFTTrainer", trains)
+    assert sft(SidSFTConfig(**settings)) == trained
+    assert "[sft] up to date:" in capsys.readouterr().out
+    assert (trained / "model.safetensors").stat().st_mtime_ns == before
+    sft(SidSFTConfig(**settings | {"logging_steps": 7, "save_steps": 11}))  # how it is watched changes no model
+    for change in ({"learning_rate": 1e-4}, {"max_history": 9}, {"seed": 5}, {"force": True}, {"max_steps": 61}):
+        with pytest.raises(AssertionError, match="a second run built a trainer"):
+            sft(SidSFTConfig(**settings | change))
+
+
+def test_a_changed_setting_trains_again(data, tmp_path, capsys):
+    settings = data.sft(tmp_path / "run", max_steps=2)
+    weights = []
+    for rate in (1e-3, 1e-2):
+        model = sft(SidSFTConfig(**settings | {"learning_rate": rate}))
+        assert "[sft] wrote" in capsys.readouterr().out
+        weights.append((model / "model.safetensors").read_bytes())
+    assert weights[0] != weights[1]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["model"]  # nothing of the runs is left
+
+
+def test_train_rows_only_leaves_the_rest_as_it_was(data, tmp_path):
+    config = SidSFTConfig(**data.sft(tmp_path / "rows", max_steps=3, train_rows_only=True, weight_decay=0.0))
+    start, _, vocabulary = starting_model(config, distinct_catalog(), InteractionDataset.load(data.dataset).split().train)
+    rows = torch.tensor(vocabulary.token_ids)
+    before = copy.deepcopy(start.state_dict())
+    after = AutoModelForCausalLM.from_pretrained(sft(config)).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"model.embed_tokens.weight", "lm_head.weight"}  # tied: one tensor under two names
+    difference = (before["lm_head.weight"] - after["lm_head.weight"]).abs().sum(1)
+    assert (difference[: rows[0]] == 0).all() and (difference[vocabulary.code_ids[0][0]] > 0).all()
+
+
+# Going on
+
+
+def test_continue_goes_on_where_the_model_was(data, trained, tmp_path):
+    settings = data.sft(tmp_path / "more", continue_from=str(trained), max_steps=3, learning_rate=1e-4)
+    log = log_of(sft(SidSFTConfig(**settings)))
+    first, fresh = log[0]["loss"], log_of(trained)[0]["loss"]
+    assert first < 0.7 * fresh, f"went on with a loss of {first:.2f}, from scratch it was {fresh:.2f}"
+
+
+def test_continue_refuses_a_foreign_catalogue(data, trained, tmp_path):
+    other = tiny_catalog(sizes=(4, 4, 4), seed=9)
+    other.save(tmp_path / "other")
+    settings = data.sft(tmp_path / "more", continue_from=str(trained)) | {"catalog": str(tmp_path / "other")}
+    with pytest.raises(HfGrError, match="is not the one this model was trained on"):
+        sft(SidSFTConfig(**settings))
+    assert not (tmp_path / "more" / "model").exists()
+
+
+def test_a_model_of_ours_is_not_started_over(data, trained, tmp_path):
+    settings = data.sft(tmp_path / "again", model_name_or_path=str(trained))
+    with pytest.raises(HfGrError, match="already holds SID tokens"):
+        sft(SidSFTConfig(**settings))
+
+
+# Adapters
+
+
+def adapted(data, tmp_path, **changes):
+    """Trains an adapter for some steps; returns its model, the run's base and the rows it was trained on."""
+    config = SidSFTConfig(**data.sft(tmp_path / "run", max_steps=20, learning_rate=1e-2, **changes))
+    catalog = distinct_catalog()
+    train = InteractionDataset.load(data.dataset).split().train
+    model, tokenizer, vocabulary = starting_model(config, catalog, train)
+    start = copy.deepcopy(model.state_dict())
+    base = tmp_path / "run" / "base"
+    model, adapter = tuned(model, vocabulary, config, base)
+    config.dataset_kwargs = {"skip_prepare_dataset": True}
+    rows = next_item_rows(train, catalog, vocabulary)
+    trainer = SidSFTTrainer(
+        model,
+        catalog.grammar(),
+        vocabulary,
+        args=config,
+        peft_config=adapter,
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.1
+    return trainer.accelerator.unwrap_model(trainer.model), base, start, vocabulary, rows["input_ids"][:6]
+
+
+def reloaded(plain, folder: Path):
+    plain.save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def worst(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_lora_merges_into_the_model_that_was_trained(data, tmp_path, tied):
+    source = {} if tied else {"model_name_or_path": str(untied_lm(tmp_path / "lm"))}
+    model, base, start, vocabulary, prompts = adapted(data, tmp_path, finetune="lora", **source)
+    before = plain_logits(model, prompts)
+    plain = reloaded(merged(model, base), tmp_path / "merged")
+    assert type(plain.get_output_embeddings()) is torch.nn.Linear  # an ordinary model, nothing of PEFT in it
+    assert plain.config.tie_word_embeddings is tied
+    assert worst(before, plain_logits(plain, prompts)) < 1e-4
+    untrained = AutoModelForCausalLM.from_pretrained(base)
+    assert worst(before, plain_logits(untrained, prompts)) > 0.1
+
+    weights = plain.state_dict()
+    new = torch.zeros(len(weights["lm_head.weight"]), dtype=torch.bool)
+    new[vocabulary.token_ids] = True
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        moved = (weights[name] != start[name]).any(1)
+        assert not moved[~new].any()  # the LM's own words stay
+        assert moved[list(vocabulary.code_ids[0])].all()  # codes learn
+    assert torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"]) is tied
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_qlora_merges_into_full_precision_weights(data, tmp_path, tied):
+    pytest.importorskip("bitsandbytes")
+    source = {} if tied else {"model_name_or_path": str(untied_lm(tmp_path / "lm"))}
+    model, base, start, vocabulary, prompts = adapted(data, tmp_path, finetune="qlora", **source)
+    assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
+    before = plain_logits(model, prompts)
+    plain = reloaded(merged(model, base), tmp_path / "merged")
+    assert not any(type(module).__name__ == "Linear4bit" for module in plain.modules())
+    after = plain_logits(plain, prompts)
+    untrained = plain_logits(AutoModelForCausalLM.from_pretrained(base), prompts)
+    # 4 bits move the logits a little; the adapter moves them far more, and the same way
+    assert worst(before, after) < 0.5 * worst(before, untrained)
+    weights = plain.state_dict()
+    moved = (weights["lm_head.weight"] != start["lm_head.weight"]).any(1)
+    assert moved[list(vocabulary.code_ids[0])].all() and not moved[: min(vocabulary.token_ids)].any()
+    # exactly the adapter of the run on the full-precision weights
+    from peft import PeftModel
+
+    kept = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), base.with_name("adapter"))
+    assert worst(after, plain_logits(kept, prompts)) < 1e-4
+
+
+@pytest.mark.parametrize("finetune", ["lora", "qlora"])
+def test_an_adapter_run_leaves_a_plain_model(data, tmp_path, finetune):
+    if finetune == "qlora":
+        pytest.importorskip("bitsandbytes")
+    model = sft(SidSFTConfig(**data.sft(tmp_path / "run", finetune=finetune, max_steps=40, learning_rate=1e-2)))
+    assert not list(model.glob("adapter*"))
+    assert "quantization_config" not in json.loads((model / "config.json").read_text())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["model"]
+    assert hit_rate(model, held_out(data), 5) > 0.4
