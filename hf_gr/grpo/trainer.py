@@ -153,7 +153,10 @@ def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> d
         log-probability, for rewards that rank.
     """
     group = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, trainer.accelerator.autocast():
+    with (
+        unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
+        trainer.accelerator.autocast(),
+    ):
         was_training = model.training
         model.eval()
         beams = tree_search(
@@ -168,7 +171,11 @@ def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> d
         model.train(was_training)
     codes, scores = _filled(beams.codes, beams.scores)
     tokens = torch.stack(
-        [trainer.vocabulary.level_token_ids(level, codes.device)[codes[..., level]] for level in range(codes.shape[2])], -1
+        [
+            trainer.vocabulary.level_token_ids(level, codes.device)[codes[..., level]]
+            for level in range(codes.shape[2])
+        ],
+        -1,
     )
     return {
         "prompt_ids": prompts,
@@ -203,7 +210,7 @@ def grpo(config: SidGRPOConfig) -> Path:
         return run.model
     path = resolve(config.model)
     catalog, vocabulary = SidCatalog.load(path), SidVocabulary.load(path)
-    model, tokenizer = load_lm(path)
+    model, tokenizer = load_lm(path, config.attention)
     vocabulary.check(catalog, tokenizer, config.model)
     train = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split).train
     rows = training_prompts(train, catalog, vocabulary, config.prompts_per_user)
@@ -226,19 +233,21 @@ def grpo(config: SidGRPOConfig) -> Path:
     return run.model
 
 
-def training_prompts(
-    train: Histories, catalog: SidCatalog, vocabulary: SidVocabulary, per_user: int
-) -> Dataset:
-    """Prompts from the latest `per_user` training events of each user that have an earlier one; `target` is the event."""
+def training_prompts(train: Histories, catalog: SidCatalog, vocabulary: SidVocabulary, per_user: int) -> Dataset:
+    """Prompts from the latest `per_user` training events of each user that have an earlier one; `target` is the event.
+
+    Events of items that were removed from the catalogue are left out: no rollout can reach them.
+    """
     users, ends = [], []
     for user, length in enumerate(train.lengths):
         latest = np.arange(max(1, length - per_user), length)
         users.append(np.full(len(latest), user))
         ends.append(latest)
     chosen, cut = np.concatenate(users), np.concatenate(ends)
-    prompts = vocabulary.prompts(train.cut(chosen, cut), catalog)
     targets = train.items[train.ptr[chosen] + cut]
-    return Dataset.from_dict({"prompt": prompts, "target": targets})
+    live = catalog.live[targets]
+    prompts = vocabulary.prompts(train.cut(chosen[live], cut[live]), catalog)
+    return Dataset.from_dict({"prompt": prompts, "target": targets[live]})
 
 
 def main(arguments: list[str] | None = None) -> Path:

@@ -18,10 +18,10 @@ def next_item_rows(train: Histories, catalog: SidCatalog, vocabulary: SidVocabul
 
     A history is cut from its end into windows of `max_history` + 1 events, so that the longest prompt that is asked at
     inference is also the longest that was trained. Columns `input_ids` and `labels` (lists of int); labels are the SID
-    tokens, −100 on `<items>` and on context tokens.
+    tokens, −100 on `<items>`, on context tokens, and on items that were removed from the catalogue.
     """
     tokens = vocabulary.event_tokens(train, catalog)
-    labels = _labels(tokens, vocabulary.num_levels)
+    labels = _labels(tokens, vocabulary.num_levels, catalog.live[train.items])
 
     def rows() -> Iterator[dict[str, list[int]]]:
         for start, end in zip(train.ptr[:-1], train.ptr[1:], strict=True):
@@ -35,20 +35,23 @@ def next_item_rows(train: Histories, catalog: SidCatalog, vocabulary: SidVocabul
 
 
 def held_out_rows(cases: Cases, catalog: SidCatalog, vocabulary: SidVocabulary) -> Dataset:
-    """One row per case, labels on its target only; for the evaluation loss during training."""
+    """One row per case, labels on its target only (unless it was removed); for the evaluation loss in training."""
     targets = vocabulary.item_tokens(catalog)[cases.targets]
+    labels = _labels(targets, vocabulary.num_levels, catalog.live[cases.targets])
     prompts = vocabulary.prompts(cases.histories, catalog)
     return Dataset.from_list(
         [
-            {"input_ids": [*prompt, *target], "labels": [IGNORED] * len(prompt) + target}
-            for prompt, target in zip(prompts, targets.tolist(), strict=True)
+            {"input_ids": [*prompt, *target], "labels": [IGNORED] * len(prompt) + label}
+            for prompt, target, label in zip(prompts, targets.tolist(), labels.tolist(), strict=True)
         ]
     )
 
 
-def _labels(tokens: np.ndarray, num_levels: int) -> np.ndarray:
+def _labels(tokens: np.ndarray, num_levels: int, live: np.ndarray) -> np.ndarray:
+    """Event tokens [E, L or L + 1] with −100 on context tokens and on items that are no answer (bool [E] `live`)."""
     labels = tokens.copy()
     labels[:, num_levels:] = IGNORED
+    labels[~live] = IGNORED
     return labels
 
 

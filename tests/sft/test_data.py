@@ -114,3 +114,27 @@ def test_held_out_rows_teach_their_target_only(context):
             prompt += reference_event(histories, event, vocabulary)[0]
         answer = [vocabulary.code_ids[level][code] for level, code in enumerate(CATALOG.codes[targets[user]])]
         assert row == {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
+
+
+def test_removed_items_stay_in_prompts_but_are_no_target():
+    """The grammar does not lead to them: as targets they would teach some other code."""
+    histories, vocabulary = histories_of([12, 30, 7]), PLAIN[5]
+    gone = int(histories.items[4])
+    catalog = CATALOG.removed([CATALOG.item_ids[gone]])
+    sid = vocabulary.item_tokens(CATALOG)[gone].tolist()
+
+    def without(labels):
+        spans = [range(start, start + 3) for start in range(len(labels)) if labels[start : start + 3] == sid]
+        hidden = {place for span in spans for place in span}
+        return [IGNORED if place in hidden else label for place, label in enumerate(labels)], len(spans)
+
+    removed = 0
+    for row, expected in zip(
+        next_item_rows(histories, catalog, vocabulary), reference_rows(histories, vocabulary), strict=True
+    ):
+        labels, spans = without(expected["labels"])
+        assert row == {"input_ids": expected["input_ids"], "labels": labels}
+        removed += spans
+    assert removed == (histories.items == gone).sum()
+    case = held_out_rows(Cases(histories, np.array([gone, 0, 1])), catalog, vocabulary)[0]
+    assert case["input_ids"][-3:] == sid and set(case["labels"]) == {IGNORED}

@@ -163,7 +163,9 @@ def test_a_changed_setting_trains_again(data, tmp_path, capsys):
 
 def test_train_rows_only_leaves_the_rest_as_it_was(data, tmp_path):
     config = SidSFTConfig(**data.sft(tmp_path / "rows", max_steps=3, train_rows_only=True, weight_decay=0.0))
-    start, _, vocabulary = starting_model(config, distinct_catalog(), InteractionDataset.load(data.dataset).split().train)
+    start, _, vocabulary = starting_model(
+        config, distinct_catalog(), InteractionDataset.load(data.dataset).split().train
+    )
     rows = torch.tensor(vocabulary.token_ids)
     before = copy.deepcopy(start.state_dict())
     after = AutoModelForCausalLM.from_pretrained(sft(config)).state_dict()

@@ -1,0 +1,315 @@
+"""GRPO: the policy against a listing of the items, rollouts, the KL reference, and a reward that rises."""
+
+import inspect
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tiny import tiny_catalog, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
+from tiny_runs import TinyData, distinct_catalog, tiny_data, untied_lm
+from transformers import GemmaConfig, LlamaConfig, MistralConfig, Qwen3Config
+from trl import GRPOTrainer
+
+from hf_gr.catalog import SidCatalog
+from hf_gr.dataset import InteractionDataset, write_dataset
+from hf_gr.decoding import tree_support
+from hf_gr.errors import HfGrError
+from hf_gr.grpo import SidGRPOConfig, SidGRPOTrainer, grpo
+from hf_gr.grpo.trainer import constrained_rollouts, policy_log_probs, training_prompts
+from hf_gr.models import add_inner_call
+from hf_gr.rewards import answered_items
+from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.vocabulary import SidVocabulary, add_vocabulary
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> TinyData:
+    return tiny_data(tmp_path_factory.mktemp("grpo"))
+
+
+@pytest.fixture(scope="module")
+def half_trained(data) -> Path:
+    """An SFT model that is right now and then: rewards differ within a group."""
+    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("half"), max_steps=25)))
+
+
+def log_of(model: Path) -> list[dict]:
+    return json.loads((model / "training_log.json").read_text())
+
+
+# The policy
+
+
+@torch.no_grad()
+def listed_policy(model, prompt, answer, catalog, vocabulary, temperature):
+    """Log-probability and entropy of every code of one answer, from the list of all items and a plain forward."""
+    items = [tuple(sid) for sid in catalog.codes[catalog.live].tolist()]
+    tokens = [vocabulary.code_ids[level][code] for level, code in enumerate(answer)]
+    logits = model(torch.tensor([prompt + tokens])).logits[0].double() / temperature
+    log_probs, entropies = [], []
+    for level in range(len(answer)):
+        following = sorted({item[level] for item in items if item[:level] == tuple(answer[:level])})
+        ids = [vocabulary.code_ids[level][code] for code in following]
+        row = torch.log_softmax(logits[len(prompt) - 1 + level, ids], 0)
+        log_probs.append(float(row[following.index(answer[level])]))
+        entropies.append(float(-(row.exp() * row).sum()))
+    return log_probs, entropies
+
+
+CASES = [
+    pytest.param(LlamaConfig, {}, True, id="llama, tree"),
+    pytest.param(Qwen3Config, {}, True, id="qwen3, tree"),
+    pytest.param(GemmaConfig, {}, True, id="gemma, tree"),
+    pytest.param(MistralConfig, {"sliding_window": None}, True, id="mistral without a window, tree"),
+    pytest.param(MistralConfig, {"sliding_window": 8}, False, id="mistral with a window of 8, rows"),
+    pytest.param(LlamaConfig, {"tie_word_embeddings": True}, True, id="tied llama, tree"),
+]
+
+
+@pytest.mark.parametrize(("config_class", "overrides", "tree"), CASES)
+@pytest.mark.parametrize("removed", [False, True])
+def test_policy_equals_the_listing(config_class, overrides, tree, removed):
+    catalog = tiny_catalog()
+    model = tiny_lm(config_class, **overrides)
+    vocabulary = add_vocabulary(tiny_tokenizer(), model, catalog, max_history=10)
+    catalog = catalog.removed([f"i{item:03d}" for item in range(0, 20)]) if removed else catalog
+    random = np.random.default_rng(0)
+    tokens = vocabulary.item_tokens(catalog)
+    histories = [random.integers(0, 40, length) for length in (4, 0, 6, 4)]
+    prompts = [[vocabulary.start_id, *tokens[history].ravel().tolist()] for history in histories]
+    group, live = 5, np.flatnonzero(catalog.live)
+    answers = [catalog.codes[random.choice(live)].tolist() for _ in range(group * len(prompts))]
+    width = max(map(len, prompts))
+    assert tree_support(model, width + 3)[0] is tree
+
+    rows = [prompt for prompt in prompts for _ in range(group)]
+    order = random.permutation(len(rows))  # TRL shuffles: a prompt's rollouts need not stand together
+    rows, answers = [rows[i] for i in order], [answers[i] for i in order]
+    add_inner_call(model)
+    log_probs, entropies = policy_log_probs(
+        model,
+        model,
+        torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in rows]),
+        torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in rows]),
+        torch.tensor([[vocabulary.code_ids[level][code] for level, code in enumerate(answer)] for answer in answers]),
+        catalog.grammar(),
+        vocabulary,
+        temperature=0.7,
+    )
+    assert log_probs.shape == entropies.shape == (20, 3) and log_probs.dtype == torch.float32
+    for row, (prompt, answer) in enumerate(zip(rows, answers, strict=True)):
+        expected = listed_policy(model, prompt, answer, catalog, vocabulary, 0.7)
+        assert log_probs[row].tolist() == pytest.approx(expected[0], abs=1e-4)
+        assert entropies[row].tolist() == pytest.approx(expected[1], abs=1e-4)
+
+
+def test_policy_gradients_are_the_same_by_tree_and_by_rows(monkeypatch):
+    gradients = []
+    for supported in (True, False):
+        monkeypatch.setattr("hf_gr.grpo.trainer.tree_support", lambda *_, supported=supported: (supported, ""))
+        catalog, model = tiny_catalog(), tiny_lm()
+        vocabulary = add_vocabulary(tiny_tokenizer(), model, catalog, max_history=10)
+        tokens = torch.from_numpy(vocabulary.item_tokens(catalog))
+        prompt = torch.cat([torch.tensor([vocabulary.start_id]), tokens[[3, 9, 1]].flatten()])
+        prompts, answers = prompt.expand(6, -1), tokens[[0, 5, 7, 7, 30, 2]]
+        add_inner_call(model)
+        log_probs, _ = policy_log_probs(
+            model, model, prompts, torch.ones_like(prompts), answers, catalog.grammar(), vocabulary, 1.0
+        )
+        (log_probs * torch.arange(6)[:, None]).sum().backward()
+        gradients.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-4), name
+    assert any(gradient.abs().max() > 1e-2 for gradient in gradients[0].values())
+
+
+def test_trl_still_has_the_method_that_we_replace():
+    """`SidGRPOTrainer` replaces one internal of TRL; if it moves, that must not pass in silence."""
+    theirs = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
+    ours = inspect.signature(SidGRPOTrainer._get_per_token_logps_and_entropies).parameters
+    used = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
+    assert list(theirs)[: len(used)] == used
+    assert [name for name in ours if name != "_"] == used
+    for name in ("batch_size", "compute_entropy"):
+        assert ours[name].default == theirs[name].default
+    source = inspect.getsource(GRPOTrainer)
+    assert source.count("self._get_per_token_logps_and_entropies(") == 4, "TRL scores policies in other places now"
+    assert "rollout_func" in inspect.signature(GRPOTrainer.__init__).parameters
+
+
+# Prompts and rollouts
+
+
+def test_prompts_are_the_latest_training_events(data):
+    catalog, train = distinct_catalog(), InteractionDataset.load(data.dataset).split().train
+    vocabulary = add_vocabulary(tiny_tokenizer(), tiny_lm(), catalog, max_history=3)
+    tokens = vocabulary.item_tokens(catalog)
+    for per_user in (1, 3):
+        expected = []
+        for history in train:
+            for cut in range(max(1, len(history) - per_user), len(history)):
+                prompt = [vocabulary.start_id, *tokens[history[:cut][-3:]].ravel().tolist()]
+                expected.append({"prompt": prompt, "target": int(history[cut])})
+        assert training_prompts(train, catalog, vocabulary, per_user).to_list() == expected
+        gone = expected[0]["target"]
+        left = training_prompts(train, catalog.removed([catalog.item_ids[gone]]), vocabulary, per_user).to_list()
+        assert left == [row for row in expected if row["target"] != gone] != expected
+
+
+def trainer_of(catalog, tmp_path, prompts=None, model=None, **changes) -> SidGRPOTrainer:
+    """A trainer on a model with random weights; reward and reference are not looked at."""
+    model = model or tiny_lm()
+    tokenizer = tiny_tokenizer()
+    vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10)
+    tokens = vocabulary.item_tokens(catalog)
+    prompts = prompts or [[vocabulary.start_id, *tokens[[item, 3]].ravel().tolist()] for item in range(6)]
+    rows = Dataset.from_dict({"prompt": prompts, "target": [5] * len(prompts)})
+    settings = {"num_generations": 8, "per_device_train_batch_size": 16, "beta": 0.0, "max_steps": 1} | changes
+    data = TinyData(Path(), Path())
+    config = SidGRPOConfig(**data.grpo(tmp_path / "run", Path(), **settings))
+    return SidGRPOTrainer(
+        model, catalog.grammar(), vocabulary, args=config, train_dataset=rows, processing_class=tokenizer
+    )
+
+
+@pytest.mark.parametrize("rollout", ["sample", "beam"])
+def test_rollouts_are_live_items_g_for_each_prompt(tmp_path, rollout):
+    catalog = tiny_catalog().removed([f"i{item:03d}" for item in range(10)])
+    trainer = trainer_of(catalog, tmp_path, rollout=rollout)
+    trainer.model.train()
+    prompts = [row["prompt"] for row in trainer.train_dataset.select(range(3)) for _ in range(8)]
+    torch.manual_seed(0)
+    out = constrained_rollouts(prompts, trainer)
+    assert trainer.model.training  # as it was
+    assert out["prompt_ids"] == prompts and len(out["completion_ids"]) == len(out["rollout_score"]) == 24
+    assert {len(completion) for completion in out["completion_ids"]} == {3}
+    items = answered_items(out["completion_ids"], trainer.grammar, trainer.vocabulary)
+    assert (items >= 0).all() and catalog.live[items].all()
+    for start in range(0, 24, 8):
+        group = {tuple(completion) for completion in out["completion_ids"][start : start + 8]}
+        scores = out["rollout_score"][start : start + 8]
+        assert len(group) == 8 if rollout == "beam" else 2 <= len(group) <= 8
+        assert scores == sorted(scores, reverse=True) if rollout == "beam" else scores != sorted(scores, reverse=True)
+        for completion, score in zip(out["completion_ids"][start : start + 8], scores, strict=True):
+            answer = trainer.vocabulary.codes_of(torch.tensor([completion]))[0].tolist()
+            log_probs, _ = listed_policy(trainer.model, prompts[start], answer, catalog, trainer.vocabulary, 1.0)
+            assert score == pytest.approx(sum(log_probs), abs=1e-3)
+
+
+def test_beams_beyond_the_catalogue_repeat_the_best_answer(tmp_path):
+    catalog = SidCatalog.from_codes(np.array([[0, 0], [0, 1], [1, 1]]), tiny_items(3), (2, 2))
+    prompts = [[259, 260, 263]]
+    trainer = trainer_of(catalog, tmp_path, prompts=prompts, rollout="beam")
+    out = constrained_rollouts(prompts * 8, trainer)
+    completions = [tuple(completion) for completion in out["completion_ids"]]
+    assert len(set(completions)) == 3 and completions[3:] == completions[:1] * 5
+    assert np.isfinite(out["rollout_score"]).all()
+
+
+def test_a_group_that_would_be_torn_apart_is_refused(tmp_path):
+    """On two devices of 12 rollouts TRL is content (24 = 3 × 8), but a prompt's 8 would straddle them."""
+    catalog = tiny_catalog()
+    model, tokenizer = tiny_lm(), tiny_tokenizer()
+    vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10)
+    settings = {"num_generations": 8, "per_device_train_batch_size": 16, "beta": 0.0}
+    config = SidGRPOConfig(**TinyData(Path(), Path()).grpo(tmp_path, Path(), **settings))
+    config.per_device_train_batch_size = 12
+    with pytest.raises(HfGrError, match=r"12 is no multiple of num_generations = 8.*choose a multiple"):
+        SidGRPOTrainer(
+            model,
+            catalog.grammar(),
+            vocabulary,
+            args=config,
+            train_dataset=Dataset.from_dict({"prompt": [[vocabulary.start_id]], "target": [0]}),
+            processing_class=tokenizer,
+        )
+
+
+def test_rollouts_refuse_a_model_that_has_no_tree(tmp_path):
+    model = tiny_lm(MistralConfig, sliding_window=6)
+    trainer = trainer_of(tiny_catalog(), tmp_path, model=model)
+    prompts = [row["prompt"] for row in trainer.train_dataset for _ in range(8)]
+    with pytest.raises(HfGrError, match="sliding window of 6 is shorter"):
+        constrained_rollouts(prompts, trainer)
+
+
+def test_an_unknown_reward_is_refused(tmp_path):
+    with pytest.raises(HfGrError, match="no reward is called 'joy'; there are: exact, ranking"):
+        trainer_of(tiny_catalog(), tmp_path, rewards=["joy"])
+
+
+# The reference
+
+
+@pytest.mark.parametrize("finetune", ["full", "lora"])
+@pytest.mark.parametrize("start", ["full", "lora", "untied"])
+def test_kl_is_zero_before_the_first_step(data, tmp_path, start, finetune):
+    """The reference is the SFT policy, whichever way that and this run tune their weights."""
+    source = {"model_name_or_path": str(untied_lm(tmp_path / "lm"))} if start == "untied" else {}
+    way = "lora" if start == "lora" else "full"
+    model = sft(SidSFTConfig(**data.sft(tmp_path / "sft", max_steps=10, finetune=way, **source)))
+    settings = data.grpo(tmp_path / "grpo", model, beta=0.1, finetune=finetune, max_steps=3, learning_rate=1e-2)
+    log = [entry for entry in log_of(grpo(SidGRPOConfig(**settings))) if "kl" in entry]
+    assert abs(log[0]["kl"]) < 1e-6
+    assert log[-1]["kl"] > 1e-3  # it is measured: the policy has moved
+
+
+def test_qlora_takes_its_own_quantised_start_for_reference(data, half_trained, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    settings = data.grpo(tmp_path / "grpo", half_trained, beta=0.1, finetune="qlora", max_steps=3, learning_rate=1e-2)
+    model = grpo(SidGRPOConfig(**settings))
+    log = [entry for entry in log_of(model) if "kl" in entry]
+    assert abs(log[0]["kl"]) < 1e-4 and log[-1]["kl"] > 1e-3  # arithmetic is bf16
+    assert "quantization_config" not in json.loads((model / "config.json").read_text())
+
+
+# Runs
+
+
+def test_a_tiny_run_raises_the_reward(data, half_trained, tmp_path):
+    """The same four prompts in every step."""
+    few = TinyData(tmp_path / "few", data.catalog)
+    write_dataset(few.dataset, tiny_interactions(num_users=4, seed=3), tiny_items(), source="Made for tests.")
+    settings = {"max_steps": 40, "learning_rate": 1e-3, "beta": 0.0, "rewards": ["exact"]}
+    log = log_of(grpo(SidGRPOConfig(**few.grpo(tmp_path / "grpo", half_trained, **settings))))
+    rewards = [entry["reward"] for entry in log if "reward" in entry]
+    assert len(rewards) == 40
+    first, last = np.mean(rewards[:8]), np.mean(rewards[-8:])
+    assert last > first + 0.15, f"mean exact reward went from {first:.2f} to {last:.2f}"
+
+
+@pytest.mark.parametrize("changes", [{"rollout": "beam"}, {"gradient_accumulation_steps": 2, "num_iterations": 2}])
+def test_other_settings_run_with_finite_numbers(data, half_trained, tmp_path, changes):
+    settings = data.grpo(tmp_path / "grpo", half_trained, max_steps=4, per_device_train_batch_size=16, **changes)
+    log = [entry for entry in log_of(grpo(SidGRPOConfig(**settings))) if "grad_norm" in entry]
+    assert len(log) == 4
+    assert all(np.isfinite([entry["loss"], entry["grad_norm"], entry["kl"], entry["entropy"]]).all() for entry in log)
+    assert max(entry["grad_norm"] for entry in log) > 0
+
+
+def test_the_second_run_trains_nothing_and_says_so(data, half_trained, tmp_path, capsys):
+    settings = data.grpo(tmp_path / "grpo", half_trained, max_steps=2)
+    model = grpo(SidGRPOConfig(**settings))
+    assert [path.name for path in (tmp_path / "grpo").iterdir()] == ["model"]
+    written = (model / "model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    assert grpo(SidGRPOConfig(**settings)) == model
+    assert "[grpo] up to date:" in capsys.readouterr().out
+    assert (model / "model.safetensors").stat().st_mtime_ns == written
+    grpo(SidGRPOConfig(**settings | {"rewards": ["exact"]}))
+    assert "[grpo] wrote" in capsys.readouterr().out
+    assert SidVocabulary.load(model) == SidVocabulary.load(half_trained)
+
+
+def test_a_model_whose_catalogue_was_swapped_is_refused(data, half_trained, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in half_trained.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    tiny_catalog(seed=5).save(model)
+    with pytest.raises(HfGrError, match="is not the one this model was trained on"):
+        grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", model)))
