@@ -61,6 +61,11 @@ class SidCatalog:
         if (codes < 0).any() or (codes >= np.array(codebook_sizes)).any():
             row = int(np.flatnonzero((codes < 0) | (codes >= np.array(codebook_sizes)))[0] // codes.shape[1])
             raise HfGrError(f"item row {row} has SID {codes[row].tolist()}, outside the codebook sizes {list(codebook_sizes)}.")
+        if popularity is not None and len(popularity) != len(codes):
+            raise HfGrError(f"popularity has {len(popularity)} entries, but there are {len(codes)} items.")
+        if code_vectors and [len(vectors) for vectors in code_vectors] != list(codebook_sizes):
+            found = [len(vectors) for vectors in code_vectors]
+            raise HfGrError(f"there are {found} code vectors, but the codebook sizes are {list(codebook_sizes)}.")
         return cls(
             codes,
             tuple(int(size) for size in codebook_sizes),
@@ -144,14 +149,14 @@ class SidCatalog:
                 raise HfGrError(f"{folder / name} is missing; write the catalogue again with `hf-gr quantize`.")
         with safe_open(folder / "catalog.safetensors", framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        vectors = sorted(name for name in tensors if name.startswith("code_vectors."))
+        vectors = sum(name.startswith("code_vectors.") for name in tensors)
         catalog = cls(
             tensors["codes"],
             tuple(description["codebook_sizes"]),
             check_items(pq.read_table(folder / "items.parquet"), folder / "items.parquet"),
             tensors["popularity"],
             tensors["live"].astype(bool),
-            tuple(tensors[name] for name in vectors),
+            tuple(tensors[f"code_vectors.{level}"] for level in range(vectors)),
         )
         if catalog.fingerprint != description["fingerprint"]:
             raise HfGrError(

@@ -194,7 +194,7 @@ class SidGrammar:
         for wanted, unwanted in zip(allow, denied, strict=True):
             kept = np.empty(0, np.int64) if wanted is None else np.unique(position[np.asarray(wanted, np.int64)])
             allowed.append(np.setdiff1d(kept[kept < n], unwanted, assume_unique=True))
-        restricted = torch.tensor([wanted is not None for wanted in allow])
+        restricted = torch.tensor([wanted is not None for wanted in allow], dtype=torch.bool)
         return ItemFilter(_pad(denied, n), _pad(allowed, n), restricted).to(self.device)
 
     def live_items(self, item_filter: ItemFilter) -> torch.Tensor:

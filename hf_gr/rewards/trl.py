@@ -20,7 +20,9 @@ def answered_items(completion_ids: list[list[int]], grammar: SidGrammar, vocabul
 
     Reads ids through the grammar, never text: SID tokens are special, so decoded completions are empty.
     """
-    tokens = torch.tensor(completion_ids, device=grammar.device)[:, : grammar.num_levels]
+    levels = grammar.num_levels
+    padded = [[*ids[:levels], *[-1] * (levels - len(ids))] for ids in completion_ids]  # −1 is no token
+    tokens = torch.tensor(padded, dtype=torch.int64, device=grammar.device)
     items = grammar.items(grammar.walk(vocabulary.codes_of(tokens)))
     return items[:, 0].cpu().numpy() if items.shape[1] else np.full(len(items), -1)
 

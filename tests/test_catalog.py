@@ -1,0 +1,139 @@
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny import tiny_catalog, tiny_items
+
+from hf_gr.catalog import CATALOG_FILES, SidCatalog
+from hf_gr.errors import HfGrError
+
+
+def assert_same(found: SidCatalog, expected: SidCatalog) -> None:
+    assert found.codebook_sizes == expected.codebook_sizes
+    assert found.items.to_pylist() == expected.items.to_pylist()
+    assert found.fingerprint == expected.fingerprint
+    for name in ("codes", "popularity", "live"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert np.array_equal(one, other) and one.dtype == other.dtype, name
+    assert len(found.code_vectors) == len(expected.code_vectors)
+    for one, other in zip(found.code_vectors, expected.code_vectors, strict=True):
+        assert np.array_equal(one, other) and one.dtype == np.float32
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (1,), tuple(range(2, 14))])
+def test_what_is_saved_is_loaded(sizes, tmp_path):
+    catalog = tiny_catalog(sizes=sizes).removed(["i003", "i017"])
+    catalog.save(tmp_path / "new" / "catalog")
+    assert sorted(p.name for p in (tmp_path / "new" / "catalog").iterdir()) == sorted(CATALOG_FILES)
+    assert_same(SidCatalog.load(tmp_path / "new" / "catalog"), catalog)
+    assert json.loads((tmp_path / "new" / "catalog" / "catalog.json").read_text())["live_items"] == 38
+
+
+def test_code_vectors_may_be_unknown_and_strided(tmp_path):
+    catalog = tiny_catalog()
+    wide = np.arange(64, dtype=np.float64).reshape(4, 16)
+    strided = SidCatalog.from_codes(catalog.codes[:, ::-1], catalog.items, (4, 4, 4), None, [wide[:, ::2]] * 3)
+    strided.save(tmp_path)
+    assert np.array_equal(SidCatalog.load(tmp_path).codes, catalog.codes[:, ::-1])
+    assert np.array_equal(SidCatalog.load(tmp_path).code_vectors[2], wide[:, ::2])
+    bare = SidCatalog.from_codes(catalog.codes, catalog.items, (4, 4, 4))
+    bare.save(tmp_path)
+    assert SidCatalog.load(tmp_path).code_vectors == () and not SidCatalog.load(tmp_path).popularity.any()
+
+
+def test_fingerprint_is_of_ids_and_sids_only():
+    catalog = tiny_catalog()
+    titles = catalog.items.set_column(1, "title", pa.array(["other"] * len(catalog)))
+    same = [
+        SidCatalog.from_codes(catalog.codes.astype(np.int64), titles, [4, 4, 4]),
+        catalog.removed(["i000"]),
+    ]
+    assert {c.fingerprint for c in same} == {catalog.fingerprint}
+    codes = catalog.codes.copy()
+    codes[5, 1] = (codes[5, 1] + 1) % 4
+    ids = catalog.items.set_column(0, "item_id", pa.array([f"j{row}" for row in range(len(catalog))]))
+    others = [
+        SidCatalog.from_codes(codes, catalog.items, (4, 4, 4)),
+        SidCatalog.from_codes(catalog.codes, ids, (4, 4, 4)),
+        SidCatalog.from_codes(catalog.codes, catalog.items, (4, 4, 5)),
+    ]
+    assert len({c.fingerprint for c in [catalog, *others]}) == 4
+
+
+@pytest.mark.parametrize("name", ["items.parquet", "catalog.safetensors"])
+def test_files_of_two_catalogues_are_refused(name, tmp_path):
+    tiny_catalog(seed=0).save(tmp_path / "one")
+    other = SidCatalog.from_codes(
+        tiny_catalog(seed=1).codes, tiny_items(40).set_column(0, "item_id", pa.array(map(str, range(40)))), (4, 4, 4)
+    )
+    other.save(tmp_path / "two")
+    shutil.copy(tmp_path / "two" / name, tmp_path / "one" / name)
+    with pytest.raises(HfGrError, match=r"one: items.parquet and catalog.safetensors do not belong together") as error:
+        SidCatalog.load(tmp_path / "one")
+    assert tiny_catalog(seed=0).fingerprint in str(error.value) and "write the catalogue again" in str(error.value)
+
+
+def test_reordered_items_are_refused(tmp_path):
+    catalog = tiny_catalog()
+    catalog.save(tmp_path)
+    pq.write_table(catalog.items.take(np.arange(len(catalog))[::-1]), tmp_path / "items.parquet")
+    with pytest.raises(HfGrError, match="do not belong together"):
+        SidCatalog.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", CATALOG_FILES)
+def test_a_missing_file_is_named(name, tmp_path):
+    tiny_catalog().save(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(HfGrError, match=f"{name} is missing"):
+        SidCatalog.load(tmp_path)
+
+
+def test_removed_items_are_no_answer_but_keep_their_sid():
+    catalog = tiny_catalog()
+    fewer = catalog.removed(["i001", "i005"]).removed(["i001"])
+    assert np.flatnonzero(~fewer.live).tolist() == [1, 5] and catalog.live.all()
+    assert np.array_equal(fewer.codes, catalog.codes) and len(fewer) == 40
+    grammar = fewer.grammar()
+    assert grammar.num_items == 38
+    assert grammar.num_sids == len({tuple(sid) for row, sid in enumerate(fewer.codes.tolist()) if row not in (1, 5)})
+    with pytest.raises(HfGrError, match="item 'nobody' is not in the catalogue of 40 items; nothing was removed"):
+        catalog.removed(["i001", "nobody"])
+    with pytest.raises(HfGrError, match="no live item; add items"):
+        catalog.removed(catalog.item_ids).grammar()
+
+
+def test_rows_and_columns():
+    catalog = tiny_catalog()
+    assert catalog.num_levels == 3 and len(catalog) == 40
+    assert [catalog.item_ids[row] for row in catalog.row_of.values()] == list(catalog.row_of)
+    assert catalog.titles[7] == "Title 7" and catalog.categories[7] == ["odd"]
+    bare = SidCatalog.from_codes(catalog.codes, catalog.items.drop_columns(["categories"]), (4, 4, 4))
+    assert bare.categories == [[]] * 40
+
+
+ITEMS = tiny_items(3)
+CODES = np.array([[0, 1], [1, 1], [0, 0]])
+
+
+def test_parts_that_do_not_agree_are_refused():
+    for codes in (CODES[:2], CODES[:, :1], CODES[:, 0], CODES[..., None]):
+        with pytest.raises(HfGrError, match="but 3 items on 2 levels are needed") as error:
+            SidCatalog.from_codes(codes, ITEMS, (2, 2))
+        assert f"shape {codes.shape}" in str(error.value)
+    for bad, sid in ((2, r"\[1, 2\]"), (-1, r"\[1, -1\]")):
+        codes = CODES.copy()
+        codes[1, 1] = bad
+        with pytest.raises(HfGrError, match=rf"item row 1 has SID {sid}, outside the codebook sizes \[2, 2\]"):
+            SidCatalog.from_codes(codes, ITEMS, (2, 2))
+    with pytest.raises(HfGrError, match="popularity has 2 entries, but there are 3 items"):
+        SidCatalog.from_codes(CODES, ITEMS, (2, 2), popularity=np.zeros(2))
+    for vectors in ([np.zeros((2, 5))], [np.zeros((2, 5)), np.zeros((3, 5))]):
+        with pytest.raises(HfGrError, match=r"code vectors, but the codebook sizes are \[2, 2\]"):
+            SidCatalog.from_codes(CODES, ITEMS, (2, 2), code_vectors=vectors)
+    with pytest.raises(HfGrError, match="catalogue items: item_id 'i000' occurs 3 times"):
+        SidCatalog.from_codes(CODES, ITEMS.set_column(0, "item_id", pa.array(["i000"] * 3)), (2, 2))
+    assert_same(SidCatalog.from_codes(CODES, ITEMS, (2, 2)), SidCatalog.from_codes(CODES, ITEMS, [2, 2], np.zeros(3)))
