@@ -90,7 +90,7 @@ class SidVocabulary:
         for value in known:
             if value not in self.context_ids:
                 raise HfGrError(
-                    f"{self.context} {value!r} is not among those the model knows ({', '.join(self.context_ids)})."
+                    f"{self.context} {str(value)!r} is not among those the model knows ({', '.join(self.context_ids)})."
                 )
         return np.array([self.context_ids[value] for value in known], np.int64)[inverse]
 
@@ -232,6 +232,8 @@ def _start_rows(
         if row_start == "random":
             continue
         for level, ids in enumerate(vocabulary.code_ids):
+            if len(ids) == 1:
+                continue  # one code has no spread to bring to scale: it stays drawn
             if row_start == "codes":
                 directions = _projected(catalog, level, weight.shape[1], generator)
             else:

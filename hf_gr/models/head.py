@@ -38,7 +38,7 @@ def add_inner_call(model: PreTrainedModel) -> None:
     """
     original = model.forward
 
-    @functools.wraps(type(model).forward)
+    @functools.wraps(original)
     def forward(*args: Any, inner: Callable[[torch.Tensor], Any] | None = None, **kwargs: Any) -> Any:
         if inner is None:
             return original(*args, **kwargs)
