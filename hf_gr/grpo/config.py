@@ -33,10 +33,12 @@ class SidGRPOConfig(AdapterArguments, GRPOConfig):
     num_generations: int | None = field(default=16, metadata={"help": "G, rollouts a prompt."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Rollouts per device: prompts × G."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
-    beta: float = field(default=1e-3, metadata={"help": "Weight of the KL divergence to the SFT policy; 0: no reference."})
+    beta: float = field(
+        default=1e-3, metadata={"help": "Weight of the KL divergence to the SFT policy; 0: no reference."}
+    )
     logging_steps: float = field(default=1, metadata={"help": "Steps between log lines."})
     save_steps: float = field(default=0.25, metadata={"help": "Steps between checkpoints, or a share of all below 1."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept while training."})
-    report_to: str | list[str] = field(default="none", metadata={"help": "Experiment trackers."})
+    report_to: None | str | list[str] = field(default="none", metadata={"help": "Experiment trackers."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     bf16: bool | None = field(default=True, metadata={"help": "bf16 arithmetic over float32 master weights."})

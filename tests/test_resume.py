@@ -1,0 +1,139 @@
+"""Training killed by SIGKILL and started again with the same command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny_runs import TinyData, arguments, tiny_data
+
+from hf_gr.artifacts import fingerprint
+from hf_gr.cli import main
+from hf_gr.grpo import SidGRPOConfig, grpo
+from hf_gr.sft import SidSFTConfig, sft
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 10}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> TinyData:
+    return tiny_data(tmp_path_factory.mktemp("resume"))
+
+
+def start_and_kill(command: list[str], output: Path) -> int:
+    """Runs a command until its first checkpoint is complete and kills its process group; returns that step."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hf_gr.cli", *command],
+        start_new_session=True,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for _ in range(12_000):
+            if (found := list(output.glob("run-*/checkpoint-*/trainer_state.json"))) or process.poll() is not None:
+                break
+            time.sleep(0.01)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        errors = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, f"ended by itself with {process.returncode}: {errors[-2000:]}"
+    assert found, "no checkpoint within two minutes"
+    return max(int(file.parent.name.split("-")[1]) for file in found)
+
+
+def log_of(model: Path) -> list[dict]:
+    return json.loads((model / "training_log.json").read_text())
+
+
+def check_resumed(station: str, settings: dict, unkilled: Path, capsys) -> None:
+    """Kills a run, starts it again, and compares its end with that of a run that was left alone."""
+    output = Path(settings["output_dir"])
+    command = [station, *arguments(settings)]
+    old = fingerprint(output / "model")
+    saved = start_and_kill(command, output)
+    assert fingerprint(output / "model") == old  # what an earlier run has made stays whole
+    assert 0 < saved < settings["max_steps"]
+
+    capsys.readouterr()
+    main(command)
+    printed = capsys.readouterr().out
+    assert f"[{station}] resuming from {output}" in printed and f"[{station}] wrote {output / 'model'}" in printed
+    assert [path.name for path in output.iterdir()] == ["model"]
+
+    log, expected = log_of(output / "model"), log_of(unkilled)
+    assert log[-1]["step"] == expected[-1]["step"] == settings["max_steps"]
+    steps = [entry["step"] for entry in log if "grad_norm" in entry]
+    assert steps == list(range(1, settings["max_steps"] + 1))  # every step once: some before the kill, some after
+    weights, reference = (load_file(folder / "model.safetensors") for folder in (output / "model", unkilled))
+    assert weights.keys() == reference.keys()
+    for name in weights:  # same data, optimizer and random state: the very same model but for rounding
+        assert (weights[name] - reference[name]).abs().max() < 1e-3, name
+
+
+def earlier_model(data: TinyData, output: Path) -> None:
+    sft(SidSFTConfig(**data.sft(output, max_steps=1)))
+
+
+def test_sft_goes_on_from_its_checkpoint(data, tmp_path, capsys):
+    earlier_model(data, tmp_path / "run")
+    settings = data.sft(tmp_path / "run", max_steps=100, **SAVING)
+    unkilled = sft(SidSFTConfig(**data.sft(tmp_path / "unkilled", max_steps=100)))
+    check_resumed("sft", settings, unkilled, capsys)
+
+
+def test_grpo_goes_on_from_its_checkpoint(data, tmp_path, capsys):
+    start = sft(SidSFTConfig(**data.sft(tmp_path / "start", max_steps=20)))
+    earlier_model(data, tmp_path / "run")
+    settings = data.grpo(tmp_path / "run", start, max_steps=60, learning_rate=1e-4, **SAVING)
+    unkilled = grpo(SidGRPOConfig(**data.grpo(tmp_path / "unkilled", start, max_steps=60, learning_rate=1e-4)))
+    check_resumed("grpo", settings, unkilled, capsys)
+
+
+def test_a_changed_setting_never_goes_on_from_a_foreign_checkpoint(data, tmp_path, capsys):
+    settings = data.sft(tmp_path / "run", max_steps=6, save_strategy="steps", save_steps=2)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_, **__):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("hf_gr.training.Run.finish", kill)
+        sft(SidSFTConfig(**settings))
+    assert list((tmp_path / "run").glob("run-*/checkpoint-6"))
+    capsys.readouterr()
+    model = sft(SidSFTConfig(**settings | {"learning_rate": 1e-4}))
+    assert "resuming" not in capsys.readouterr().out
+    assert [entry["step"] for entry in log_of(model) if "grad_norm" in entry] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_torn_checkpoint_is_passed_over(data, tmp_path, capsys):
+    """The trainer writes its state last: a folder without it was cut off."""
+    settings = data.sft(tmp_path / "run", max_steps=6, save_strategy="steps", save_steps=2)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_, **__):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("hf_gr.training.Run.finish", kill)
+        sft(SidSFTConfig(**settings))
+    (state,) = (tmp_path / "run").glob("run-*/checkpoint-6/trainer_state.json")
+    state.unlink()
+    capsys.readouterr()
+    model = sft(SidSFTConfig(**settings))
+    assert f"resuming from {state.parents[1] / 'checkpoint-4'}" in capsys.readouterr().out
+    assert log_of(model)[-1]["step"] == 6
