@@ -20,10 +20,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from .artifacts import read_json, write_json
 from .catalog import SidCatalog
 from .errors import HfGrError
-from .pipeline import TASK
 from .vocabulary import SidVocabulary
 
 
+PIPELINE_TAG = "generative-recommendation"  # the task that hf_gr/pipeline.py registers
 REMOTE_TASK = "generative-recommender-remote"
 REMOTE_CODE_FILE = "gr_pipeline.py"
 _REPO_PLACEHOLDER = "your-name/your-model"
@@ -213,7 +213,7 @@ def _card(
     data = ModelCardData(
         license="unknown",
         library_name="hf_gr",
-        pipeline_tag=TASK,
+        pipeline_tag=PIPELINE_TAG,
         tags=["hf_gr", "recommendation", "generative-recommendation", "semantic-ids"],
         base_model=base_model if on_hub else None,
     )
@@ -226,7 +226,7 @@ def _card(
         made_from=base if on_hub else Path(base).name,  # never a path of the machine it was trained on
         max_history=vocabulary.max_history,
         context="" if vocabulary.context == "none" else f", each with its {vocabulary.context}",
-        task=TASK,
+        task=PIPELINE_TAG,
         repo=_REPO_PLACEHOLDER,
         example=", ".join(json.dumps(item_id) for item_id in catalog.item_ids[:2]),
         measured=_NOT_EVALUATED if metrics is None else _measured(metrics),

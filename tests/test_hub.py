@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, pipeline
 from hf_gr.dataset import write_dataset
 from hf_gr.errors import HfGrError
 from hf_gr.evaluation import EvaluateConfig, evaluate
-from hf_gr.hub import push_to_hub, save_repo, update_card
+from hf_gr.hub import PIPELINE_TAG, push_to_hub, save_repo, update_card
 from hf_gr.vocabulary import add_vocabulary
 
 
@@ -246,3 +246,9 @@ def test_without_the_package_the_remote_code_says_what_to_install(pushed, tmp_pa
     code = f"import sys; sys.modules['hf_gr'] = None\nexec(open({str(folder / 'gr_pipeline.py')!r}).read())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert "pip install hf-gr" in done.stderr.splitlines()[-1]
+
+
+def test_the_card_names_the_registered_task():
+    from hf_gr.pipeline import TASK
+
+    assert PIPELINE_TAG == TASK

@@ -22,9 +22,9 @@ ACCELERATE_CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 FLOORS = [
     {"errors", "artifacts", "offline"},
     {"dataset", "catalog", "vocabulary", "grammar", "branches", "evaluation.metrics"},
-    {"quantizers", "embedding", "decoding", "models"},
+    {"quantizers", "embedding", "decoding", "models", "hub"},
     {"training", "rewards", "sft", "grpo", "interests", "retrieval"},
-    {"evaluation", "pipeline", "hub", "batch"},
+    {"evaluation", "pipeline", "batch"},
     {"serving", "cli", "__init__"},
 ]
 

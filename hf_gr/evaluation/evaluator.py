@@ -58,6 +58,10 @@ class EvaluateConfig:
     part: Literal["test", "validation"] = field(default="test", metadata={"help": "Which held-out part is predicted."})
     num_beams: int = field(default=50, metadata={"help": "Beams of the search, at least `top_k`."})
     top_k: int = field(default=50, metadata={"help": "Length of the lists; metrics at larger K are left out."})
+    dtype: Literal["auto", "float32", "bfloat16"] = field(
+        default="auto",
+        metadata={"help": "Arithmetic of the model: as it was saved, or another (bfloat16 is fast on CPUs with AMX)."},
+    )
     batch_size: int = field(default=32, metadata={"help": "Histories per call of the model, on each process."})
     max_users: int | None = field(
         default=None, metadata={"help": "Judge a seeded random sample of so many users; none: all of them."}
@@ -226,7 +230,7 @@ def _all_lists(
     if world is not None:
         from ..decoding.recommender import Recommender
 
-        recommender = Recommender.from_pretrained(str(paths["model"]))
+        recommender = Recommender.from_pretrained(str(paths["model"]), dtype=config.dtype)
         rows = _catalogue_rows(recommender, dataset)
         codes = np.full((dataset.num_items, recommender.catalog.codes.shape[1]), -1, np.int64)
         codes[rows] = recommender.catalog.codes

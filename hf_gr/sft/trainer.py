@@ -144,14 +144,14 @@ def starting_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SidVocabulary]:
     """The LM with the catalogue's tokens: a plain one that gets them now, or one of ours that is to go on."""
     if config.continue_from:
-        model, tokenizer = load_lm(config.continue_from)
+        model, tokenizer = load_lm(config.continue_from, config.attention)
         vocabulary = SidVocabulary.load(resolve(config.continue_from))
         vocabulary.check(catalog, tokenizer, config.continue_from)
         return model, tokenizer, vocabulary
     if config.model_name_or_path == "scratch":
         model, tokenizer = from_scratch(config.scratch_layers, config.scratch_width, config.seed)
     else:
-        model, tokenizer = load_lm(config.model_name_or_path)
+        model, tokenizer = load_lm(config.model_name_or_path, config.attention)
     vocabulary = add_vocabulary(
         tokenizer,
         model,

@@ -43,7 +43,7 @@ def model(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
     step = StepRecommender([f"i{n:03d}" for n in reversed(range(40))])
-    fake = SimpleNamespace(from_pretrained=lambda path: step)
+    fake = SimpleNamespace(from_pretrained=lambda path, dtype: step)
     monkeypatch.setattr(recommender_module, "Recommender", fake)
     # Drawing takes most of the time: only the tests without a model draw.
     monkeypatch.setattr("hf_gr.evaluation.evaluator.write_report", lambda file, *_: Path(file).write_text("page"))
@@ -120,7 +120,7 @@ def test_a_sample_of_users_is_seeded_and_said(config):
 
 def test_a_catalogue_with_fewer_items_misses_the_others(config, monkeypatch):
     some = StepRecommender([f"i{n:03d}" for n in range(0, 40, 2)])
-    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path: some))
+    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, dtype: some))
     result = evaluate(config(baselines=False))
     cases = InteractionDataset.load(config().dataset).split().test
     lists = pq.read_table(Path(config().output_dir) / "predictions.parquet")["item_ids"].to_pylist()
@@ -130,7 +130,7 @@ def test_a_catalogue_with_fewer_items_misses_the_others(config, monkeypatch):
 
 def test_a_catalogue_with_foreign_items_is_refused(config, monkeypatch):
     foreign = StepRecommender(["i001", "elsewhere"])
-    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path: foreign))
+    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, dtype: foreign))
     with pytest.raises(HfGrError, match="lacks item 'elsewhere'"):
         evaluate(config())
     assert not Path(config().output_dir).exists()
@@ -175,7 +175,7 @@ def test_real_recommender_gives_valid_items(tiny_model, config, monkeypatch):
     from hf_gr.decoding import Recommender
 
     real = Recommender(*(tiny_model[i] for i in (0, 1, 2, 3)))
-    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path: real))
+    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, dtype: real))
     judged = evaluate(config(max_users=6))["systems"]["model"]
     assert (judged["invalid_rate"], judged["duplicate_rate"], judged["mean_length"]) == (0, 0, 20)
 
@@ -200,7 +200,7 @@ import hf_gr.decoding.recommender as module
 from hf_gr.evaluation import EvaluateConfig, evaluate
 from test_evaluator import StepRecommender
 step = StepRecommender([f"i{n:03d}" for n in reversed(range(40))])
-module.Recommender = SimpleNamespace(from_pretrained=lambda path: step)
+module.Recommender = SimpleNamespace(from_pretrained=lambda path, dtype: step)
 dataset, model, output = sys.argv[3:]
 result = evaluate(EvaluateConfig(dataset=dataset, model=model, output_dir=output, top_k=20, batch_size=7))
 assert accelerate.PartialState().num_processes == 2
