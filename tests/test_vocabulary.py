@@ -83,7 +83,7 @@ def test_free_text_stays_text(text):
 def test_the_control_tokens_do_exist(token):
     (token_id,) = TOKENIZER(token, add_special_tokens=False)["input_ids"]
     assert TOKENIZER.decode([token_id]) == token and token_id not in encode_text(TOKENIZER, f"a {token} b")
-    assert TOKENIZER(token, add_special_tokens=False)["input_ids"] == [token_id], "free text must not change the tokenizer"
+    assert TOKENIZER(token, add_special_tokens=False)["input_ids"] == [token_id], "text changed the tokenizer"
 
 
 def test_adding_twice_is_refused():
@@ -275,7 +275,7 @@ def test_check_refuses_what_does_not_belong():
     vocabulary.check(catalog, tokenizer, "here")
     vocabulary.check(catalog.removed(["i003"]), tokenizer, "here")
     other = tiny_catalog(sizes=SIZES, seed=1)
-    with pytest.raises(HfGrError, match=r"here: the catalogue \(fingerprint .*\) is not the one .*train again") as error:
+    with pytest.raises(HfGrError, match=r"here: the catalogue \(fingerprint .*\) is not the one .*again") as error:
         vocabulary.check(other, tokenizer, "here")
     assert other.fingerprint in str(error.value) and catalog.fingerprint in str(error.value)
     larger = build(catalog=tiny_catalog(sizes=(30, 3)))[0]  # its level 1 starts at another id

@@ -8,7 +8,9 @@ from hf_gr.models import byte_tokenizer, from_scratch
 from hf_gr.vocabulary import add_vocabulary, encode_text
 
 
-@pytest.mark.parametrize(("width", "heads", "head_dim"), [(32, 1, 32), (64, 2, 32), (96, 3, 32), (128, 2, 64), (192, 3, 64)])
+@pytest.mark.parametrize(
+    ("width", "heads", "head_dim"), [(32, 1, 32), (64, 2, 32), (96, 3, 32), (128, 2, 64), (192, 3, 64)]
+)
 def test_the_size_is_the_one_asked_for(width, heads, head_dim):
     model, tokenizer = from_scratch(layers=2, width=width)
     config = model.config

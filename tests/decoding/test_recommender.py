@@ -1,0 +1,197 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
+from transformers import GPT2Config, LlamaConfig
+
+from hf_gr.catalog import SidCatalog
+from hf_gr.dataset import Histories
+from hf_gr.decoding import Recommender
+from hf_gr.errors import HfGrError
+from hf_gr.vocabulary import add_vocabulary
+
+
+NUM_ITEMS, SIZES, REMOVED = 40, (3, 4, 2), {0, 7, 20}  # 40 items on at most 24 SIDs
+
+
+def build(config_class=LlamaConfig, **overrides) -> Recommender:
+    catalog = tiny_catalog(NUM_ITEMS, SIZES).removed([f"i{row:03d}" for row in REMOVED])
+    tokenizer, model = tiny_tokenizer(), tiny_lm(config_class, **overrides)
+    vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=4)
+    return Recommender(model, tokenizer, catalog, vocabulary)
+
+
+RECOMMENDER = build()
+CATALOG = RECOMMENDER.catalog
+LIVE = set(range(NUM_ITEMS)) - REMOVED
+
+
+def histories_of(rows: list[list[int]]) -> Histories:
+    items = np.array([item for row in rows for item in row], np.int64)
+    ptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    users = np.array([f"u{row}" for row in range(len(rows))], dtype=object)
+    return Histories(users, ptr, items, np.arange(len(items)))
+
+
+@torch.no_grad()
+def code_scores(prompt: list[int]) -> dict[tuple, torch.Tensor]:
+    """Logits of the next level's codes after every prefix of a SID, by plain forward passes."""
+    vocabulary, found = RECOMMENDER.vocabulary, {}
+    for level in range(len(SIZES)):
+        prefixes = sorted({tuple(sid[:level]) for sid in CATALOG.codes.tolist()})
+        tokens = [[vocabulary.code_ids[at][code] for at, code in enumerate(prefix)] for prefix in prefixes]
+        logits = RECOMMENDER.model(torch.tensor([prompt + more for more in tokens])).logits[:, -1].double()
+        found |= dict(zip(prefixes, logits[:, list(vocabulary.code_ids[level])], strict=True))
+    return found
+
+
+def ranked_by_hand(logits: dict[tuple, torch.Tensor], live: set[int]) -> list[tuple[int, float]]:
+    """Every live item with its score, best first: SIDs by log-probability over the live ones, then buckets."""
+    buckets: dict[tuple, list[int]] = {}
+    for item in sorted(live, key=lambda item: (-CATALOG.popularity[item], item)):
+        buckets.setdefault(tuple(CATALOG.codes[item].tolist()), []).append(item)
+    scored = []
+    for sid, bucket in buckets.items():
+        total = 0.0
+        for level in range(len(SIZES)):
+            following = sorted({other[level] for other in buckets if other[:level] == sid[:level]})
+            row = torch.log_softmax(logits[sid[:level]][following], -1)
+            total += float(row[following.index(sid[level])])
+        scored.append((total, bucket))
+    return [(item, score) for score, bucket in sorted(scored, reverse=True) for item in bucket]
+
+
+HISTORIES = [[4, 8, 15], [], [16, 23, 39, 0, 7, 20]]  # the second is a cold user, the last one is cut
+LOGITS = [code_scores(prompt) for prompt in RECOMMENDER.prompts(histories_of(HISTORIES))]
+
+
+def check(items: np.ndarray, scores: np.ndarray, live: list[set[int]], top_k: int) -> None:
+    assert items.shape == scores.shape == (len(live), top_k)
+    assert items.dtype == np.int64 and scores.dtype == np.float32
+    for row, wanted in enumerate(live):
+        expected = ranked_by_hand(LOGITS[row], wanted)[:top_k]
+        missing = top_k - len(expected)
+        assert len(expected) == min(top_k, len(wanted))
+        assert items[row].tolist() == [item for item, _ in expected] + [-1] * missing
+        assert scores[row, : len(expected)] == pytest.approx([score for _, score in expected], abs=1e-4)
+        assert np.isneginf(scores[row, len(expected) :]).all()
+
+
+@pytest.mark.parametrize("top_k", [1, 10, 37, 60])
+def test_answers_equal_the_exhaustive_ranking(top_k):
+    check(*RECOMMENDER.recommend(histories_of(HISTORIES), top_k=top_k), [LIVE] * 3, top_k)
+
+
+rows = st.none() | st.lists(st.integers(0, NUM_ITEMS - 1), max_size=45).map(lambda x: np.array(x, np.int64))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(rows, min_size=3, max_size=3), st.none() | st.lists(rows, min_size=3, max_size=3), st.integers(1, 45))
+def test_exactly_as_many_items_as_there_are(exclude, allow, top_k):
+    found = RECOMMENDER.recommend(histories_of(HISTORIES), top_k=top_k, exclude=exclude, allow=allow)
+    live = [
+        (LIVE if one is None else LIVE & set(one.tolist())) - set([] if other is None else other.tolist())
+        for one, other in zip(allow or [None] * 3, exclude, strict=True)
+    ]
+    check(*found, live, top_k)
+
+
+def test_few_beams_are_raised_to_what_is_wanted():
+    """A narrow search may miss the best, but never comes back with fewer items than there are."""
+    for num_beams, top_k in ((1, 20), (3, 3), (1, 1)):
+        items, _ = RECOMMENDER.recommend(histories_of(HISTORIES), top_k=top_k, num_beams=num_beams)
+        assert all(len(set(row)) == top_k and set(row) <= LIVE for row in items.tolist())
+
+
+def test_a_request_that_leaves_nothing_gets_an_empty_list(caplog):
+    allow = [None, np.array(sorted(REMOVED)), np.array([1, 2])]
+    with caplog.at_level(logging.WARNING):
+        found = RECOMMENDER.recommend(histories_of(HISTORIES), top_k=4, allow=allow)
+    check(*found, [LIVE, set(), {1, 2}], 4)
+    assert "1 request(s) leave no item" in caplog.text
+    found = RECOMMENDER.recommend(histories_of(HISTORIES), top_k=4, exclude=[np.arange(NUM_ITEMS)] * 3)
+    check(*found, [set()] * 3, 4)
+
+
+def test_no_request_at_all():
+    for filters in ({}, {"exclude": []}, {"exclude": [], "allow": []}, {"queries": []}):
+        items, scores = RECOMMENDER.recommend(histories_of([]), top_k=5, **filters)
+        assert items.shape == scores.shape == (0, 5)
+
+
+def test_the_batch_does_not_matter():
+    together = RECOMMENDER.recommend(histories_of(HISTORIES), top_k=15)
+    for row, history in enumerate(HISTORIES):
+        items, scores = RECOMMENDER.recommend(histories_of([history]), top_k=15)
+        assert items[0].tolist() == together[0][row].tolist()
+        assert scores[0] == pytest.approx(together[1][row], abs=1e-4)
+
+
+def test_old_events_beyond_the_limit_do_not_matter():
+    one, other = ([first, 39, 0, 7, 20] for first in (5, 6))
+    items, scores = RECOMMENDER.recommend(histories_of([one, other]), top_k=5)
+    assert np.array_equal(items[0], items[1]) and scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+def test_the_query_stands_before_the_history():
+    histories = histories_of([[4, 8], [4, 8], [4, 8]])
+    plain = RECOMMENDER.prompts(histories)
+    asked = RECOMMENDER.prompts(histories, ["red shoes", "", None])
+    assert asked[1:] == plain[1:]
+    text = asked[0][: -len(plain[0])]
+    assert asked[0][-len(plain[0]) :] == plain[0]
+    assert "".join(RECOMMENDER.tokenizer.convert_ids_to_tokens(text)) == "redĠshoes"
+    _, scores = RECOMMENDER.recommend(histories, top_k=5, queries=["red shoes", "", None])
+    assert scores[1] == pytest.approx(scores[2], abs=1e-5)
+    assert np.abs(scores[0] - scores[1]).max() > 1e-3
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(["<s0_2>", "<items>", "<think_0>", "<eos>", "<pad>"]) | st.text(), max_size=5))
+def test_a_query_cannot_write_control_tokens(parts):
+    query = "".join(parts).encode(errors="ignore").decode()
+    histories = histories_of([[4, 8]])
+    prompt, plain = RECOMMENDER.prompts(histories, [query])[0], RECOMMENDER.prompts(histories)[0]
+    text = prompt[: len(prompt) - len(plain)]
+    assert prompt[len(text) :] == plain and len(text) == len(query.encode())
+    assert all(3 <= token < 259 for token in text)  # bytes
+
+
+def test_other_architectures_answer_by_generate():
+    recommender = build(GPT2Config, n_layer=1, n_embd=32, n_head=4, n_positions=128)
+    exclude = [None, np.arange(NUM_ITEMS), np.arange(5, NUM_ITEMS)]
+    items, scores = recommender.recommend(histories_of(HISTORIES), top_k=10, num_beams=30, exclude=exclude)
+    assert len(set(items[0].tolist())) == 10 and set(items[0].tolist()) <= LIVE
+    assert (np.diff(scores[0]) <= 0).all()
+    assert (items[1] == -1).all()
+    assert sorted(items[2].tolist()) == [-1] * 6 + [1, 2, 3, 4]
+
+
+def test_what_is_saved_answers_alike(tmp_path):
+    RECOMMENDER.model.save_pretrained(tmp_path)
+    for part in (RECOMMENDER.catalog, RECOMMENDER.vocabulary):
+        part.save(tmp_path)
+    RECOMMENDER.tokenizer.save_pretrained(tmp_path)
+    again = Recommender.from_pretrained(tmp_path, device="cpu")
+    assert again.model.dtype == torch.float32 and not again.model.training
+    check(*again.recommend(histories_of(HISTORIES), top_k=12), [LIVE] * 3, 12)
+
+
+def test_parts_of_different_models_are_refused():
+    other = tiny_catalog(NUM_ITEMS, SIZES, seed=1)
+    with pytest.raises(HfGrError, match="is not the one this model was trained on"):
+        Recommender(RECOMMENDER.model, RECOMMENDER.tokenizer, other, RECOMMENDER.vocabulary)
+    with pytest.raises(HfGrError, match="the tokenizer does not hold the catalogue's tokens"):
+        Recommender(RECOMMENDER.model, tiny_tokenizer(), CATALOG, RECOMMENDER.vocabulary)
+
+
+def test_one_item_is_a_catalogue_too():
+    catalog = SidCatalog.from_codes(np.array([[0, 0]]), tiny_catalog(1).items, (1, 1))
+    tokenizer, model = tiny_tokenizer(), tiny_lm()
+    recommender = Recommender(model, tokenizer, catalog, add_vocabulary(tokenizer, model, catalog, max_history=2))
+    items, scores = recommender.recommend(histories_of([[], [0]]), top_k=2)
+    assert items.tolist() == [[0, -1], [0, -1]] and scores[:, 0] == pytest.approx([0, 0])

@@ -1,0 +1,61 @@
+import pytest
+from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
+from transformers import (
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from hf_gr.decoding import tree_search, tree_support
+from hf_gr.errors import HfGrError
+from hf_gr.vocabulary import add_vocabulary
+
+
+@pytest.mark.parametrize("config_class", [LlamaConfig, Qwen2Config, Qwen3Config, GemmaConfig])
+def test_full_attention_is_taken(config_class):
+    supported, reason = tree_support(tiny_lm(config_class), 10_000)
+    assert supported and reason == f"{config_class.model_type} with full attention under sdpa"
+
+
+@pytest.mark.parametrize("config_class", [MistralConfig, Qwen2Config, Qwen3Config])
+def test_a_window_must_hold_the_longest_row(config_class):
+    options = {} if config_class is MistralConfig else {"use_sliding_window": True, "max_window_layers": 0}
+    model = tiny_lm(config_class, sliding_window=16, **options)
+    assert tree_support(model, 15)[0] and tree_support(model, 16)[0]
+    supported, reason = tree_support(model, 17)
+    assert not supported and reason == "its sliding window of 16 is shorter than a row of 17 tokens"
+
+
+def test_a_window_that_is_not_used_is_none():
+    assert tree_support(tiny_lm(Qwen2Config, sliding_window=16, use_sliding_window=False), 1000)[0]
+    assert tree_support(tiny_lm(MistralConfig, sliding_window=None), 1000)[0]
+
+
+@pytest.mark.parametrize("config_class", [GPT2Config, GPTNeoXConfig])
+def test_other_architectures_take_generate(config_class):
+    names = {"n_layer": 1, "n_embd": 32, "n_head": 4} if config_class is GPT2Config else {}
+    supported, reason = tree_support(tiny_lm(config_class, **names), 5)
+    assert not supported and f"architecture {config_class.model_type!r} is not among llama, qwen2" in reason
+
+
+@pytest.mark.parametrize(("attention", "expected"), [("sdpa", True), ("eager", True), ("flash_attention_2", False)])
+def test_the_attention_must_take_a_mask(attention, expected):
+    model = tiny_lm()
+    model.config._attn_implementation_internal = attention  # as if loaded so: the kernel itself is not needed to ask
+    supported, reason = tree_support(model, 5)
+    assert supported == expected and attention in reason
+
+
+def test_the_search_refuses_what_is_not_supported():
+    catalog = tiny_catalog()
+    model = tiny_lm(MistralConfig, sliding_window=8)
+    vocabulary = add_vocabulary(tiny_tokenizer(), model, catalog, max_history=10)
+    rows = [[vocabulary.start_id] * 6]  # with the answer's three tokens one more than the window
+    message = r"tree search is not for this model: its sliding window of 8 is shorter .* 9 tokens; use generate"
+    with pytest.raises(HfGrError, match=message):
+        tree_search(model, rows, catalog.grammar(), vocabulary, num_beams=2)
+    tree_search(model, [rows[0][1:]], catalog.grammar(), vocabulary, num_beams=2)
