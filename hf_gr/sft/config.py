@@ -61,6 +61,9 @@ class SidSFTConfig(AdapterArguments, SFTConfig):
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
     save_steps: float = field(default=0.25, metadata={"help": "Steps between checkpoints, or a share of all below 1."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept while training."})
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "Experiment trackers."})
+    # None first, as in TrainingArguments: of other orders the argument parser makes a list, whose default is lost
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="none", metadata={"help": "Experiment trackers."}
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     bf16: bool | None = field(default=True, metadata={"help": "bf16 arithmetic over float32 master weights."})
