@@ -90,7 +90,8 @@ class SidVocabulary:
         for value in known:
             if value not in self.context_ids:
                 raise HfGrError(
-                    f"{self.context} {str(value)!r} is not among those the model knows ({', '.join(self.context_ids)})."
+                    f"{self.context} {str(value)!r} is not among those the model knows "
+                    f"({', '.join(self.context_ids)})."
                 )
         return np.array([self.context_ids[value] for value in known], np.int64)[inverse]
 
