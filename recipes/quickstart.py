@@ -45,7 +45,8 @@ def quickstart(model: str, seed: int, out: Path) -> None:
         arguments(f"grpo{suffix}", dataset=dataset, model=sft_model, output_dir=out / "grpo", seed=seed)
     )
     evaluation = out / "evaluation"
-    evaluate(config(EvaluateConfig, "evaluate", dataset=dataset, model=final, output_dir=evaluation, seed=seed))
+    judged = {"dataset": dataset, "model": final, "output_dir": evaluation, "logs": [sft_model, final], "seed": seed}
+    evaluate(config(EvaluateConfig, "evaluate", **judged))
     update_card(final, read_json(evaluation / "metrics.json"))
     show_three_users(dataset, final)
     print(f"\n{out} is ready after {time.perf_counter() - started:.0f} s: the report is {evaluation / 'report.html'}")
@@ -54,7 +55,9 @@ def quickstart(model: str, seed: int, out: Path) -> None:
 
 def arguments(recipe: str, **changes: object) -> list[str]:
     """A recipe's YAML file with some keys changed, as the command line has it."""
-    changed = [part for key, value in changes.items() for part in (f"--{key}", str(value))]
+    changed = []
+    for key, value in changes.items():
+        changed += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
     return ["--config", str(RECIPES / f"{recipe}.yaml"), *changed]
 
 

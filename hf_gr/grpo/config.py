@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from trl import GRPOConfig
 
 from ..dataset import SplitKind
@@ -44,4 +45,8 @@ class SidGRPOConfig(AdapterArguments, GRPOConfig):
         default="none", metadata={"help": "Experiment trackers."}
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    use_cpu: bool = field(
+        default=not torch.accelerator.is_available(),
+        metadata={"help": "Train on the CPU; the default where there is no accelerator."},
+    )
     bf16: bool | None = field(default=True, metadata={"help": "bf16 arithmetic over float32 master weights."})
