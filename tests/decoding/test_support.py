@@ -31,7 +31,11 @@ def test_a_window_must_hold_the_longest_row(config_class):
 
 
 def test_a_window_that_is_not_used_is_none():
-    assert tree_support(tiny_lm(Qwen2Config, sliding_window=16, use_sliding_window=False), 1000)[0]
+    model = tiny_lm(Qwen2Config)
+    model.config.sliding_window, model.config.use_sliding_window = 16, False
+    assert tree_support(model, 1000)[0]
+    model.config.use_sliding_window = True
+    assert not tree_support(model, 1000)[0]
     assert tree_support(tiny_lm(MistralConfig, sliding_window=None), 1000)[0]
 
 

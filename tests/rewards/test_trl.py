@@ -9,12 +9,12 @@ from hf_gr.vocabulary import SidVocabulary, add_vocabulary
 
 
 EOS = 1
-CODES = np.array([[0, 1], [1, 0], [0, 1], [1, 1], [0, 0]])  # items 0 and 2 share a SID; 2 is the more popular
+CODES = np.array([[0, 1], [1, 0], [0, 1], [1, 1], [0, 0], [1, 0]])  # 0 and 2 share a SID, 1 and 5 another
 
 
 @pytest.fixture(scope="module")
 def parts() -> tuple[SidCatalog, SidVocabulary]:
-    catalog = SidCatalog.from_codes(CODES, tiny_items(5), (2, 2), popularity=np.array([1, 0, 5, 0, 0]))
+    catalog = SidCatalog.from_codes(CODES, tiny_items(6), (2, 2), popularity=np.array([1, 0, 5, 0, 0, 0]))
     return catalog, add_vocabulary(tiny_tokenizer(), tiny_lm(), catalog, max_history=3)
 
 
@@ -26,8 +26,8 @@ def test_completions_are_read_as_items(parts):
     catalog, vocabulary = parts
     grammar, sid = catalog.grammar(), lambda *codes: completion(vocabulary, *codes)
     cases = [
-        (sid(1, 0), 1),
-        (sid(0, 1), 2),  # the bucket's first
+        (sid(1, 0), 1),  # the bucket's first: the lower row
+        (sid(0, 1), 2),  # the more popular
         ([*sid(1, 1), EOS], 3),  # what follows the SID is not read
         (list(reversed(sid(1, 0))), -1),  # codes of the wrong level
         ([5, 6], -1),  # bytes
@@ -47,8 +47,10 @@ def test_removed_items_are_not_answers(parts):
     catalog, vocabulary = parts
     ids = [completion(vocabulary, 0, 1), completion(vocabulary, 1, 0)]
     assert answered_items(ids, catalog.removed(["i002"]).grammar(), vocabulary).tolist() == [0, 1]
-    assert answered_items(ids, catalog.removed(["i001"]).grammar(), vocabulary).tolist() == [2, -1]
-    assert answered_items(ids[1:], catalog.removed(["i001"]).grammar(), vocabulary).tolist() == [-1]
+    assert answered_items(ids, catalog.removed(["i001"]).grammar(), vocabulary).tolist() == [2, 5]
+    neither = catalog.removed(["i001", "i005"]).grammar()
+    assert answered_items(ids, neither, vocabulary).tolist() == [2, -1]
+    assert answered_items(ids[1:], neither, vocabulary).tolist() == [-1]
 
 
 def test_rewards_are_counted_within_each_prompt(parts):
