@@ -20,7 +20,7 @@ from .sessions import prepare_sessions
 from .table import prepare_table
 
 
-app = typer.Typer(no_args_is_help=True, help="Turn raw logs into a dataset folder.")
+app = typer.Typer(help="Turn raw logs into a dataset folder.")
 
 Out = Annotated[Path, typer.Option(help="Dataset folder to write.")]
 MinRating = Annotated[float | None, typer.Option(help="Drop interactions rated lower.")]

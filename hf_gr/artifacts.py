@@ -75,7 +75,7 @@ def _put_in_place(staging: Path, path: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swaps two folders in one step (`renameat2` on Linux, `renamex_np` on macOS). False where that is not to be had."""
+    """Swaps two folders in one step (`renameat2` on Linux, `renamex_np` on macOS). False without such a call."""
     libc = ctypes.CDLL(None, use_errno=True)
     at_fdcwd, exchange = -100, 2
     system = platform.system()
@@ -106,7 +106,7 @@ def read_json(path: Path) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages a result depends on, Python and the git commit of the working tree (if there is one)."""
+    """Versions of the packages a result depends on, of Python, and the git commit of the working tree (if any)."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

@@ -12,8 +12,6 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from tqdm.auto import tqdm
 
 from .artifacts import fingerprint, read_json, settings_key, write_json
@@ -21,6 +19,7 @@ from .catalog import SidCatalog
 from .dataset import InteractionDataset
 from .decoding import Recommender
 from .errors import HfGrError
+from .offline import local_folder
 from .pipeline import REQUEST_KEYS, Request, answer, check_skipped, parse_request
 
 
@@ -75,7 +74,7 @@ def recommend_batch(
         raise HfGrError(f"{out} is {'a folder' if out.is_dir() else 'the file of users'}; name a new Parquet file.")
     if part_size < 1:
         raise HfGrError(f"part_size is {part_size}; give at least 1.")
-    folder = _local(model)
+    folder = local_folder(model)
     search: dict[str, Any] = {"top_k": top_k, "num_beams": num_beams, "max_per_category": max_per_category}
     inputs = {"model": fingerprint(folder), "users": fingerprint(users)}
     key = settings_key("recommend", search | {"strict": strict, "part_size": part_size}, inputs)
@@ -98,15 +97,6 @@ def recommend_batch(
     _write_whole((pq.read_table(file) for file in files), out, key)
     shutil.rmtree(parts)
     return out
-
-
-def _local(model: str | Path) -> Path:
-    if Path(model).is_dir():
-        return Path(model)
-    try:
-        return Path(snapshot_download(str(model)))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError):
-        raise HfGrError(f"model {model} is neither a folder nor a reachable Hub repo; check the name.") from None
 
 
 def _made_from(out: Path, key: str) -> bool:

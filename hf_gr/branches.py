@@ -35,8 +35,8 @@ class SharedPrompts:
 def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Additive mask [B, 1, queries, keys] of a boolean one [B, queries, keys].
 
-    What is hidden takes a finite minimum that bf16 can hold too: a padding row of −inf alone would be NaN, and autocast
-    may turn the mask into bf16.
+    What is hidden takes a finite minimum that bf16 can hold too: a padding row of −inf alone would be NaN, and
+    autocast may turn the mask into bf16.
     """
     lowest = max(torch.finfo(dtype).min, torch.finfo(torch.bfloat16).min)
     return torch.where(visible, 0.0, lowest).to(dtype)[:, None]

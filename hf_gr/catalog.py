@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -17,6 +16,7 @@ from .artifacts import read_json, write_json
 from .dataset import check_items
 from .errors import HfGrError
 from .grammar import SidGrammar
+from .offline import local_folder
 
 
 CATALOG_FILES = ("catalog.json", "catalog.safetensors", "items.parquet")
@@ -56,11 +56,12 @@ class SidCatalog:
         codes = np.ascontiguousarray(codes, dtype=np.int32)
         if codes.ndim != 2 or codes.shape[0] != items.num_rows or codes.shape[1] != len(codebook_sizes):
             raise HfGrError(
-                f"codes have shape {codes.shape}, but {items.num_rows} items on {len(codebook_sizes)} levels are needed."
+                f"codes have shape {codes.shape}; {items.num_rows} items on {len(codebook_sizes)} levels are needed."
             )
         if (codes < 0).any() or (codes >= np.array(codebook_sizes)).any():
             row = int(np.flatnonzero((codes < 0) | (codes >= np.array(codebook_sizes)))[0] // codes.shape[1])
-            raise HfGrError(f"item row {row} has SID {codes[row].tolist()}, outside the codebook sizes {list(codebook_sizes)}.")
+            sizes = list(codebook_sizes)
+            raise HfGrError(f"item row {row} has SID {codes[row].tolist()}, outside the codebook sizes {sizes}.")
         if popularity is not None and len(popularity) != len(codes):
             raise HfGrError(f"popularity has {len(popularity)} entries, but there are {len(codes)} items.")
         if code_vectors and [len(vectors) for vectors in code_vectors] != list(codebook_sizes):
@@ -140,9 +141,7 @@ class SidCatalog:
     @classmethod
     def load(cls, path: str | Path, revision: str | None = None) -> "SidCatalog":
         """Reads a catalogue from a folder or from a Hub repo, and checks its fingerprint."""
-        folder = Path(path)
-        if not folder.is_dir():
-            folder = Path(snapshot_download(str(path), revision=revision, allow_patterns=list(CATALOG_FILES)))
+        folder = local_folder(path, revision=revision, files=CATALOG_FILES)
         description = read_json(folder / "catalog.json")
         for name in CATALOG_FILES[1:]:
             if not (folder / name).is_file():

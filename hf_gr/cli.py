@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -20,16 +19,17 @@ from rich.table import Table
 from data_prep.cli import app as prepare_app
 
 from .errors import HfGrError
+from .offline import local_folder
 
 
 app = typer.Typer(
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Turn a Hugging Face causal LM into a generative recommender.",
 )
 app.add_typer(prepare_app, name="prepare")
 
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which newer releases of typer carry within
 _PARSED_BY_TRL = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -41,19 +41,21 @@ def _options(debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = Fal
 @app.command(context_settings=_PARSED_BY_TRL)
 def embed(context: typer.Context) -> None:
     """Item vectors from texts and training histories. Options: --config FILE, --help."""
+    from .arguments import parse_config
     from .embedding.station import EmbedConfig
     from .embedding.station import embed as run
 
-    run(_parsed(EmbedConfig, context.args))
+    run(parse_config(EmbedConfig, context.args))
 
 
 @app.command(context_settings=_PARSED_BY_TRL)
 def quantize(context: typer.Context) -> None:
     """Semantic IDs from item vectors. Options: --config FILE, --help."""
+    from .arguments import parse_config
     from .quantizers.station import QuantizeConfig
     from .quantizers.station import quantize as run
 
-    run(_parsed(QuantizeConfig, context.args))
+    run(parse_config(QuantizeConfig, context.args))
 
 
 @app.command(context_settings=_PARSED_BY_TRL)
@@ -75,16 +77,17 @@ def grpo(context: typer.Context) -> None:
 @app.command(context_settings=_PARSED_BY_TRL)
 def evaluate(context: typer.Context) -> None:
     """Metrics and report of a model, or of --predictions FILE. Options: --config FILE, --help."""
+    from .arguments import parse_config
     from .evaluation import EvaluateConfig
     from .evaluation import evaluate as run
 
-    run(_parsed(EvaluateConfig, context.args))
+    run(parse_config(EvaluateConfig, context.args))
 
 
 @app.command()
 def recommend(
     model: Annotated[str, typer.Argument(help="Model folder or Hub repo.")],
-    history: Annotated[str | None, typer.Option(help="Item ids, oldest first, parted by commas; '' for a cold user.")] = None,
+    history: Annotated[str | None, typer.Option(help="Item ids, oldest first, by commas; '' for a cold user.")] = None,
     users: Annotated[Path | None, typer.Option(help="File of users with user_id and history, for a batch.")] = None,
     out: Annotated[Path | None, typer.Option(help="Parquet file that the batch writes.")] = None,
     query: Annotated[str | None, typer.Option(help="Words that say what is wanted.")] = None,
@@ -95,7 +98,8 @@ def recommend(
     strict: Annotated[bool, typer.Option(help="Refuse unknown ids instead of skipping them.")] = False,
 ) -> None:
     """Recommendations for one history (a table) or for a file of users (resumes after a kill)."""
-    settings: dict[str, Any] = {"top_k": top_k, "num_beams": num_beams, "max_per_category": max_per_category, "strict": strict}
+    settings: dict[str, Any] = {"top_k": top_k, "num_beams": num_beams, "max_per_category": max_per_category}
+    settings["strict"] = strict
     if users is not None:
         if out is None or history is not None:
             raise HfGrError("--users needs --out FILE.parquet, and no --history.")
@@ -108,7 +112,7 @@ def recommend(
     from transformers import pipeline
 
     request = {"history": _ids(history), "exclude": _ids(exclude or ""), "query": query or ""}
-    answers = pipeline("generative-recommendation", model=model)(request, **settings)
+    answers = pipeline("generative-recommendation", model=str(local_folder(model)))(request, **settings)
     table = Table("#", "item", "title", "score", "SID")
     for rank, answer in enumerate(answers, start=1):
         sid = " ".join(map(str, answer["sid"]))
@@ -128,12 +132,6 @@ def push(
     print(f"[push] {push_to_hub(model, repo, private=private)}")
 
 
-def _parsed(config: type, arguments: list[str]) -> Any:
-    from trl import TrlParser
-
-    return TrlParser((config,)).parse_args_and_config(arguments)[0]
-
-
 def _ids(text: str) -> list[str]:
     return [item_id.strip() for item_id in text.split(",") if item_id.strip()]
 
@@ -147,10 +145,9 @@ def run_reporting_errors(debug: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except click.exceptions.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except _UsageError as error:
+        _fail(f"{str(error).rstrip('.')}; --help lists the options.", 2)
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; earlier artefacts are whole, and the same command goes on where it can.", 130)
     except Exception as error:  # the last frame before the user
         if debug:
@@ -161,6 +158,8 @@ def run_reporting_errors(debug: bool = False) -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. `--debug` anywhere on the line shows the traceback of a failure."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments in ([], ["prepare"]):
+        arguments.append("--help")
     with run_reporting_errors("--debug" in arguments):
         app([argument for argument in arguments if argument != "--debug"], prog_name="hf-gr", standalone_mode=False)
 

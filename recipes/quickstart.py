@@ -4,8 +4,9 @@
     python recipes/quickstart.py --model small        # two layers from scratch, about four minutes
 
 Every station below is also a command (`hf-gr sft --config recipes/movielens-100k/sft.yaml`) and a script for
-`accelerate launch`. What is up to date is not made again: change a key of a YAML file, run this again, and exactly what
-depends on it is rebuilt. Simplified against a serious run: one pass over part of the data, few GRPO steps, no tuning.
+`accelerate launch`. What is up to date is not made again: change a key of a YAML file, run this again, and what
+depends on it is rebuilt, nothing else. Simplified against a serious run: one pass over part of the data, few GRPO
+steps, no tuning.
 """
 
 import argparse
@@ -13,11 +14,11 @@ import time
 from pathlib import Path
 
 from transformers import pipeline
-from trl import TrlParser
 
 import hf_gr.grpo
 import hf_gr.sft
 from data_prep import prepare_movielens
+from hf_gr.arguments import parse_config
 from hf_gr.artifacts import read_json
 from hf_gr.cli import run_reporting_errors
 from hf_gr.dataset import InteractionDataset
@@ -62,7 +63,7 @@ def arguments(recipe: str, **changes: object) -> list[str]:
 
 
 def config(kind: type, recipe: str, **changes: object) -> object:
-    return TrlParser((kind,)).parse_args_and_config(arguments(recipe, **changes))[0]
+    return parse_config(kind, arguments(recipe, **changes))
 
 
 def show_three_users(dataset: Path, model: Path) -> None:
@@ -70,7 +71,8 @@ def show_three_users(dataset: Path, model: Path) -> None:
     recommend = pipeline("generative-recommendation", model=str(model))
     for user in range(3):
         rows = events.events.items[events.events.ptr[user] : events.events.ptr[user + 1]]
-        print(f"\nuser {events.events.user_ids[user]} lately watched: " + "; ".join(events.titles[row] for row in rows[-4:]))
+        watched = "; ".join(events.titles[row] for row in rows[-4:])
+        print(f"\nuser {events.events.user_ids[user]} lately watched: {watched}")
         for rank, answer in enumerate(recommend([events.item_ids[row] for row in rows], top_k=5), start=1):
             print(f"  {rank}. {answer['title']}")
 

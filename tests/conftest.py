@@ -22,12 +22,12 @@ def dataset_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tokenizer() :
+def tokenizer():
     return tiny_tokenizer()
 
 
 @pytest.fixture
-def catalog() :
+def catalog():
     return tiny_catalog()
 
 

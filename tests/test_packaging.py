@@ -20,7 +20,7 @@ ACCELERATE_CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 
 # From the ground up: a module imports only from its own floor or below. The longest matching name counts.
 FLOORS = [
-    {"errors", "artifacts", "offline"},
+    {"errors", "artifacts", "arguments", "offline"},
     {"dataset", "catalog", "vocabulary", "grammar", "branches", "evaluation.metrics"},
     {"quantizers", "embedding", "decoding", "models", "hub"},
     {"training", "rewards", "sft", "grpo", "interests", "retrieval"},

@@ -1,4 +1,4 @@
-"""Decoding: beam search on a tree, the logits processor for `generate`, and the recommender that answers with items."""
+"""Decoding: beam search on a tree, the logits processor for `generate`, and the recommender on top of both."""
 
 from .beam import Beams, tree_search
 from .generate import generate_search

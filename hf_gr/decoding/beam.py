@@ -119,7 +119,9 @@ class _TreeSearch:
         beams = self.states.shape[1]
         rows = None
         if item_filter is not None:
-            rows = item_filter.to(self.device).rows(torch.arange(self.batch, device=self.device).repeat_interleave(beams))
+            rows = item_filter.to(self.device).rows(
+                torch.arange(self.batch, device=self.device).repeat_interleave(beams)
+            )
         options = self.grammar.successors(self.states.reshape(-1, 1), level, rows)
         log_probs = self._log_probs(level, options.codes, options.allowed)
         missing = max(0, -(-self.width // beams) - log_probs.shape[1]) if method == "beam" else 0

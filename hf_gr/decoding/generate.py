@@ -50,7 +50,12 @@ def generate_search(
         rows = item_filter.rows(torch.arange(len(prompts), device=device).repeat_interleave(width))
         dead |= (grammar.items(states.view(-1, 1), rows) < 0).all(1).view(dead.shape)
     codes = codes.view(len(prompts), width, -1).masked_fill(dead[..., None], -1)
-    return Beams(codes, states.masked_fill(dead, -1), scores.masked_fill(dead, -torch.inf), codes.new_empty(*dead.shape, 0).float())
+    return Beams(
+        codes,
+        states.masked_fill(dead, -1),
+        scores.masked_fill(dead, -torch.inf),
+        codes.new_empty(*dead.shape, 0).float(),
+    )
 
 
 def _greedy_scores(output: object) -> torch.Tensor:

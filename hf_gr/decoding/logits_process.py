@@ -47,8 +47,8 @@ class SidLogitsProcessor(LogitsProcessor):
         if self.raise_on_dead and not allowed.any(1).all():
             row = int((~allowed.any(1)).nonzero()[0])
             raise HfGrError(
-                f"row {row}: no live item continues the answer {answer[row].tolist()}; the filter leaves nothing, or the "
-                "tokens are not a SID of this catalogue."
+                f"row {row}: no live item continues the answer {answer[row].tolist()}; the filter leaves nothing, or "
+                "the tokens are not a SID of this catalogue."
             )
         mask.scatter_reduce_(1, allowed_tokens, torch.where(allowed, 0.0, -torch.inf).to(mask), "amax")
         return scores + mask
@@ -57,7 +57,9 @@ class SidLogitsProcessor(LogitsProcessor):
         if self.item_filter is None:
             return None
         prompts = len(self.item_filter.restricted)
-        return self.item_filter.rows(torch.arange(prompts, device=self.grammar.device).repeat_interleave(rows // prompts))
+        return self.item_filter.rows(
+            torch.arange(prompts, device=self.grammar.device).repeat_interleave(rows // prompts)
+        )
 
 
 def allowed_next(

@@ -94,7 +94,9 @@ class Recommender:
             rows = (self.grammar.live_items(item_filter) > 0).nonzero()[:, 0].cpu().numpy()
             item_filter = item_filter.rows(torch.from_numpy(rows).to(self.grammar.device))
         if len(rows) < len(prompts):
-            logger.warning("%d request(s) leave no item to answer with: their lists are empty.", len(prompts) - len(rows))
+            logger.warning(
+                "%d request(s) leave no item to answer with: their lists are empty.", len(prompts) - len(rows)
+            )
         if len(rows):
             found = self._search([prompts[row] for row in rows], max(top_k, num_beams), item_filter)
             items[rows], scores[rows] = self._items(*found, item_filter, top_k)
@@ -130,7 +132,10 @@ class Recommender:
         items = self.grammar.items(states.reshape(-1, 1), rows).view(batch, -1)
         scores = scores[..., None].expand(batch, width, items.shape[1] // width).reshape(batch, -1)
         order = (items < 0).sort(dim=1, stable=True).indices[:, :top_k]  # answers first, their order kept
-        items, scores = items.gather(1, order), scores.gather(1, order).masked_fill(items.gather(1, order) < 0, -torch.inf)
+        items, scores = (
+            items.gather(1, order),
+            scores.gather(1, order).masked_fill(items.gather(1, order) < 0, -torch.inf),
+        )
         missing = top_k - items.shape[1]
         items = torch.nn.functional.pad(items, (0, missing), value=-1)
         scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)

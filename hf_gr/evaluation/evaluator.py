@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ..artifacts import fingerprint, is_current, read_json, report, versions, write_json, write_manifest, writing
 from ..dataset import Cases, Histories, InteractionDataset
 from ..errors import HfGrError
+from ..offline import local_folder
 from . import metrics as m
 from .baselines import ItemKNN, Popularity
 from .judging import compare, judge, usable_ks, user_numbers
@@ -165,24 +166,12 @@ def _settings(config: EvaluateConfig) -> dict[str, Any]:
 def _inputs(config: EvaluateConfig) -> dict[str, Path]:
     paths = {"dataset": Path(config.dataset)}
     if config.model:
-        paths["model"] = _local(config.model)
+        paths["model"] = local_folder(config.model)
     if config.predictions:
         paths["predictions"] = Path(config.predictions)
     for number, folder in enumerate(config.logs or []):
         paths[f"log {number}"] = Path(folder) / "training_log.json"
     return paths
-
-
-def _local(model: str) -> Path:
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError):
-        raise HfGrError(f"model {model!r} is neither a folder nor a reachable Hub repo; check the name.") from None
 
 
 def _world(config: EvaluateConfig) -> "PartialState | None":

@@ -12,9 +12,10 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel
-from trl import GRPOTrainer, TrlParser
+from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
+from ..arguments import parse_config
 from ..artifacts import is_current, report
 from ..branches import share_prompts
 from ..catalog import SidCatalog
@@ -252,5 +253,4 @@ def training_prompts(train: Histories, catalog: SidCatalog, vocabulary: SidVocab
 
 def main(arguments: list[str] | None = None) -> Path:
     """Entry of `recipes/grpo.py` and `hf-gr grpo`: TRL's parser over [`SidGRPOConfig`], `--config FILE` included."""
-    (config,) = TrlParser((SidGRPOConfig,)).parse_args_and_config(arguments)
-    return grpo(config)
+    return grpo(parse_config(SidGRPOConfig, arguments))

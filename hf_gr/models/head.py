@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 def code_logits(model: PreTrainedModel, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Logits of `tokens` only.
 
-    Multiplies by those rows of the LM head alone; where an adapter or a quantised layer stands in the head's place, the
-    whole head runs and the columns are taken from its output.
+    Multiplies by those rows of the LM head alone; where an adapter or a quantised layer stands in the head's place,
+    the whole head runs and the columns are taken from its output.
 
     Args:
         model: Causal LM whose logits are its head applied to the last hidden state.

@@ -37,7 +37,9 @@ def trl_reward(name: str, grammar: SidGrammar, vocabulary: SidVocabulary, num_ge
         raise HfGrError(f"no reward is called {name!r}; there are: {', '.join(REWARDS)}.")
     function = REWARDS[name]
 
-    def reward(completion_ids: list[list[int]], target: list[int], rollout_score: list[float], **_: Any) -> list[float]:
+    def reward(
+        completion_ids: list[list[int]], target: list[int], rollout_score: list[float], **_: Any
+    ) -> list[float]:
         items = answered_items(completion_ids, grammar, vocabulary).reshape(-1, num_generations)
         targets = np.array(target).reshape(-1, num_generations)[:, 0]
         scores = np.array(rollout_score).reshape(-1, num_generations)

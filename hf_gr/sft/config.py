@@ -25,7 +25,9 @@ class SidSFTConfig(AdapterArguments, SFTConfig):
     )
     continue_from: str | None = field(
         default=None,
-        metadata={"help": "A model made by hf_gr to go on training, in place of `model_name_or_path`; same catalogue."},
+        metadata={
+            "help": "A model made by hf_gr to go on training, in place of `model_name_or_path`; same catalogue."
+        },
     )
     scratch_layers: int = field(default=4, metadata={"help": "Decoder layers of a model from `scratch`."})
     scratch_width: int = field(default=256, metadata={"help": "Hidden size of a model from `scratch`."})
@@ -38,8 +40,9 @@ class SidSFTConfig(AdapterArguments, SFTConfig):
     row_start: RowStart = field(
         default="random",
         metadata={
-            "help": "How new token rows start: `random` (mean and deviation of the LM's rows), `codes` (code vectors), "
-            "`text` (titles of the items that carry the code), `mean` (transformers' mean resizing; learns badly)."
+            "help": "How new token rows start: `random` (mean and deviation of the LM's rows), `codes` "
+            "(code vectors), `text` (titles of the items that carry the code), `mean` (transformers' mean resizing; "
+            "learns badly)."
         },
     )
     loss: Literal["constrained", "full"] = field(

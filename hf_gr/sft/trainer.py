@@ -8,8 +8,9 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
-from trl import SFTTrainer, TrlParser
+from trl import SFTTrainer
 
+from ..arguments import parse_config
 from ..artifacts import is_current, report
 from ..catalog import SidCatalog
 from ..dataset import Histories, InteractionDataset
@@ -104,7 +105,7 @@ def sft(config: SidSFTConfig) -> Path:
 
     Continues from the last checkpoint of the same settings, and does nothing when the model is up to date.
     """
-    inputs: dict[str, str | Path] = {"dataset": _given(config.dataset, "dataset"), "catalog": _given(config.catalog, "catalog")}
+    inputs: dict[str, str | Path] = {name: _given(vars(config)[name], name) for name in ("dataset", "catalog")}
     if config.continue_from and Path(config.continue_from).is_dir():
         inputs["model"] = config.continue_from
     run = Run.of("sft", config, inputs)
@@ -190,5 +191,4 @@ def _freeze_all_but_rows(model: PreTrainedModel, vocabulary: SidVocabulary) -> N
 
 def main(arguments: list[str] | None = None) -> Path:
     """Entry of `recipes/sft.py` and `hf-gr sft`: TRL's parser over [`SidSFTConfig`], `--config FILE` included."""
-    (config,) = TrlParser((SidSFTConfig,)).parse_args_and_config(arguments)
-    return sft(config)
+    return sft(parse_config(SidSFTConfig, arguments))

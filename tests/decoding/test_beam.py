@@ -61,7 +61,10 @@ def test_all_beams_equal_the_exhaustive_ranking(config_class):
     beams = tree_search(model, prompts, grammar, vocabulary, num_beams=grammar.num_sids)
     for row, prompt in enumerate(prompts):
         expected = every_sid(model, prompt, grammar, vocabulary, catalog, range(len(catalog)))
-        found = {tuple(codes): float(score) for codes, score in zip(beams.codes[row].tolist(), beams.scores[row], strict=True)}
+        found = {
+            tuple(codes): float(score)
+            for codes, score in zip(beams.codes[row].tolist(), beams.scores[row], strict=True)
+        }
         assert found.keys() == expected.keys()
         assert all(abs(found[sid] - expected[sid]) < 1e-4 for sid in expected)
         assert (beams.scores[row].diff() <= 0).all()
@@ -131,7 +134,11 @@ def test_processor_in_plain_generate_yields_items_only():
     for options in ({"do_sample": True, "temperature": 2.0}, {"do_sample": False}, {"num_beams": 4}):
         processor = SidLogitsProcessor(grammar, vocabulary, ids.shape[1], eos_token_id=1)
         out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, logits_processor=LogitsProcessorList([processor]), **options
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=4,
+            logits_processor=LogitsProcessorList([processor]),
+            **options,
         )
         answer = out[:, ids.shape[1] :]
         assert (grammar.walk(vocabulary.codes_of(answer[:, :3])) >= 0).all()

@@ -130,7 +130,9 @@ def test_a_catalogue_with_fewer_items_misses_the_others(config, monkeypatch):
 
 def test_a_catalogue_with_foreign_items_is_refused(config, monkeypatch):
     foreign = StepRecommender(["i001", "elsewhere"])
-    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, dtype: foreign))
+    monkeypatch.setattr(
+        recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, dtype: foreign)
+    )
     with pytest.raises(HfGrError, match="lacks item 'elsewhere'"):
         evaluate(config())
     assert not Path(config().output_dir).exists()
