@@ -6,6 +6,7 @@ same commands under `accelerate launch`.
 
 import contextlib
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(prepare_app, name="prepare")
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which newer releases of typer carry within
+_INTERRUPTED = 130  # exit status
 _PARSED_BY_TRL = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -148,7 +150,7 @@ def run_reporting_errors(debug: bool = False) -> Iterator[None]:
     except _UsageError as error:
         _fail(f"{str(error).rstrip('.')}; --help lists the options.", 2)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; earlier artefacts are whole, and the same command goes on where it can.", 130)
+        _fail("interrupted; earlier artefacts are whole, and the same command goes on where it can.", _INTERRUPTED)
     except Exception as error:  # the last frame before the user
         if debug:
             traceback.print_exc()
@@ -161,17 +163,30 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments in ([], ["prepare"]):
         arguments.append("--help")
     with run_reporting_errors("--debug" in arguments):
-        app([argument for argument in arguments if argument != "--debug"], prog_name="hf-gr", standalone_mode=False)
+        given = [argument for argument in arguments if argument != "--debug"]
+        if (
+            app(given, prog_name="hf-gr", standalone_mode=False) == _INTERRUPTED
+        ):  # newer releases of typer catch Ctrl-C
+            raise KeyboardInterrupt
 
 
 def _line(error: BaseException) -> str:
     if isinstance(error, HfGrError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" while writing {error.filename}" if error.filename else ""
+    if _disk_is_full(error):
+        where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
         return f"the disk is full{where}; free some space and run the same command again: earlier artefacts are whole."
     first = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {first[0]} (an unforeseen error; run again with --debug for the traceback)"
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """Told by the error's number or, since Rust and C++ libraries give none, by its text."""
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno in codes:
+        return True
+    texts = [*map(os.strerror, codes), "PytorchStreamWriter failed writing"]
+    return any(text in str(error) for text in texts)
 
 
 def _fail(line: str, status: int) -> None:

@@ -4,7 +4,8 @@ from .beam import Beams, tree_search
 from .generate import generate_search
 from .logits_process import SidLogitsProcessor
 from .recommender import Recommender
+from .search import search
 from .support import tree_support
 
 
-__all__ = ["Beams", "Recommender", "SidLogitsProcessor", "generate_search", "tree_search", "tree_support"]
+__all__ = ["Beams", "Recommender", "SidLogitsProcessor", "generate_search", "search", "tree_search", "tree_support"]

@@ -72,7 +72,7 @@ def tree_search(
     """
     supported, reason = tree_support(model, max(map(len, prompts)) + grammar.num_levels)
     if not supported:
-        raise HfGrError(f"tree search is not for this model: {reason}; use generate with SidLogitsProcessor.")
+        raise HfGrError(f"tree search is not for this model: {reason}; use generate_search.")
     if item_filter is not None and (dead := (grammar.live_items(item_filter) == 0).nonzero()[:, 0]).numel():
         raise HfGrError(f"the filter of request {dead[0]} leaves no live item; allow more or exclude less.")
     search = _TreeSearch(model, prompts, grammar, vocabulary, num_beams, score, temperature)

@@ -2,10 +2,11 @@
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..grammar import ItemFilter, SidGrammar
 from ..vocabulary import SidVocabulary
-from .beam import Beams, pad_left
+from .beam import Beams, Method, pad_left
 from .logits_process import SidLogitsProcessor
 
 
@@ -17,21 +18,26 @@ def generate_search(
     vocabulary: SidVocabulary,
     *,
     num_beams: int,
+    method: Method = "beam",
+    temperature: float = 1.0,
     item_filter: ItemFilter | None = None,
 ) -> Beams:
-    """As [`tree_search`] with `score="model"`, by `generate(num_beams=…)`: slower, for any causal LM.
+    """As [`tree_search`], by plain `generate`: slower, for any causal LM.
 
+    With `method="beam"` scores are those of `score="model"`; samples are scored by the constrained policy.
     `Beams.log_probs` is empty ([B, W, 0]): `generate` returns sums only.
     """
     device = model.device
     ids, mask = pad_left(prompts, fill=vocabulary.start_id, device=device)
-    width = min(num_beams, grammar.num_sids)
+    sample = method == "sample"
+    width = num_beams if sample else min(num_beams, grammar.num_sids)
+    strategy = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {}
     config = GenerationConfig(
         max_new_tokens=grammar.num_levels,
-        num_beams=width,
+        num_beams=1 if sample else width,
         num_return_sequences=width,
-        do_sample=False,
         length_penalty=0.0,
+        **strategy,
         pad_token_id=vocabulary.start_id,
         eos_token_id=None,
         return_dict_in_generate=True,
@@ -43,7 +49,8 @@ def generate_search(
     )
     codes = vocabulary.codes_of(output.sequences[:, ids.shape[1] :])
     states = grammar.walk(codes).view(len(prompts), width)
-    scores = (output.sequences_scores if width > 1 else _greedy_scores(output)).view(len(prompts), width).float()
+    beams = config.num_beams > 1
+    scores = (output.sequences_scores if beams else _chosen_scores(output)).view(len(prompts), width).float()
     # `generate` fills up with impossible beams where fewer SIDs are live than beams
     dead = (states < 0) | (scores < -1e8)
     if item_filter is not None:
@@ -58,8 +65,8 @@ def generate_search(
     )
 
 
-def _greedy_scores(output: object) -> torch.Tensor:
-    """Sum of the chosen tokens' log-probabilities of a `generate` call with one beam, float [B]."""
+def _chosen_scores(output: GenerateDecoderOnlyOutput) -> torch.Tensor:
+    """Sum of the chosen tokens' log-probabilities of a `generate` call without beams, float [rows]."""
     steps = output.sequences[:, -len(output.scores) :]
     chosen = [torch.log_softmax(s.float(), -1).gather(1, steps[:, [i]]) for i, s in enumerate(output.scores)]
     return torch.cat(chosen, 1).sum(1)

@@ -36,7 +36,7 @@ class SidLogitsProcessor(LogitsProcessor):
         self.grammar, self.vocabulary, self.raise_on_dead = grammar, vocabulary, raise_on_dead
         self.prompt_length, self.eos_token_id, self.item_filter = prompt_length, eos_token_id, item_filter
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores (float [rows, vocabulary]) with −inf on everything that may not follow."""
         answer = input_ids[:, self.prompt_length :]
         mask = torch.full_like(scores, -torch.inf)

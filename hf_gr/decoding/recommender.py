@@ -13,9 +13,7 @@ from ..dataset import Histories
 from ..grammar import ItemFilter
 from ..offline import resolve
 from ..vocabulary import SidVocabulary, encode_text
-from .beam import tree_search
-from .generate import generate_search
-from .support import tree_support
+from .search import search
 
 
 logger = logging.getLogger(__name__)
@@ -98,8 +96,15 @@ class Recommender:
                 "%d request(s) leave no item to answer with: their lists are empty.", len(prompts) - len(rows)
             )
         if len(rows):
-            found = self._search([prompts[row] for row in rows], max(top_k, num_beams), item_filter)
-            items[rows], scores[rows] = self._items(*found, item_filter, top_k)
+            beams = search(
+                self.model,
+                [prompts[row] for row in rows],
+                self.grammar,
+                self.vocabulary,
+                num_beams=max(top_k, num_beams),
+                item_filter=item_filter,
+            )
+            items[rows], scores[rows] = self._items(beams.states, beams.scores, item_filter, top_k)
         return items, scores
 
     def prompts(self, histories: Histories, queries: Sequence[str | None] | None = None) -> list[list[int]]:
@@ -109,17 +114,6 @@ class Recommender:
             return prompts
         texts = [encode_text(self.tokenizer, query) if query else [] for query in queries]
         return [text + prompt for text, prompt in zip(texts, prompts, strict=True)]
-
-    def _search(
-        self, prompts: list[list[int]], num_beams: int, item_filter: ItemFilter | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Final states and scores [B, W], by the tree where the model allows it."""
-        supported, _ = tree_support(self.model, max(map(len, prompts)) + self.vocabulary.num_levels)
-        search = tree_search if supported else generate_search
-        beams = search(
-            self.model, prompts, self.grammar, self.vocabulary, num_beams=num_beams, item_filter=item_filter
-        )
-        return beams.states, beams.scores
 
     def _items(
         self, states: torch.Tensor, scores: torch.Tensor, item_filter: ItemFilter | None, top_k: int

@@ -20,7 +20,7 @@ from ..artifacts import is_current, report
 from ..branches import share_prompts
 from ..catalog import SidCatalog
 from ..dataset import Histories, InteractionDataset
-from ..decoding import tree_search, tree_support
+from ..decoding import search, tree_support
 from ..errors import HfGrError
 from ..grammar import SidGrammar
 from ..models import add_inner_call, code_logits
@@ -55,7 +55,8 @@ class SidGRPOTrainer(GRPOTrainer):
         self.grammar, self.vocabulary = grammar, vocabulary
         add_inner_call(model)
         args.max_completion_length = grammar.num_levels
-        rewards = [trl_reward(name, grammar, vocabulary, args.num_generations) for name in args.rewards]
+        group = args.num_generations or 0  # TRL refuses fewer than two
+        rewards = [trl_reward(name, grammar, vocabulary, group) for name in args.rewards]
         super().__init__(model, rewards, args=args, rollout_func=constrained_rollouts, **kwargs)
         rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
         if rows % self.num_generations:
@@ -142,7 +143,7 @@ def policy_log_probs(
     return model(**inputs, inner=score)
 
 
-def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> dict[str, list[Any]]:
+def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> dict[str, Any]:
     """TRL's `rollout_func`: G live items for every prompt, from its own constrained policy.
 
     Args:
@@ -160,7 +161,7 @@ def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> d
     ):
         was_training = model.training
         model.eval()
-        beams = tree_search(
+        beams = search(
             model.get_base_model() if trainer.args.finetune != "full" else model,
             prompts[::group],
             trainer.grammar,

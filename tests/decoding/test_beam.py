@@ -11,7 +11,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from hf_gr.decoding import SidLogitsProcessor, generate_search, tree_search, tree_support
+from hf_gr.decoding import SidLogitsProcessor, generate_search, search, tree_search, tree_support
 from hf_gr.errors import HfGrError
 from hf_gr.vocabulary import add_vocabulary
 
@@ -86,12 +86,12 @@ def test_filter_leaves_live_items_only_and_all_of_them():
     deny = [np.arange(0, 40, 2), None, np.arange(39)]
     item_filter = grammar.filter(deny, [None, np.arange(7), None])
     live = [set(range(1, 40, 2)), set(range(7)), {39}]
-    for search in (tree_search, generate_search):
-        beams = search(model, prompts, grammar, vocabulary, num_beams=40, item_filter=item_filter)
+    for path in (tree_search, generate_search):
+        beams = path(model, prompts, grammar, vocabulary, num_beams=40, item_filter=item_filter)
         for row in range(3):
             expected = {tuple(catalog.codes[item].tolist()) for item in live[row]}
             found = [tuple(codes) for codes in beams.codes[row].tolist() if codes[0] >= 0]
-            assert len(found) == len(set(found)) and set(found) == expected, search.__name__
+            assert len(found) == len(set(found)) and set(found) == expected, path.__name__
 
 
 def test_empty_filter_raises():
@@ -158,3 +158,24 @@ def test_support_is_decided_from_the_config():
     assert tree_support(windowed, 16)[0]
     supported, reason = tree_support(windowed, 17)
     assert not supported and "window of 16" in reason
+
+
+def test_samples_by_generate_follow_the_policy_too():
+    model, grammar, vocabulary, catalog = build(catalog=tiny_catalog(num_items=6, sizes=(2, 2)))
+    prompt = prompts_of(vocabulary, catalog, (3,))[0]
+    expected = every_sid(model, prompt, grammar, vocabulary, catalog, range(6))
+    torch.manual_seed(0)
+    beams = generate_search(model, [prompt], grammar, vocabulary, num_beams=2000, method="sample")
+    for sid, score in expected.items():
+        drawn = (beams.codes[0] == torch.tensor(sid)).all(1)
+        assert abs(float(drawn.float().mean()) - np.exp(score)) < 0.04
+        assert torch.allclose(beams.scores[0][drawn], torch.tensor(score), atol=1e-4)
+
+
+def test_search_takes_the_row_path_where_the_tree_is_not_to_be_had():
+    windowed, grammar, vocabulary, catalog = build(MistralConfig, sliding_window=4)
+    prompts = prompts_of(vocabulary, catalog)
+    found = search(windowed, prompts, grammar, vocabulary, num_beams=5)
+    assert torch.equal(found.codes, generate_search(windowed, prompts, grammar, vocabulary, num_beams=5).codes)
+    with pytest.raises(HfGrError, match="tree search is not for this model"):
+        tree_search(windowed, prompts, grammar, vocabulary, num_beams=5)

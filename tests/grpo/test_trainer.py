@@ -229,12 +229,13 @@ def test_a_group_that_would_be_torn_apart_is_refused(tmp_path):
         )
 
 
-def test_rollouts_refuse_a_model_that_has_no_tree(tmp_path):
-    model = tiny_lm(MistralConfig, sliding_window=6)
-    trainer = trainer_of(tiny_catalog(), tmp_path, model=model)
+def test_a_model_that_has_no_tree_rolls_out_by_generate(tmp_path):
+    model, catalog = tiny_lm(MistralConfig, sliding_window=6), tiny_catalog()
+    trainer = trainer_of(catalog, tmp_path, model=model)
     prompts = [row["prompt"] for row in trainer.train_dataset for _ in range(8)]
-    with pytest.raises(HfGrError, match="sliding window of 6 is shorter"):
-        constrained_rollouts(prompts, trainer)
+    answers = torch.tensor(constrained_rollouts(prompts, trainer)["completion_ids"])
+    assert answers.shape == (len(prompts), 3)
+    assert (trainer.grammar.walk(trainer.vocabulary.codes_of(answers)) >= 0).all()
 
 
 def test_an_unknown_reward_is_refused(tmp_path):
