@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType
 from peft import LoraConfig, PeftModel
 from transformers import (
     AutoModelForCausalLM,
@@ -15,6 +16,7 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Trainer,
     TrainingArguments,
 )
 
@@ -27,6 +29,8 @@ from .vocabulary import SidVocabulary
 
 
 Finetune = Literal["full", "lora", "qlora"]
+
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 # Settings that do not change the model a run ends with.
 _RUN_ONLY = {
@@ -127,6 +131,28 @@ def merged(model: PreTrainedModel, base: Path) -> PreTrainedModel:
     model.save_pretrained(adapter)
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     return PeftModel.from_pretrained(plain, adapter).merge_and_unload()
+
+
+def check_sharding(accelerator: Accelerator, finetune: Finetune) -> None:
+    """Raises [`HfGrError`] for adapters on sharded weights, which could not be merged at the end."""
+    if finetune != "full" and accelerator.distributed_type in _SHARDED:
+        raise HfGrError(
+            f"finetune is {finetune!r}, but {accelerator.distributed_type.value} shards the weights; use finetune: full "
+            "or train the adapters on one device or with DDP."
+        )
+
+
+def trained_model(trainer: Trainer) -> PreTrainedModel:
+    """The trained model, whole on the main process. Sharded weights are gathered, so every process must call it."""
+    accelerator = trainer.accelerator
+    model = accelerator.unwrap_model(trainer.model)
+    if accelerator.distributed_type not in _SHARDED:
+        return model
+    weights = accelerator.get_state_dict(trainer.model_wrapped)
+    plain = AutoModelForCausalLM.from_config(model.config)
+    if accelerator.is_main_process:
+        plain.load_state_dict(weights)
+    return plain
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ..grammar import SidGrammar
 from ..models import add_inner_call, code_logits
 from ..offline import resolve
 from ..rewards import trl_reward
-from ..training import Run, load_lm, tuned
+from ..training import Run, check_sharding, load_lm, trained_model, tuned
 from ..vocabulary import SidVocabulary
 from .config import SidGRPOConfig
 
@@ -58,6 +58,7 @@ class SidGRPOTrainer(GRPOTrainer):
         group = args.num_generations or 0  # TRL refuses fewer than two
         rewards = [trl_reward(name, grammar, vocabulary, group) for name in args.rewards]
         super().__init__(model, rewards, args=args, rollout_func=constrained_rollouts, **kwargs)
+        check_sharding(self.accelerator, self.args.finetune)
         rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
         if rows % self.num_generations:
             raise HfGrError(
@@ -227,8 +228,8 @@ def grpo(config: SidGRPOConfig) -> Path:
         peft_config=adapter,
     )
     trainer.train(resume_from_checkpoint=run.last_checkpoint())
+    trained = trained_model(trainer)
     if main:
-        trained = trainer.accelerator.unwrap_model(trainer.model)
         run.finish(trained, tokenizer, catalog, vocabulary, trainer.state.log_history, config.model)
         report("grpo", inputs, run.model)
     PartialState().wait_for_everyone()

@@ -18,7 +18,7 @@ from ..errors import HfGrError
 from ..grammar import SidGrammar
 from ..models import add_inner_call, code_logits, from_scratch
 from ..offline import resolve
-from ..training import Run, load_lm, tuned
+from ..training import Run, check_sharding, load_lm, trained_model, tuned
 from ..vocabulary import SidVocabulary, add_vocabulary
 from .config import SidSFTConfig
 from .data import IGNORED, held_out_rows, next_item_rows
@@ -74,6 +74,7 @@ class SidSFTTrainer(SFTTrainer):
     def __init__(self, model: PreTrainedModel, grammar: SidGrammar, vocabulary: SidVocabulary, **kwargs: Any):
         add_inner_call(model)
         super().__init__(model, **kwargs)
+        check_sharding(self.accelerator, self.args.finetune)
         self.grammar, self.vocabulary = grammar, vocabulary
 
     def compute_loss(
@@ -131,9 +132,9 @@ def sft(config: SidSFTConfig) -> Path:
     if config.train_rows_only:
         _freeze_all_but_rows(trainer.model, vocabulary)
     trainer.train(resume_from_checkpoint=run.last_checkpoint())
+    trained = trained_model(trainer)
     if main:
         base = config.continue_from or config.model_name_or_path
-        trained = trainer.accelerator.unwrap_model(trainer.model)
         run.finish(trained, tokenizer, catalog, vocabulary, trainer.state.log_history, base)
         report("sft", inputs, run.model)
     PartialState().wait_for_everyone()
