@@ -137,7 +137,7 @@ def check_sharding(accelerator: Accelerator, finetune: Finetune) -> None:
     """Raises [`HfGrError`] for adapters on sharded weights, which could not be merged at the end."""
     if finetune != "full" and accelerator.distributed_type in _SHARDED:
         raise HfGrError(
-            f"finetune is {finetune!r}, but {accelerator.distributed_type.value} shards the weights; use finetune: full "
+            f"finetune is {finetune!r}, but {accelerator.distributed_type.value} shards the weights; use full "
             "or train the adapters on one device or with DDP."
         )
 
