@@ -172,7 +172,7 @@ def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> d
             temperature=trainer.temperature,
         )
         model.train(was_training)
-    codes, scores = _filled(beams.codes, beams.scores)
+    codes, scores = _filled(beams.codes, beams.scores, group)
     tokens = torch.stack(
         [
             trainer.vocabulary.level_token_ids(level, codes.device)[codes[..., level]]
@@ -188,8 +188,11 @@ def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> d
     }
 
 
-def _filled(codes: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Beams without an answer (fewer SIDs than G) repeat the prompt's best one."""
+def _filled(codes: torch.Tensor, scores: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`group` answers a prompt: where there are fewer SIDs than that, the prompt's best one is repeated."""
+    missing = group - scores.shape[1]
+    codes = torch.nn.functional.pad(codes, (0, 0, 0, missing))
+    scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
     dead = scores.isneginf()
     return torch.where(dead[..., None], codes[:, :1], codes), torch.where(dead, scores[:, :1], scores)
 
