@@ -1,8 +1,7 @@
 """Beam search on a tree: the prompt is read once, beams are branches of its cache.
 
 Every step feeds the W newest tokens of each prompt as one row of W columns. An additive mask lets each see the prompt
-and its own ancestors, so the cache is never copied or reordered: it grows by W columns a step. Measured against
-`generate` in `benchmarks/decode.py`.
+and its own ancestors, so the cache is never copied or reordered: it grows by W columns a step.
 """
 
 from dataclasses import dataclass
