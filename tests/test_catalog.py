@@ -121,7 +121,7 @@ CODES = np.array([[0, 1], [1, 1], [0, 0]])
 
 def test_parts_that_do_not_agree_are_refused():
     for codes in (CODES[:2], CODES[:, :1], CODES[:, 0], CODES[..., None]):
-        with pytest.raises(HfGrError, match="but 3 items on 2 levels are needed") as error:
+        with pytest.raises(HfGrError, match="3 items on 2 levels are needed") as error:
             SidCatalog.from_codes(codes, ITEMS, (2, 2))
         assert f"shape {codes.shape}" in str(error.value)
     for bad, sid in ((2, r"\[1, 2\]"), (-1, r"\[1, -1\]")):

@@ -181,7 +181,7 @@ def test_the_seed_decides_the_rows():
 
 def test_codes_without_vectors_are_refused():
     bare = SidCatalog.from_codes(tiny_catalog().codes, tiny_catalog().items, (4, 4, 4))
-    with pytest.raises(HfGrError, match="holds no code vectors; use row_start: random or text"):
+    with pytest.raises(HfGrError, match="holds no code vectors; use random or text"):
         build(catalog=bare, row_start="codes")
 
 
@@ -266,7 +266,7 @@ def test_what_is_saved_is_loaded(context, tmp_path):
 
 
 def test_a_plain_model_folder_has_no_vocabulary(tmp_path):
-    with pytest.raises(HfGrError, match=r"has no vocabulary\.json: it is not a model made by hf_gr"):
+    with pytest.raises(HfGrError, match=r"has no vocabulary\.json: it is no model of hf_gr"):
         SidVocabulary.load(tmp_path)
 
 
