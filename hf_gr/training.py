@@ -172,7 +172,13 @@ class Run:
     def of(cls, station: str, config: TrainingArguments, inputs: dict[str, str | Path]) -> "Run":
         """The run of a config whose `output_dir` is the folder the user named; the trainer gets the run folder."""
         found = {name: fingerprint(path) for name, path in inputs.items()}
-        run = cls(station, Path(config.output_dir), changed_settings(config), found)
+        paths = {str(path) for path in inputs.values()}  # an input counts by its content, not by where it lies
+        settings = {
+            name: value
+            for name, value in changed_settings(config).items()
+            if not (isinstance(value, str) and value in paths)
+        }
+        run = cls(station, Path(config.output_dir), settings, found)
         config.output_dir = str(run.folder)
         return run
 

@@ -15,8 +15,6 @@ from ..vocabulary import ContextKind, RowStart
 class SidSFTConfig(AdapterArguments, SFTConfig):
     """TRL's [`SFTConfig`] with what a generative recommender adds. `output_dir/model` becomes a Hub-ready repo."""
 
-    _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS
-
     dataset: str = field(default="", metadata={"help": "Dataset folder, as written by `hf-gr prepare`."})
     catalog: str = field(default="", metadata={"help": "SID catalogue folder, as written by `hf-gr quantize`."})
     model_name_or_path: str = field(
