@@ -217,8 +217,7 @@ class Run:
             save_repo(folder, plain, tokenizer, catalog, vocabulary, base_model=base_model)
             write_json(folder / "training_log.json", log)
             write_manifest(folder, self.station, self.settings, self.inputs)
-        for old in self.output_dir.glob("run-*"):
-            shutil.rmtree(old)
+        shutil.rmtree(self.folder, ignore_errors=True)  # only its own: another run-… folder may be the user's
 
 
 def changed_settings(config: TrainingArguments) -> dict[str, Any]:
