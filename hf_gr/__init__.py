@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from .batch import recommend_batch
     from .catalog import SidCatalog
     from .dataset import Histories, InteractionDataset, write_dataset
-    from .decoding import Recommender, SidLogitsProcessor
+    from .decoding import Recommender, beam_search
     from .errors import HfGrError
-    from .grammar import SidGrammar
+    from .grammar import SidGrammar, SidLogitsProcessor
     from .hub import push_to_hub, save_repo, update_card
     from .pipeline import GenerativeRecommendationPipeline
     from .vocabulary import SidVocabulary, add_vocabulary
@@ -33,9 +33,10 @@ _MODULE_OF = {
     "Recommender": "decoding",
     "SidCatalog": "catalog",
     "SidGrammar": "grammar",
-    "SidLogitsProcessor": "decoding",
+    "SidLogitsProcessor": "grammar",
     "SidVocabulary": "vocabulary",
     "add_vocabulary": "vocabulary",
+    "beam_search": "decoding",
     "push_to_hub": "hub",
     "recommend_batch": "batch",
     "save_repo": "hub",
@@ -55,6 +56,7 @@ __all__ = [
     "SidVocabulary",
     "__version__",
     "add_vocabulary",
+    "beam_search",
     "push_to_hub",
     "recommend_batch",
     "save_repo",

@@ -15,7 +15,6 @@ from safetensors.numpy import save_file
 from .artifacts import read_json, write_json
 from .dataset import check_items
 from .errors import HfGrError
-from .grammar import SidGrammar
 from .offline import local_folder
 
 
@@ -118,10 +117,6 @@ class SidCatalog:
                 raise HfGrError(f"item {item_id!r} is not in the catalogue of {len(self)} items; nothing was removed.")
             live[self.row_of[item_id]] = False
         return replace(self, live=live)
-
-    def grammar(self) -> SidGrammar:
-        """The flat grammar over the live items; on a shared SID the more popular item comes first."""
-        return SidGrammar(self.codes, self.codebook_sizes, self.popularity, np.flatnonzero(self.live))
 
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -220,7 +221,7 @@ def _card(
     body = _CARD.format(
         items=len(catalog),
         live=int(catalog.live.sum()),
-        sids=catalog.grammar().num_sids,
+        sids=len(np.unique(catalog.codes[catalog.live], axis=0)),
         codebooks=" × ".join(map(str, catalog.codebook_sizes)),
         parameters=model.num_parameters(),
         made_from=base if on_hub else Path(base).name,  # never a path of the machine it was trained on

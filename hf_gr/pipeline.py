@@ -233,7 +233,7 @@ def _live_items(
 ) -> list[int]:
     if not exclude:
         return []
-    return recommender.grammar.live_items(recommender.grammar.filter(exclude, allow)).tolist()
+    return recommender.grammar.filter(exclude, allow).live.tolist()
 
 
 def _first_categories(catalog: SidCatalog) -> np.ndarray:

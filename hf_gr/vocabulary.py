@@ -18,6 +18,7 @@ from .artifacts import read_json, write_json
 from .catalog import SidCatalog
 from .dataset import Histories
 from .errors import HfGrError
+from .grammar import SidGrammar, TrieGrammar, UnorderedGrammar
 from .offline import local_folder
 
 
@@ -26,6 +27,7 @@ START = "<items>"  # opens every history; a cold user's prompt is this token alo
 
 ContextKind = Literal["none", "rating", "behavior"]
 RowStart = Literal["random", "codes", "text", "mean"]
+Form = Literal["flat", "stepwise", "unordered"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class SidVocabulary:
         context_ids: Token id of every context value.
         max_history: Events of a history that a prompt keeps, the most recent ones.
         catalog_fingerprint: The catalogue that these codes belong to.
+        form: How the model writes an item: `"flat"` (its codes), `"stepwise"` (a thinking token before each), or
+            `"unordered"` (its codes in any order).
     """
 
     code_ids: tuple[tuple[int, ...], ...]
@@ -52,6 +56,7 @@ class SidVocabulary:
     context_ids: dict[str, int]
     max_history: int
     catalog_fingerprint: str
+    form: Form = "flat"
 
     @property
     def num_levels(self) -> int:
@@ -63,18 +68,16 @@ class SidVocabulary:
         codes = [token for level in self.code_ids for token in level]
         return sorted([*codes, *self.think_ids, self.start_id, *self.context_ids.values()])
 
-    def level_token_ids(self, level: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Token ids of the codes of one level, int64 [K_l]."""
-        return torch.tensor(self.code_ids[level], device=device)
-
-    def codes_of(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Codes of SID tokens (int64 [rows, l], level by level from 0); −1 where a token is none of its level."""
-        columns = []
-        for level in range(tokens.shape[1]):
-            ids = self.level_token_ids(level, tokens.device)
-            match = tokens[:, level, None] == ids
-            columns.append(torch.where(match.any(1), match.int().argmax(1), -1))
-        return torch.stack(columns, 1) if columns else tokens
+    def grammar(self, catalog: SidCatalog) -> SidGrammar:
+        """What may be written: the live items of a catalogue in this model's tokens."""
+        kind = UnorderedGrammar if self.form == "unordered" else TrieGrammar
+        return kind(
+            catalog.codes,
+            self.code_ids,
+            think_ids=self.think_ids if self.form == "stepwise" else (),
+            popularity=catalog.popularity,
+            items=np.flatnonzero(catalog.live),
+        )
 
     def item_tokens(self, catalog: SidCatalog) -> np.ndarray:
         """SID tokens of every item, int64 [N, L]."""

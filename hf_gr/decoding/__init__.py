@@ -1,11 +1,23 @@
-"""Decoding: beam search on a tree, the logits processor for `generate`, and the recommender on top of both."""
+"""Decoding: beam search on a tree, `generate` for models that do not take it, and the recommender on top of both."""
 
-from .beam import Beams, tree_search
+from .beam import Ranking, beam_search, search
+from .exhaustive import exhaustive_search
 from .generate import generate_search
-from .logits_process import SidLogitsProcessor
+from .prefix_cache import PrefixCache
 from .recommender import Recommender
-from .search import search
 from .support import tree_support
+from .tree import Beams, tree_search
 
 
-__all__ = ["Beams", "Recommender", "SidLogitsProcessor", "generate_search", "search", "tree_search", "tree_support"]
+__all__ = [
+    "Beams",
+    "PrefixCache",
+    "Ranking",
+    "Recommender",
+    "beam_search",
+    "exhaustive_search",
+    "generate_search",
+    "search",
+    "tree_search",
+    "tree_support",
+]

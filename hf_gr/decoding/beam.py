@@ -1,51 +1,45 @@
-"""Beam search on a tree: the prompt is read once, beams are branches of its cache.
+"""From prompts to items: one call for every causal LM and every method."""
 
-Every step feeds the W newest tokens of each prompt as one row of W columns. An additive mask lets each see the prompt
-and its own ancestors, so the cache is never copied or reordered: it grows by W columns a step.
-"""
-
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ..branches import additive_mask
-from ..errors import HfGrError
-from ..grammar import ItemFilter, SidGrammar
-from ..models import code_logits
-from ..vocabulary import SidVocabulary
+from ..grammar import DEAD, ItemFilter, SidGrammar, UnorderedGrammar
+from . import choose
+from .exhaustive import exhaustive_search
+from .generate import generate_search
+from .prefix_cache import PrefixCache
 from .support import tree_support
+from .tree import Beams, Method, tree_search
+from .trunk import Score
 
 
-Method = Literal["beam", "sample"]
-Score = Literal["constrained", "model"]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Beams:
-    """Answers to B prompts, W each.
+class Ranking:
+    """Items for B prompts, best first.
 
     Attributes:
-        codes: int64 [B, W, L]; −1 in beams that hold no answer (fewer SIDs than beams).
-        states: int64 [B, W], the grammar's final state, −1 likewise.
-        scores: float32 [B, W], sum of the codes' log-probabilities, −inf likewise; falling for `method="beam"`.
-        log_probs: float32 [B, W, L], log-probability of every code.
+        items: int64 [B, K], catalogue rows: min(K, live items) distinct ones, then −1.
+        scores: float32 [B, K], log-probability of the item's SID under the search that found it; −inf after the last.
+        sids: int64 [B, K, C], its SID; −1 likewise.
     """
 
-    codes: torch.Tensor
-    states: torch.Tensor
+    items: torch.Tensor
     scores: torch.Tensor
-    log_probs: torch.Tensor
+    sids: torch.Tensor
 
 
-@torch.no_grad()
-def tree_search(
+def search(
     model: PreTrainedModel,
     prompts: list[list[int]],
     grammar: SidGrammar,
-    vocabulary: SidVocabulary,
     *,
     num_beams: int,
     method: Method = "beam",
@@ -53,164 +47,180 @@ def tree_search(
     temperature: float = 1.0,
     item_filter: ItemFilter | None = None,
     generator: torch.Generator | None = None,
+    prefix_cache: PrefixCache | None = None,
 ) -> Beams:
-    """Searches the SIDs that best continue each prompt.
+    """The answers that best continue each prompt (or draws from the policy), by whichever path suits the model.
+
+    Args and returns: as [`tree_search`]. Where the tree is not to be had (`generate`, slower), scores with
+    `method="beam"` are `score="model"` whatever was asked, and generator and prefix cache are not used.
+    """
+    supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
+    logger.debug("%s: %s", "tree search" if supported else "generate, slower", reason)
+    if supported:
+        return tree_search(
+            model,
+            prompts,
+            grammar,
+            num_beams=num_beams,
+            method=method,
+            score=score,
+            temperature=temperature,
+            item_filter=item_filter,
+            generator=generator,
+            prefix_cache=prefix_cache,
+        )
+    beams = generate_search(
+        model,
+        prompts,
+        grammar,
+        num_beams=num_beams,
+        method=method,
+        temperature=temperature,
+        item_filter=item_filter,
+    )
+    return merged(beams, grammar) if method == "beam" else beams
+
+
+def beam_search(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    grammar: SidGrammar,
+    *,
+    num_beams: int = 50,
+    top_k: int = 10,
+    method: Method | Literal["exhaustive"] = "beam",
+    score: Score = "constrained",
+    temperature: float = 1.0,
+    item_filter: ItemFilter | None = None,
+    generator: torch.Generator | None = None,
+    prefix_cache: PrefixCache | None = None,
+) -> Ranking:
+    """The items that best continue each prompt.
+
+    On a shared SID the items follow in bucket order. Where a search finds fewer than min(K, live items) items (orders of
+    one set that merged, repeated draws), it is repeated with the found ones denied.
 
     Args:
-        model: A full-attention decoder ([`tree_support`]); else [`HfGrError`].
+        model: Any causal LM with the grammar's tokens. Full-attention decoders take the tree, others `generate`.
         prompts: B lists of token ids, of any lengths ≥ 1.
-        grammar: What may follow. Every beam is a live item's SID; W beams are distinct SIDs with `method="beam"`.
-        vocabulary: Token ids of the codes.
-        num_beams: W.
-        method: `"beam"`, or `"sample"` for W independent draws from the constrained policy.
-        score: `"constrained"`: log-probabilities renormalised over what is allowed (the policy that GRPO trains);
-            `"model"`: over the whole vocabulary, then masked, as `generate` with a logits processor has them.
-        temperature: Divides the logits (`method="sample"`).
-        item_filter: One row per prompt. A row without live items raises [`HfGrError`].
-        generator: Source of the draws, on the model's device.
+        grammar: What may follow.
+        num_beams: Width of the search; raised to `top_k`.
+        top_k: Items wanted, K.
+        method: `"beam"`; `"sample"` and `"gumbel"`: draws from the policy, in order of score; `"exhaustive"`: every
+            item is scored (for catalogues of up to some thousand).
+        score, temperature, item_filter, generator, prefix_cache: As for [`tree_search`].
+
+    Raises:
+        HfGrError: If a request's filter leaves no live item.
     """
-    supported, reason = tree_support(model, max(map(len, prompts)) + grammar.num_levels)
-    if not supported:
-        raise HfGrError(f"tree search is not for this model: {reason}; use generate_search.")
-    if item_filter is not None and (dead := (grammar.live_items(item_filter) == 0).nonzero()[:, 0]).numel():
-        raise HfGrError(f"the filter of request {dead[0]} leaves no live item; allow more or exclude less.")
-    search = _TreeSearch(model, prompts, grammar, vocabulary, num_beams, score, temperature)
-    for level in range(grammar.num_levels):
-        search.extend(level, method, item_filter, generator)
-    return search.result()
-
-
-class _TreeSearch:
-    """State of one search: B prompts, W beams, a shared cache of P + W·(levels fed) columns."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        prompts: list[list[int]],
-        grammar: SidGrammar,
-        vocabulary: SidVocabulary,
-        num_beams: int,
-        score: Score,
-        temperature: float,
-    ):
-        self.model, self.vocabulary, self.score, self.temperature = model, vocabulary, score, temperature
-        device = model.device
-        self.grammar = grammar.to(device)
-        self.batch, self.width, self.device = len(prompts), num_beams, device
-        ids, mask = pad_left(prompts, fill=0, device=device)
-        self.real = mask.bool()
-        self.lengths = self.real.sum(1, keepdim=True)
-        self.cache = DynamicCache(config=model.config)
-        hidden = self._forward(ids, (self.real.cumsum(1) - 1).clamp(min=0), self._prompt_mask())
-        self.hidden = hidden[:, -1:]  # what the next code is read from: [B, 1, d], later [B, W, d]
-        self.states = self.grammar.initial(self.batch).view(self.batch, 1)
-        self.codes = torch.empty(self.batch, 1, 0, dtype=torch.int64, device=device)
-        self.log_probs = torch.empty(self.batch, 1, 0, device=device)
-        self.scores = torch.zeros(self.batch, 1, device=device)
-        self.ancestors = torch.empty(self.batch, 1, 0, dtype=torch.int64, device=device)  # cache column by level
-
-    def extend(
-        self, level: int, method: Method, item_filter: ItemFilter | None, generator: torch.Generator | None
-    ) -> None:
-        """Feeds the codes chosen last (if any) and chooses those of `level`."""
-        if level:
-            self._feed(level)
-        beams = self.states.shape[1]
-        rows = None
-        if item_filter is not None:
-            rows = item_filter.to(self.device).rows(
-                torch.arange(self.batch, device=self.device).repeat_interleave(beams)
-            )
-        options = self.grammar.successors(self.states.reshape(-1, 1), level, rows)
-        log_probs = self._log_probs(level, options.codes, options.allowed)
-        missing = max(0, -(-self.width // beams) - log_probs.shape[1]) if method == "beam" else 0
-        shape = (self.batch, beams, log_probs.shape[1] + missing)  # never fewer candidates than beams
-        log_probs = F.pad(log_probs, (0, missing), value=-torch.inf).view(shape)
-        codes, states = (F.pad(x, (0, missing)).view(shape) for x in (options.codes, options.states))
-        parent, option = self._best(log_probs) if method == "beam" else self._draw(log_probs, generator)
-        self._advance(parent, option, log_probs, codes, states)
-
-    def result(self) -> Beams:
-        dead = torch.isneginf(self.scores)
-        return Beams(
-            self.codes.masked_fill(dead[..., None], -1), self.states.masked_fill(dead, -1), self.scores, self.log_probs
+    if method == "exhaustive":
+        beams = exhaustive_search(
+            model, prompts, grammar, score=score, temperature=temperature, item_filter=item_filter
         )
+        return ranked(beams, grammar, item_filter, top_k)
 
-    def _best(self, log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        best = (self.scores[..., None] + log_probs).flatten(1).topk(self.width, dim=1).indices
-        return best // log_probs.shape[2], best % log_probs.shape[2]
-
-    def _draw(self, log_probs: torch.Tensor, generator: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
-        if log_probs.shape[1] == 1:
-            log_probs = log_probs.expand(-1, self.width, -1)
-            parent = torch.zeros(self.batch, self.width, dtype=torch.int64, device=self.device)
-        else:
-            parent = torch.arange(self.width, device=self.device).expand(self.batch, -1)
-        option = torch.multinomial(log_probs.flatten(0, 1).exp(), 1, generator=generator)
-        return parent, option.view(self.batch, self.width)
-
-    def _advance(
-        self,
-        parent: torch.Tensor,
-        option: torch.Tensor,
-        log_probs: torch.Tensor,
-        codes: torch.Tensor,
-        states: torch.Tensor,
-    ) -> None:
-        def pick(table: torch.Tensor) -> torch.Tensor:
-            return table.flatten(1).gather(1, parent * table.shape[2] + option)
-
-        def inherit(history: torch.Tensor) -> torch.Tensor:
-            return history.gather(1, parent[..., None].expand(-1, -1, history.shape[2]))
-
-        chosen = pick(log_probs)
-        self.scores = self.scores.gather(1, parent) + chosen
-        self.codes = torch.cat([inherit(self.codes), pick(codes)[..., None]], dim=2)
-        self.log_probs = torch.cat([inherit(self.log_probs), chosen[..., None]], dim=2)
-        self.ancestors = inherit(self.ancestors)
-        self.states = pick(states).masked_fill(torch.isneginf(self.scores), -1)
-
-    def _feed(self, level: int) -> None:
-        """One forward pass over the W newest tokens of every prompt."""
-        columns = self.real.shape[1] + self.width * (level - 1)
-        newest = columns + torch.arange(self.width, device=self.device).expand(self.batch, -1)
-        self.ancestors = torch.cat([self.ancestors, newest[..., None]], dim=2)
-        ids = self.vocabulary.level_token_ids(level - 1, self.device)[self.codes[..., -1]]
-        visible = torch.zeros(self.batch, self.width, columns + self.width, dtype=torch.bool, device=self.device)
-        visible[:, :, : self.real.shape[1]] = self.real[:, None]
-        visible.scatter_(2, self.ancestors, True)
-        positions = (self.lengths + level - 1).expand(-1, self.width)
-        self.hidden = self._forward(ids, positions, additive_mask(visible, self.model.dtype))
-
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        output = self.model.base_model(
-            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self.cache, use_cache=True
+    def once(rows: torch.Tensor, rows_filter: ItemFilter | None) -> Ranking:
+        beams = search(
+            model,
+            [prompts[row] for row in rows.tolist()],
+            grammar,
+            num_beams=max(num_beams, top_k),
+            method=method,
+            score=score,
+            temperature=temperature,
+            item_filter=rows_filter,
+            generator=generator,
+            prefix_cache=prefix_cache,
         )
-        return output.last_hidden_state
+        return ranked(beams, grammar, rows_filter, top_k)
 
-    def _prompt_mask(self) -> torch.Tensor:
-        length = self.real.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
-        return additive_mask(causal & self.real[:, None], self.model.dtype)
-
-    def _log_probs(self, level: int, codes: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities float32 [B·beams, D] of the codes that may follow, −inf elsewhere."""
-        hidden = self.hidden.flatten(0, 1)
-        tokens = self.vocabulary.level_token_ids(level, self.device)
-        if self.score == "model":
-            logits = torch.log_softmax(self.model.get_output_embeddings()(hidden).float(), -1)[:, tokens]
-        else:
-            logits = code_logits(self.model, hidden, tokens)
-        logits = logits.gather(1, codes).masked_fill(~allowed, -torch.inf)
-        if self.score == "model":
-            return logits
-        # rows without an allowed code are beams that died before: they stay −inf instead of NaN
-        return torch.log_softmax(logits / self.temperature, -1).masked_fill(~allowed, -torch.inf)
+    grammar = grammar.to(model.device)
+    everyone = torch.arange(len(prompts), device=model.device)
+    found = once(everyone, item_filter)
+    live = grammar.num_items if item_filter is None else item_filter.live.to(model.device)
+    wanted = torch.as_tensor(live, device=model.device).clamp(max=top_k).expand(len(prompts))
+    while len(short := ((found.items >= 0).sum(1) < wanted).nonzero()[:, 0]):
+        rest = _without(found.items[short], grammar, item_filter, short)
+        found = _joined(found, short, once(short, rest))
+    return found
 
 
-def pad_left(rows: list[list[int]], fill: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids int64 [B, P] padded on the left, and their attention mask int64 [B, P]."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[fill] * (longest - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
+def _without(
+    items: torch.Tensor, grammar: SidGrammar, item_filter: ItemFilter | None, rows: torch.Tensor
+) -> ItemFilter:
+    """The filter of some requests with the items found already (int64 [rows, K], padded with −1) denied as well."""
+    asked = None if item_filter is None else item_filter.rows(rows.to(item_filter.live.device))
+    found = [row[row >= 0] for row in items.cpu().numpy()]
+    if asked is None:
+        return grammar.filter(found)
+    deny = [new if old is None else np.concatenate([old, new]) for old, new in zip(asked.deny, found, strict=True)]
+    return grammar.filter(deny, asked.allow, asked.only)
+
+
+def _joined(found: Ranking, rows: torch.Tensor, more: Ranking) -> Ranking:
+    """`found` with the items of `more` after those of its rows `rows`."""
+    top_k = found.items.shape[1]
+    parts = [torch.cat([getattr(found, name)[rows], getattr(more, name)], dim=1) for name in vars(found)]
+    order = (parts[0] < 0).sort(dim=1, stable=True).indices[:, :top_k]
+    joined = Ranking(*(torch.clone(value) for value in vars(found).values()))
+    joined.items[rows] = parts[0].gather(1, order)
+    joined.scores[rows] = parts[1].gather(1, order)
+    joined.sids[rows] = parts[2].gather(1, order[..., None].expand(-1, -1, parts[2].shape[2]))
+    return joined
+
+
+def merged(beams: Beams, grammar: SidGrammar) -> Beams:
+    """Answers of an unordered grammar that hold the same codes as one, best first: their probabilities add up."""
+    if not isinstance(grammar, UnorderedGrammar):
+        return beams
+    batch, width = beams.scores.shape
+    keys = choose.set_keys(grammar, beams.states.flatten(0, 1)).view(batch, width)
+    scores, order = choose.merge_sets(beams.scores, keys).sort(dim=1, descending=True, stable=True)
+    dead = torch.isneginf(scores)[..., None]
+
+    def ordered(values: torch.Tensor, fill: int) -> torch.Tensor:
+        return values.gather(1, order[..., None].expand(-1, -1, values.shape[2])).masked_fill(dead, fill)
+
+    return replace(
+        beams,
+        tokens=ordered(beams.tokens, -1),
+        states=ordered(beams.states, DEAD),
+        scores=scores,
+        log_probs=ordered(beams.log_probs, 0),
+    )
+
+
+def ranked(beams: Beams, grammar: SidGrammar, item_filter: ItemFilter | None, top_k: int) -> Ranking:
+    """Opens the SIDs' buckets in order of the beams' scores; an item that comes twice counts once."""
+    batch, width = beams.scores.shape
+    if item_filter is not None:
+        item_filter = item_filter.to(beams.scores.device)
+    grammar = grammar.to(beams.scores.device)
+    scores, order = beams.scores.sort(dim=1, descending=True, stable=True)
+    states = beams.states.gather(1, order[..., None].expand(-1, -1, beams.states.shape[2]))
+    tokens = beams.tokens.gather(1, order[..., None].expand(-1, -1, beams.tokens.shape[2]))
+    items = grammar.items(states.flatten(0, 1), item_filter, limit=top_k).view(batch, width, -1)
+    bucket = items.shape[2]
+    items = items.flatten(1)
+    place = torch.arange(width, device=items.device).repeat_interleave(bucket).expand(batch, -1)
+    items = torch.where(_repeated(items), -1, items)
+    order = (items < 0).sort(dim=1, stable=True).indices[:, :top_k]  # answers first, their order kept
+    items, place = items.gather(1, order), place.gather(1, order)
+    missing = top_k - items.shape[1]
+    items = torch.nn.functional.pad(items, (0, missing), value=-1)
+    place = torch.nn.functional.pad(place, (0, missing))
+    gone = items < 0
+    sids = grammar.codes(tokens.masked_fill(tokens < 0, -1))
+    return Ranking(
+        items,
+        scores.gather(1, place).masked_fill(gone, -torch.inf),
+        sids.gather(1, place[..., None].expand(-1, -1, sids.shape[2])).masked_fill(gone[..., None], -1),
+    )
+
+
+def _repeated(items: torch.Tensor) -> torch.Tensor:
+    """Whether an item stood further left in its row already, bool like `items` [B, n]."""
+    values, order = items.sort(dim=1, stable=True)
+    again = torch.zeros_like(values, dtype=torch.bool)
+    again[:, 1:] = values[:, 1:] == values[:, :-1]
+    return torch.zeros_like(again).scatter(1, order, again)

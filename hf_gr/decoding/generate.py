@@ -1,13 +1,13 @@
 """The row path: beams by plain `generate()` with our processor, for LMs that take no ancestor mask."""
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ..grammar import ItemFilter, SidGrammar
-from ..vocabulary import SidVocabulary
-from .beam import Beams, Method, pad_left
-from .logits_process import SidLogitsProcessor
+from ..errors import HfGrError
+from ..grammar import DEAD, ItemFilter, SidGrammar, generation_config
+from .tree import Beams, Method, check_filter
+from .trunk import pad_left
 
 
 @torch.no_grad()
@@ -15,7 +15,6 @@ def generate_search(
     model: PreTrainedModel,
     prompts: list[list[int]],
     grammar: SidGrammar,
-    vocabulary: SidVocabulary,
     *,
     num_beams: int,
     method: Method = "beam",
@@ -24,44 +23,47 @@ def generate_search(
 ) -> Beams:
     """As [`tree_search`], by plain `generate`: slower, for any causal LM.
 
-    With `method="beam"` scores are those of `score="model"`; samples are scored by the constrained policy.
-    `Beams.log_probs` is empty ([B, W, 0]): `generate` returns sums only.
+    With `method="beam"` scores are those of `score="model"`, and orders of one set in an unordered grammar are not
+    merged; samples are scored by the constrained policy. `method="gumbel"` is for the tree only ([`HfGrError`]).
     """
-    device = model.device
-    ids, mask = pad_left(prompts, fill=vocabulary.start_id, device=device)
+    if method == "gumbel":
+        raise HfGrError('method="gumbel" needs the tree search, which this model does not take; use "sample".')
+    check_filter(item_filter)
+    grammar = grammar.to(model.device)
+    item_filter = None if item_filter is None else item_filter.to(model.device)
+    fill = int(grammar.step_tokens(0)[0])  # hidden by the attention mask
+    ids, mask = pad_left(prompts, fill=fill, device=model.device)
     sample = method == "sample"
-    width = num_beams if sample else min(num_beams, grammar.num_sids)
-    strategy = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {}
-    config = GenerationConfig(
-        max_new_tokens=grammar.num_levels,
-        num_beams=1 if sample else width,
-        num_return_sequences=width,
-        length_penalty=0.0,
-        **strategy,
-        pad_token_id=vocabulary.start_id,
-        eos_token_id=None,
+    settings = {"do_sample": True, "temperature": temperature} if sample else {"num_beams": num_beams}
+    config = generation_config(
+        grammar,
+        **settings,
+        num_return_sequences=num_beams,
+        pad_token_id=fill,
         return_dict_in_generate=True,
         output_scores=True,
     )
-    processor = SidLogitsProcessor(grammar, vocabulary, ids.shape[1], 0, item_filter, raise_on_dead=False)
+    processor = grammar.logits_processor(
+        prompt_length=ids.shape[1], item_filter=item_filter, raise_on_dead=False
+    )
     output = model.generate(
         input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([processor])
     )
-    codes = vocabulary.codes_of(output.sequences[:, ids.shape[1] :])
-    states = grammar.walk(codes).view(len(prompts), width)
+    answers = output.sequences[:, ids.shape[1] :]
+    states = grammar.walk(answers)
     beams = config.num_beams > 1
-    scores = (output.sequences_scores if beams else _chosen_scores(output)).view(len(prompts), width).float()
+    scores = (output.sequences_scores if beams else _chosen_scores(output)).float()
     # `generate` fills up with impossible beams where fewer SIDs are live than beams
-    dead = (states < 0) | (scores < -1e8)
+    dead = ~grammar.alive(states) | (scores < -1e8)
     if item_filter is not None:
-        rows = item_filter.rows(torch.arange(len(prompts), device=device).repeat_interleave(width))
-        dead |= (grammar.items(states.view(-1, 1), rows) < 0).all(1).view(dead.shape)
-    codes = codes.view(len(prompts), width, -1).masked_fill(dead[..., None], -1)
+        dead |= (grammar.items(states, item_filter, limit=1) < 0).all(1)
+    shape = len(prompts), num_beams
+    scores = scores.masked_fill(dead, -torch.inf).view(shape)
     return Beams(
-        codes,
-        states.masked_fill(dead, -1),
-        scores.masked_fill(dead, -torch.inf),
-        codes.new_empty(*dead.shape, 0).float(),
+        answers.masked_fill(dead[:, None], -1).view(*shape, -1),
+        states.masked_fill(dead[:, None], DEAD).view(*shape, -1),
+        scores,
+        scores.new_empty(*shape, 0),
     )
 
 

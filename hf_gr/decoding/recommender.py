@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ..catalog import SidCatalog
 from ..dataset import Histories
-from ..grammar import ItemFilter
+from ..grammar import ItemMask
 from ..offline import resolve
 from ..vocabulary import SidVocabulary, encode_text
-from .search import search
+from .beam import beam_search
+from .prefix_cache import PrefixCache
 
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class Recommender:
         tokenizer: Saved with it.
         catalog: Items and their SIDs; its fingerprint must be the one the vocabulary was made for.
         vocabulary: Of the model.
+        prefix_cache: Keeps keys and values of prompts for users who come back with a longer history.
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class Recommender:
         tokenizer: PreTrainedTokenizerBase,
         catalog: SidCatalog,
         vocabulary: SidVocabulary,
+        prefix_cache: PrefixCache | None = None,
     ):
         vocabulary.check(catalog, tokenizer, model.config.name_or_path or "the model")
         self.model, self.tokenizer = model.eval(), tokenizer
         self.catalog, self.vocabulary = catalog, vocabulary
-        self.grammar = catalog.grammar().to(model.device)
+        self.grammar = vocabulary.grammar(catalog).to(model.device)
+        self.prefix_cache = prefix_cache
 
     @classmethod
     def from_pretrained(
@@ -66,6 +70,7 @@ class Recommender:
         num_beams: int = 50,
         exclude: Sequence[np.ndarray | None] | None = None,
         allow: Sequence[np.ndarray | None] | None = None,
+        only: Sequence[ItemMask | None] | None = None,
         queries: Sequence[str | None] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best items after each of B histories, fed as one batch.
@@ -77,6 +82,7 @@ class Recommender:
             num_beams: Width of the search.
             exclude: Rows of the catalogue that are no answer, per history.
             allow: Rows that alone are answers, per history (`None` entries: all).
+            only: Masks of the items that may be answers, per history ([`SidGrammar.mask`]). The three compose.
             queries: Free text put before each history.
 
         Returns:
@@ -87,24 +93,25 @@ class Recommender:
         items = np.full((len(prompts), top_k), -1, np.int64)
         scores = np.full((len(prompts), top_k), -np.inf, np.float32)
         item_filter, rows = None, np.arange(len(prompts))
-        if exclude is not None or allow is not None:
-            item_filter = self.grammar.filter(exclude if exclude is not None else [None] * len(prompts), allow)
-            rows = (self.grammar.live_items(item_filter) > 0).nonzero()[:, 0].cpu().numpy()
+        if exclude is not None or allow is not None or only is not None:
+            item_filter = self.grammar.filter(exclude, allow, only)
+            rows = (item_filter.live > 0).nonzero()[:, 0].cpu().numpy()
             item_filter = item_filter.rows(torch.from_numpy(rows).to(self.grammar.device))
         if len(rows) < len(prompts):
             logger.warning(
                 "%d request(s) leave no item to answer with: their lists are empty.", len(prompts) - len(rows)
             )
         if len(rows):
-            beams = search(
+            found = beam_search(
                 self.model,
                 [prompts[row] for row in rows],
                 self.grammar,
-                self.vocabulary,
-                num_beams=max(top_k, num_beams),
+                num_beams=num_beams,
+                top_k=top_k,
                 item_filter=item_filter,
+                prefix_cache=self.prefix_cache,
             )
-            items[rows], scores[rows] = self._items(beams.states, beams.scores, item_filter, top_k)
+            items[rows], scores[rows] = found.items.cpu().numpy(), found.scores.float().cpu().numpy()
         return items, scores
 
     def prompts(self, histories: Histories, queries: Sequence[str | None] | None = None) -> list[list[int]]:
@@ -114,23 +121,3 @@ class Recommender:
             return prompts
         texts = [encode_text(self.tokenizer, query) if query else [] for query in queries]
         return [text + prompt for text, prompt in zip(texts, prompts, strict=True)]
-
-    def _items(
-        self, states: torch.Tensor, scores: torch.Tensor, item_filter: ItemFilter | None, top_k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Opens the SIDs' buckets in order: items and scores [B, top_k]."""
-        batch, width = states.shape
-        rows = None
-        if item_filter is not None:
-            rows = item_filter.rows(torch.arange(batch, device=states.device).repeat_interleave(width))
-        items = self.grammar.items(states.reshape(-1, 1), rows).view(batch, -1)
-        scores = scores[..., None].expand(batch, width, items.shape[1] // width).reshape(batch, -1)
-        order = (items < 0).sort(dim=1, stable=True).indices[:, :top_k]  # answers first, their order kept
-        items, scores = (
-            items.gather(1, order),
-            scores.gather(1, order).masked_fill(items.gather(1, order) < 0, -torch.inf),
-        )
-        missing = top_k - items.shape[1]
-        items = torch.nn.functional.pad(items, (0, missing), value=-1)
-        scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
-        return items.cpu().numpy(), scores.float().cpu().numpy()

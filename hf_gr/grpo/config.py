@@ -24,9 +24,12 @@ class SidGRPOConfig(AdapterArguments, GRPOConfig):
         default_factory=lambda: ["exact", "ranking"],
         metadata={"help": "Rewards by name (hf_gr/rewards); `reward_weights` weighs them."},
     )
-    rollout: Literal["sample", "beam"] = field(
+    rollout: Literal["sample", "beam", "gumbel"] = field(
         default="sample",
-        metadata={"help": "`sample`: G draws from the constrained policy; `beam`: the G best SIDs (MiniOneRec)."},
+        metadata={
+            "help": "`sample`: G draws from the constrained policy; `gumbel`: G distinct draws (without replacement); "
+            "`beam`: the G best SIDs (MiniOneRec)."
+        },
     )
     force: bool = field(default=False, metadata={"help": "Train again even if the model is up to date."})
 

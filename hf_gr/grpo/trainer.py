@@ -37,7 +37,6 @@ class SidGRPOTrainer(GRPOTrainer):
     Args:
         model: Causal LM with the SID tokens, not yet wrapped by PEFT.
         grammar: What may follow.
-        vocabulary: Of the model.
         args: A prompt's G rollouts must fit on one device: `per_device_train_batch_size × steps_per_generation` must
             be a multiple of G, else [`HfGrError`].
         train_dataset: Columns `prompt` (token ids) and `target` (catalogue row).
@@ -47,16 +46,15 @@ class SidGRPOTrainer(GRPOTrainer):
         self,
         model: PreTrainedModel,
         grammar: SidGrammar,
-        vocabulary: SidVocabulary,
         *,
         args: SidGRPOConfig,
         **kwargs: Any,
     ):
-        self.grammar, self.vocabulary = grammar, vocabulary
+        self.grammar = grammar
         add_inner_call(model)
-        args.max_completion_length = grammar.num_levels
+        args.max_completion_length = grammar.answer_length
         group = args.num_generations or 0  # TRL refuses fewer than two
-        rewards = [trl_reward(name, grammar, vocabulary, group) for name in args.rewards]
+        rewards = [trl_reward(name, grammar, group) for name in args.rewards]
         super().__init__(model, rewards, args=args, rollout_func=constrained_rollouts, **kwargs)
         check_sharding(self.accelerator, self.args.finetune)
         rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
@@ -86,7 +84,6 @@ class SidGRPOTrainer(GRPOTrainer):
             attention_mask[:, :-logits_to_keep],
             answers,
             self.grammar.to(input_ids.device),
-            self.vocabulary,
             self.temperature,
         )
         return log_probs, entropies if compute_entropy else None, None
@@ -99,7 +96,6 @@ def policy_log_probs(
     prompt_mask: torch.Tensor,
     answers: torch.Tensor,
     grammar: SidGrammar,
-    vocabulary: SidVocabulary,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and entropy of every answer token under the grammar, float32 [R, L] each.
@@ -125,21 +121,22 @@ def policy_log_probs(
         columns = prompts.shape[1] - 1 + torch.arange(answers.shape[1], device=answers.device).expand_as(answers)
         mask = torch.cat([prompt_mask, torch.ones_like(answers)], dim=1)
         inputs = {"input_ids": torch.cat([prompts, answers], dim=1), "attention_mask": mask}
-    codes = vocabulary.codes_of(answers)
+    index = grammar.step_index(answers)
 
     def score(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        state, log_probs, entropies = grammar.initial(len(codes)), [], []
-        for level in range(grammar.num_levels):
-            options = grammar.successors(state, level)
-            tokens = vocabulary.level_token_ids(level, codes.device)
-            logits = code_logits(plain, hidden[rows, columns[:, level]], tokens).gather(1, options.codes)
-            policy = torch.log_softmax((logits / temperature).masked_fill(~options.allowed, -torch.inf), dim=1)
-            chosen = ((options.codes == codes[:, level, None]) & options.allowed).int().argmax(1, keepdim=True)
-            log_probs.append(policy.gather(1, chosen)[:, 0])
+        state = grammar.initial(len(answers))
+        log_probs = torch.zeros(answers.shape, device=answers.device)  # a forced token has log-probability 0
+        entropies = torch.zeros_like(log_probs)
+        for step, place in enumerate(grammar.code_columns):
+            options = grammar.successors(state, step)
+            logits = options.masked(code_logits(plain, hidden[rows, columns[:, place]], grammar.step_tokens(step)))
+            policy = torch.log_softmax(logits / temperature, dim=1)
+            option = options.option_of(index[:, place])
+            log_probs[:, place] = policy.gather(1, option[:, None])[:, 0]
             finite = policy.masked_fill(~options.allowed, 0.0)
-            entropies.append(-(finite.exp() * finite).sum(1))
-            state = options.states.gather(1, chosen)
-        return torch.stack(log_probs, 1), torch.stack(entropies, 1)
+            entropies[:, place] = -(finite.exp() * finite).sum(1)
+            state = grammar.advance(state, step, option)
+        return log_probs, entropies
 
     return model(**inputs, inner=score)
 
@@ -166,20 +163,12 @@ def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> d
             model.get_base_model() if trainer.args.finetune != "full" else model,
             prompts[::group],
             trainer.grammar,
-            trainer.vocabulary,
             num_beams=group,
             method=trainer.args.rollout,
             temperature=trainer.temperature,
         )
         model.train(was_training)
-    codes, scores = _filled(beams.codes, beams.scores, group)
-    tokens = torch.stack(
-        [
-            trainer.vocabulary.level_token_ids(level, codes.device)[codes[..., level]]
-            for level in range(codes.shape[2])
-        ],
-        -1,
-    )
+    tokens, scores = _filled(beams.tokens, beams.scores, group)
     return {
         "prompt_ids": prompts,
         "completion_ids": tokens.flatten(0, 1).tolist(),
@@ -188,13 +177,13 @@ def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> d
     }
 
 
-def _filled(codes: torch.Tensor, scores: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _filled(tokens: torch.Tensor, scores: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`group` answers a prompt: where there are fewer SIDs than that, the prompt's best one is repeated."""
     missing = group - scores.shape[1]
-    codes = torch.nn.functional.pad(codes, (0, 0, 0, missing))
+    tokens = torch.nn.functional.pad(tokens, (0, 0, 0, missing))
     scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
     dead = scores.isneginf()
-    return torch.where(dead[..., None], codes[:, :1], codes), torch.where(dead, scores[:, :1], scores)
+    return torch.where(dead[..., None], tokens[:, :1], tokens), torch.where(dead, scores[:, :1], scores)
 
 
 def grpo(config: SidGRPOConfig) -> Path:
@@ -223,8 +212,7 @@ def grpo(config: SidGRPOConfig) -> Path:
     policy, adapter = tuned(model, vocabulary, config, run.base)
     trainer = SidGRPOTrainer(
         policy,
-        catalog.grammar(),
-        vocabulary,
+        vocabulary.grammar(catalog),
         args=config,
         train_dataset=rows,
         processing_class=tokenizer,

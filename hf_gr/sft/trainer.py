@@ -38,7 +38,6 @@ def sid_loss(
     hidden: torch.Tensor,
     labels: torch.Tensor,
     grammar: SidGrammar,
-    vocabulary: SidVocabulary,
 ) -> SidOutput:
     """Cross-entropy of SID tokens over what the grammar allows after each prefix.
 
@@ -48,21 +47,18 @@ def sid_loss(
         labels: int64 [B, T], SID tokens where an item is a target (its L tokens in a row), −100 elsewhere.
     """
     grammar = grammar.to(hidden.device)
-    first = torch.isin(labels, vocabulary.level_token_ids(0, labels.device))
-    row, column = first.nonzero(as_tuple=True)
-    column = column[:, None] + torch.arange(grammar.num_levels, device=labels.device)
-    codes = vocabulary.codes_of(labels[row[:, None], column])
-    states = grammar.initial(len(codes))
+    row, column = torch.isin(labels, grammar.step_tokens(0)).nonzero(as_tuple=True)
+    column = column[:, None] + torch.arange(grammar.answer_length, device=labels.device)
+    index = grammar.step_index(labels[row[:, None], column])
+    states = grammar.initial(len(index))
     losses, hits = [], []
-    for level in range(grammar.num_levels):
-        options = grammar.successors(states, level)
-        tokens = vocabulary.level_token_ids(level, labels.device)
-        logits = code_logits(model, hidden[row, column[:, level] - 1], tokens)
-        logits = logits.gather(1, options.codes).masked_fill(~options.allowed, -torch.inf)
-        target = ((options.codes == codes[:, level, None]) & options.allowed).int().argmax(1)
+    for step, place in enumerate(grammar.code_columns):
+        options = grammar.successors(states, step)
+        logits = options.masked(code_logits(model, hidden[row, column[:, place] - 1], grammar.step_tokens(step)))
+        target = options.option_of(index[:, place])
         losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
         hits.append((logits.argmax(1) == target).sum())
-        states = options.states.gather(1, target[:, None])
+        states = grammar.advance(states, step, target)
     return SidOutput(loss=torch.stack(losses).sum(), count=(labels != IGNORED).sum(), hits=torch.stack(hits).sum())
 
 
@@ -71,11 +67,11 @@ class SidSFTTrainer(SFTTrainer):
 
     args: SidSFTConfig
 
-    def __init__(self, model: PreTrainedModel, grammar: SidGrammar, vocabulary: SidVocabulary, **kwargs: Any):
+    def __init__(self, model: PreTrainedModel, grammar: SidGrammar, **kwargs: Any):
         add_inner_call(model)
         super().__init__(model, **kwargs)
         check_sharding(self.accelerator, self.args.finetune)
-        self.grammar, self.vocabulary = grammar, vocabulary
+        self.grammar = grammar
 
     def compute_loss(
         self,
@@ -89,7 +85,7 @@ class SidSFTTrainer(SFTTrainer):
         plain = self.accelerator.unwrap_model(model)
 
         def loss_of(hidden: torch.Tensor) -> SidOutput:
-            return sid_loss(plain, hidden, inputs["labels"], self.grammar, self.vocabulary)
+            return sid_loss(plain, hidden, inputs["labels"], self.grammar)
 
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], inner=loss_of)
         codes = output.count if num_items_in_batch is None else num_items_in_batch
@@ -121,8 +117,7 @@ def sft(config: SidSFTConfig) -> Path:
     model, adapter = tuned(model, vocabulary, config, run.base)
     trainer = SidSFTTrainer(
         model,
-        catalog.grammar(),
-        vocabulary,
+        vocabulary.grammar(catalog),
         args=_prepared(config),
         peft_config=adapter,
         train_dataset=next_item_rows(split.train, catalog, vocabulary),

@@ -1,0 +1,103 @@
+"""Every answer scored: the oracle of the searches, and for small catalogues the exact ranking."""
+
+from itertools import permutations
+
+import torch
+from transformers import PreTrainedModel
+
+from ..errors import HfGrError
+from ..grammar import ItemFilter, SidGrammar, UnorderedGrammar
+from .support import tree_support
+from .tree import Beams, check_filter
+from .trunk import Score, Trunk, step_log_probs
+
+
+CHUNK_COLUMNS = 2048  # tokens of answers that are fed at once
+
+
+@torch.no_grad()
+def exhaustive_search(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    grammar: SidGrammar,
+    *,
+    score: Score = "constrained",
+    temperature: float = 1.0,
+    item_filter: ItemFilter | None = None,
+) -> Beams:
+    """Scores every SID of the catalogue after every prompt, each as a branch of its own; nothing is pruned.
+
+    Costs SIDs × tokens of an answer a prompt, and with an unordered grammar all C! orders of every SID, whose
+    probabilities add up. Args and returns: as [`tree_search`], with one beam for every SID, the best first.
+    """
+    supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
+    if not supported:
+        raise HfGrError(f"exhaustive search is not for this model: {reason}; use generate with enough beams.")
+    check_filter(item_filter)
+    grammar = grammar.to(model.device)
+    item_filter = None if item_filter is None else item_filter.to(model.device)
+    answers = _answers(grammar)  # [orders, SIDs, T]
+    trunk = Trunk(model, prompts)
+    rows = max(1, CHUNK_COLUMNS // grammar.answer_length)
+    scores = torch.stack(
+        [
+            torch.cat(
+                [
+                    _branch_scores(trunk, chunk, grammar, item_filter, score, temperature)
+                    for chunk in order.split(rows)
+                ],
+                dim=1,
+            )
+            for order in answers
+        ]
+    ).logsumexp(0)
+    scores, best = scores.sort(dim=1, descending=True, stable=True)
+    tokens = answers[0][best]
+    states = grammar.walk(answers[0])[best]
+    dead = torch.isneginf(scores)[..., None]
+    return Beams(tokens.masked_fill(dead, -1), states, scores, scores.new_empty(*scores.shape, 0))
+
+
+def _answers(grammar: SidGrammar) -> torch.Tensor:
+    """All SIDs as written, int64 [orders, SIDs, T]."""
+    codes = torch.unique(torch.from_numpy(grammar.item_codes).long(), dim=0).to(grammar.device)
+    tokens = torch.stack([grammar.codebook_tokens(c)[codes[:, c]] for c in range(grammar.num_codes)], 1)
+    unordered = isinstance(grammar, UnorderedGrammar)
+    orders = list(permutations(range(grammar.num_codes))) if unordered else [tuple(range(grammar.num_codes))]
+    answers = torch.empty(len(orders), len(codes), grammar.answer_length, dtype=torch.int64, device=grammar.device)
+    for step, think in enumerate(grammar.think_ids):
+        answers[..., step * grammar.stride] = think
+    for row, order in enumerate(orders):
+        answers[row][:, list(grammar.code_columns)] = tokens[:, list(order)]
+    return answers
+
+
+def _branch_scores(
+    trunk: Trunk,
+    answers: torch.Tensor,
+    grammar: SidGrammar,
+    item_filter: ItemFilter | None,
+    score: Score,
+    temperature: float,
+) -> torch.Tensor:
+    """Log-probability of answers (int64 [n, T]) after every prompt, float [B, n]."""
+    batch, (count, length) = len(trunk.lengths), answers.shape
+    within = torch.arange(count * length, device=answers.device)
+    own = (within[:, None] // length == within // length) & (within[:, None] >= within)
+    fed = answers.flatten().expand(batch, -1)
+    hidden = trunk.feed(fed, within % length, own.expand(batch, -1, -1)).view(batch, count, length, -1)
+    before = trunk.hidden[:, :, None].expand(-1, count, -1, -1)  # the first token is read from the prompt
+    hidden = torch.cat([before, hidden[:, :, :-1]], dim=2)
+    trunk.drop()
+    index = grammar.step_index(answers).repeat(batch, 1)
+    state = grammar.initial(batch * count)
+    total = torch.zeros(batch * count, device=answers.device)
+    for step, column in enumerate(grammar.code_columns):
+        options = grammar.successors(state, step, item_filter)
+        read = hidden[:, :, column].flatten(0, 1)
+        log_probs = step_log_probs(trunk.model, read, grammar, step, options, score, temperature)
+        option = options.option_of(index[:, column])
+        chosen = log_probs.gather(1, option.clamp(min=0)[:, None])[:, 0]
+        total += torch.where(option >= 0, chosen, -torch.inf)
+        state = grammar.advance(state, step, option)
+    return total.view(batch, count)

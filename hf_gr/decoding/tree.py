@@ -1,0 +1,202 @@
+"""Beam search on a tree: the prompt is read once, beams are branches of its cache.
+
+Every step feeds the newest tokens of each prompt's W beams as one row of columns. An additive mask lets each see the
+prompt and its own ancestors, so the cache is never copied or reordered.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+from ..errors import HfGrError
+from ..grammar import DEAD, ItemFilter, SidGrammar, UnorderedGrammar
+from . import choose
+from .prefix_cache import PrefixCache
+from .support import tree_support
+from .trunk import Score, Trunk, step_log_probs
+
+
+Method = Literal["beam", "sample", "gumbel"]
+
+
+@dataclass(frozen=True)
+class Beams:
+    """Answers to B prompts, W each.
+
+    Attributes:
+        tokens: int64 [B, W, T], the answers as written, thinking tokens included; −1 in beams that hold no answer
+            (fewer SIDs than beams).
+        states: int64 [B, W, S], the grammar's final states; negative likewise.
+        scores: float32 [B, W], log-probability of the answer (its codes; forced tokens count 0), −inf likewise.
+            Falling for `method="beam"`. Where equal sets were merged, the log-probability of all their orders.
+        log_probs: float32 [B, W, C], log-probability of every code in the order written; empty ([B, W, 0]) from
+            `generate_search`.
+        keys: float32 [B, W], Gumbel keys, falling (`method="gumbel"` only): the answers with the largest of all keys.
+    """
+
+    tokens: torch.Tensor
+    states: torch.Tensor
+    scores: torch.Tensor
+    log_probs: torch.Tensor
+    keys: torch.Tensor | None = None
+
+
+@torch.no_grad()
+def tree_search(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    grammar: SidGrammar,
+    *,
+    num_beams: int,
+    method: Method = "beam",
+    score: Score = "constrained",
+    temperature: float = 1.0,
+    item_filter: ItemFilter | None = None,
+    generator: torch.Generator | None = None,
+    merge: bool = True,
+    prefix_cache: PrefixCache | None = None,
+) -> Beams:
+    """Searches the answers that best continue each prompt.
+
+    Args:
+        model: A full-attention decoder ([`tree_support`]); else [`HfGrError`].
+        prompts: B lists of token ids, of any lengths ≥ 1.
+        grammar: What may follow. Every beam is a live item's SID; with `method="beam"` and `"gumbel"` no two are alike
+            (in an unordered grammar: no two are written alike, unless merged).
+        num_beams: W.
+        method: `"beam"`; `"sample"` for W independent draws from the constrained policy; `"gumbel"` for W draws without
+            replacement (stochastic beams).
+        score: `"constrained"`: log-probabilities renormalised over what is allowed (the policy that GRPO trains);
+            `"model"`: over the whole vocabulary, then masked, as `generate` with a logits processor has them.
+        temperature: Divides the logits.
+        item_filter: One row per prompt. A row without live items raises [`HfGrError`].
+        generator: Source of the draws, on the model's device.
+        merge: Whether beams of an unordered grammar that hold the same codes are merged after every step (their
+            probabilities add up, the best order's cache goes on); only for `method="beam"`.
+        prefix_cache: Keys and values of earlier prompts.
+    """
+    supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
+    if not supported:
+        raise HfGrError(f"tree search is not for this model: {reason}; use generate_search.")
+    check_filter(item_filter)
+    if method != "beam" and score == "model":
+        raise HfGrError(f'method="{method}" draws from the constrained policy; it has no score="model".')
+    search = _TreeSearch(model, prompts, grammar, num_beams, score, temperature, prefix_cache)
+    search.merging = merge and method == "beam"
+    for step in range(grammar.num_codes):
+        search.extend(step, method, None if item_filter is None else item_filter.to(model.device), generator)
+    return search.result()
+
+
+def check_filter(item_filter: ItemFilter | None) -> None:
+    """Raises [`HfGrError`] where a request has no live item."""
+    if item_filter is not None and (dead := (item_filter.live == 0).nonzero()[:, 0]).numel():
+        raise HfGrError(f"the filter of request {dead[0]} leaves no live item; allow more or exclude less.")
+
+
+class _TreeSearch:
+    """State of one search: B prompts and up to W beams each."""
+
+    merging = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: list[list[int]],
+        grammar: SidGrammar,
+        num_beams: int,
+        score: Score,
+        temperature: float,
+        prefix_cache: PrefixCache | None,
+    ):
+        self.model, self.score, self.temperature = model, score, temperature
+        self.grammar = grammar.to(model.device)
+        self.batch, self.width, self.device = len(prompts), num_beams, model.device
+        thought = [*grammar.think_ids[:1]]  # the first thinking token is the same for all beams
+        self.trunk = Trunk(model, [prompt + thought for prompt in prompts], prefix_cache)
+        self.hidden = self.trunk.hidden  # what the next code is read from: [B, 1, d], later [B, beams, d]
+        self.states = self.grammar.initial(self.batch).view(self.batch, 1, -1)
+        self.tokens = torch.tensor(thought, dtype=torch.int64, device=self.device).expand(self.batch, 1, -1)
+        self.log_probs = torch.empty(self.batch, 1, 0, device=self.device)
+        self.scores = torch.zeros(self.batch, 1, device=self.device)
+        self.keys: torch.Tensor | None = None
+        self.ancestors = torch.empty(self.batch, 1, 0, dtype=torch.int64, device=self.device)  # columns since the prompt
+
+    def extend(
+        self, step: int, method: Method, item_filter: ItemFilter | None, generator: torch.Generator | None
+    ) -> None:
+        """Feeds the codes chosen last (if any) and chooses those of `step`."""
+        if step:
+            self._feed(step)
+        beams = self.states.shape[1]
+        options = self.grammar.successors(self.states.flatten(0, 1), step, item_filter)
+        log_probs = step_log_probs(
+            self.model, self.hidden.flatten(0, 1), self.grammar, step, options, self.score, self.temperature
+        ).view(self.batch, beams, -1)
+        totals = self.scores[..., None] + log_probs
+        num_options = totals.shape[2]
+        width = min(self.width, beams * num_options)
+        keys = None
+        if method == "sample":
+            chosen = choose.draw(log_probs, self.width, generator)
+        elif method == "gumbel":
+            before = torch.zeros_like(self.scores) if self.keys is None else self.keys
+            keys = choose.perturb(self.scores, before, log_probs, generator).flatten(1)
+            chosen = choose.best(keys, width)
+        else:
+            if self.merging and step and isinstance(self.grammar, UnorderedGrammar):
+                held = choose.set_keys(self.grammar, self.states.flatten(0, 1)).view(self.batch, beams, 1)
+                totals = choose.merge_sets(totals.flatten(1), (held + self.grammar.option_keys).flatten(1))
+            chosen = choose.best(totals.flatten(1), width)
+        parent, option = chosen // num_options, chosen % num_options
+
+        def inherit(history: torch.Tensor) -> torch.Tensor:
+            return history.gather(1, parent[..., None].expand(-1, -1, history.shape[2]))
+
+        self.keys = None if keys is None else keys.gather(1, chosen)
+        self.scores = totals.flatten(1).gather(1, chosen)
+        newest = log_probs.flatten(1).gather(1, chosen)
+        self.log_probs = torch.cat([inherit(self.log_probs), newest[..., None]], dim=2)
+        index = option if options.index is None else options.index.view(self.batch, -1).gather(1, chosen)
+        token = self.grammar.step_tokens(step)[index]
+        self.tokens = torch.cat([inherit(self.tokens), token[..., None]], dim=2)
+        self.ancestors = inherit(self.ancestors)
+        states = self.grammar.advance(inherit(self.states).flatten(0, 1), step, option.flatten())
+        dead = torch.isneginf(self.scores).flatten()
+        self.states = self.grammar.killed(states, dead).view(self.batch, chosen.shape[1], -1)
+
+    def result(self) -> Beams:
+        missing = self.width - self.scores.shape[1]
+        scores = F.pad(self.scores, (0, missing), value=-torch.inf)
+        dead = torch.isneginf(scores)[..., None]
+        return Beams(
+            F.pad(self.tokens, (0, 0, 0, missing)).masked_fill(dead, -1),
+            F.pad(self.states, (0, 0, 0, missing)).masked_fill(dead, DEAD),
+            scores,
+            F.pad(self.log_probs, (0, 0, 0, missing)),
+            None if self.keys is None else F.pad(self.keys, (0, missing), value=-torch.inf),
+        )
+
+    def _feed(self, step: int) -> None:
+        """One forward pass over every beam's newest code and, with thinking, the token after it."""
+        beams, before = self.tokens.shape[1], self.trunk.columns
+        new = self.tokens[..., -1:]
+        if self.grammar.think_ids:
+            thought = torch.full_like(new, self.grammar.think_ids[step])
+            self.tokens = torch.cat([self.tokens, thought], dim=2)
+            new = torch.cat([new, thought], dim=2)
+        stride = new.shape[2]
+        own = before + torch.arange(beams * stride, device=self.device).view(beams, stride)
+        self.ancestors = torch.cat([self.ancestors, own.expand(self.batch, -1, -1)], dim=2)
+        visible = torch.zeros(
+            self.batch, beams, stride, before + beams * stride, dtype=torch.bool, device=self.device
+        )
+        for place in range(stride):  # a token sees its ancestors and itself, a code not the thought after it
+            lineage = self.ancestors[:, :, : self.ancestors.shape[2] - (stride - 1 - place)]
+            visible[:, :, place].scatter_(2, lineage, True)
+        depth = (step - 1) * stride + torch.arange(stride, device=self.device)
+        hidden = self.trunk.feed(new.flatten(1), depth.repeat(beams), visible.flatten(1, 2))
+        self.hidden = hidden.view(self.batch, beams, stride, -1)[:, :, -1]

@@ -1,0 +1,236 @@
+"""What every grammar has: the tokens of an answer, and how partial answers are read."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+
+from ..errors import HfGrError
+from .filters import ItemFilter, ItemMask
+
+
+if TYPE_CHECKING:
+    from .logits_process import SidLogitsProcessor
+
+DEAD = -2  # in a state: no item begins so
+
+
+@dataclass(frozen=True)
+class Successors:
+    """What may follow each row's state: D options a row.
+
+    Attributes:
+        index: int64 [rows, D], which of the step's tokens each option is; `None`: option i is token i.
+        allowed: bool [rows, D]; options that are False are padding or have no live item below them.
+    """
+
+    index: torch.Tensor | None
+    allowed: torch.Tensor
+
+    def masked(self, logits: torch.Tensor) -> torch.Tensor:
+        """The options' logits [rows, D], −inf where not allowed, from those of the step's tokens [rows, K]."""
+        options = logits if self.index is None else logits.gather(1, self.index)
+        return options.masked_fill(~self.allowed, -torch.inf)
+
+    def option_of(self, token_index: torch.Tensor) -> torch.Tensor:
+        """Number of the option that is the step's token `token_index` (int64 [rows]), int64 [rows]; −1 if none is."""
+        columns = torch.arange(self.allowed.shape[1], device=self.allowed.device)
+        match = ((columns if self.index is None else self.index) == token_index[:, None]) & self.allowed
+        return torch.where(match.any(1), match.int().argmax(1), -1)
+
+
+class SidGrammar(ABC):
+    """A state machine over partial answers, for a whole batch at once, on the model's device.
+
+    An answer has one code of each of the C codebooks. Step t chooses a code; with `think_ids` the forced token
+    `think_ids[t]` stands before it, so that an answer has 2·C tokens instead of C. A *state* is an int64 row of S
+    numbers, S = 1 on a trie and S = C where codebooks come in any order. Rows may be a multiple of a filter's rows: the
+    beams of one request stand together.
+
+    Args:
+        codes: int [N, C], SIDs of the catalogue.
+        token_ids: LM token ids of every codebook, C lists of K_c.
+        think_ids: Token ids of the C thinking tokens, or none.
+        popularity: int [N]; on a shared SID the more popular item is returned first, then the lower row.
+        items: Rows that can be an answer (default: all). Raises [`HfGrError`] when there are none.
+    """
+
+    state_size: int
+
+    def __init__(
+        self,
+        codes: np.ndarray,
+        token_ids: Sequence[Sequence[int]],
+        *,
+        think_ids: Sequence[int] = (),
+        popularity: np.ndarray | None = None,
+        items: np.ndarray | None = None,
+    ):
+        self.codebook_sizes = tuple(len(ids) for ids in token_ids)
+        if codes.shape[1] != len(token_ids) or (think_ids and len(think_ids) != len(token_ids)):
+            raise HfGrError(
+                f"SIDs have {codes.shape[1]} codes, but tokens are given for {len(token_ids)} codebooks and "
+                f"{len(think_ids)} thinking tokens."
+            )
+        self.think_ids = tuple(think_ids)
+        self.catalog_size = len(codes)
+        flat = [token for ids in token_ids for token in ids]
+        self._tokens = torch.tensor(flat)
+        code_of = torch.full((max([*flat, *think_ids]) + 2,), -1)  # the last entry: any other token
+        code_of[self._tokens] = torch.arange(len(flat))
+        self._code_of = code_of
+        self._offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(self.codebook_sizes)]).astype(np.int64))
+        self._offset = self._offsets.tolist()
+        self._think = torch.tensor(self.think_ids, dtype=torch.int64)
+
+    @property
+    def num_codes(self) -> int:
+        """Codes of an answer, C."""
+        return len(self.codebook_sizes)
+
+    @property
+    def stride(self) -> int:
+        """Tokens of an answer for each of its codes: 2 with thinking, else 1."""
+        return 2 if self.think_ids else 1
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens of an answer."""
+        return self.num_codes * self.stride
+
+    @property
+    def code_columns(self) -> range:
+        """Where the codes stand in an answer."""
+        return range(self.stride - 1, self.answer_length, self.stride)
+
+    @property
+    def device(self) -> torch.device:
+        return self._tokens.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """The grammar on another device (this one if it is there already)."""
+        if torch.device(device) == self.device:
+            return self
+        moved = copy.copy(self)
+        vars(moved).update({name: _moved(value, device) for name, value in vars(self).items()})
+        return moved
+
+    @property
+    @abstractmethod
+    def num_items(self) -> int:
+        """Number of items that can be an answer."""
+
+    @property
+    @abstractmethod
+    def num_sids(self) -> int:
+        """Number of distinct SIDs among them."""
+
+    @property
+    @abstractmethod
+    def item_codes(self) -> np.ndarray:
+        """SIDs of the items that can be an answer, int32 [items, C], sorted."""
+
+    def codebook_tokens(self, codebook: int) -> torch.Tensor:
+        """LM token ids of a codebook, int64 [K_c]."""
+        return self._tokens[self._offset[codebook] : self._offset[codebook + 1]]
+
+    @abstractmethod
+    def step_tokens(self, step: int) -> torch.Tensor:
+        """LM token ids that step `step` (from 0) chooses from, int64 [K]."""
+
+    @abstractmethod
+    def initial(self, rows: int) -> torch.Tensor:
+        """State before the first code, int64 [rows, S]."""
+
+    @abstractmethod
+    def successors(self, state: torch.Tensor, step: int, item_filter: ItemFilter | None = None) -> Successors:
+        """What may follow `state` (int64 [rows, S], after `step` codes); after a dead row, nothing may."""
+
+    @abstractmethod
+    def advance(self, state: torch.Tensor, step: int, option: torch.Tensor) -> torch.Tensor:
+        """State after option `option` (int64 [rows]) of `successors(state, step)`, int64 [rows, S]; −1 kills the row."""
+
+    def alive(self, state: torch.Tensor) -> torch.Tensor:
+        """Whether some item begins so, bool [rows]."""
+        return state[:, 0] != DEAD
+
+    def killed(self, state: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
+        """`state` with the rows of `dead` (bool [rows]) dead."""
+        return state.masked_fill(dead[:, None], DEAD)
+
+    @abstractmethod
+    def items(
+        self, state: torch.Tensor, item_filter: ItemFilter | None = None, limit: int | None = None
+    ) -> torch.Tensor:
+        """Live items of complete SIDs in bucket order, int64 [rows, n]; −1 where there is none.
+
+        n is the largest bucket among the rows; with `limit`, every row's first `limit` live items are among them.
+        """
+
+    @abstractmethod
+    def filter(
+        self,
+        deny: Sequence[np.ndarray | None] | None = None,
+        allow: Sequence[np.ndarray | None] | None = None,
+        only: Sequence[ItemMask | None] | None = None,
+    ) -> ItemFilter:
+        """Filters of a batch of requests.
+
+        Args:
+            deny: Per request, catalogue rows that are no answer (`None`: nothing is denied).
+            allow: Per request, catalogue rows that alone may be (`None`: all).
+            only: Per request, a mask of the items that may be (`None`: all); see [`mask`]. The three compose.
+        """
+
+    @abstractmethod
+    def mask(self, live: np.ndarray) -> ItemMask:
+        """A filter that many requests share, from bool [N] over the catalogue's rows (a category, what is in stock)."""
+
+    def step(self, state: torch.Tensor, step: int, token_index: torch.Tensor) -> torch.Tensor:
+        """State after the step's token `token_index` (int64 [rows]); dead where no item continues so."""
+        return self.advance(state, step, self.successors(state, step).option_of(token_index))
+
+    def walk(self, answer: torch.Tensor) -> torch.Tensor:
+        """State after the tokens of partial answers (int64 [rows, t], t ≤ `answer_length`), int64 [rows, S]."""
+        state, index = self.initial(len(answer)), self.step_index(answer)
+        for step, column in enumerate(self.code_columns):
+            if column >= answer.shape[1]:
+                break
+            state = self.step(state, step, index[:, column])
+        if self.think_ids:
+            thoughts = answer[:, ::2]
+            state = self.killed(state, (thoughts != self._think[: thoughts.shape[1]]).any(1))
+        return state
+
+    def codes(self, answer: torch.Tensor) -> torch.Tensor:
+        """SIDs of complete answers: int64 [..., C], code by codebook; −1 where the answer has none of a codebook."""
+        numbers = self.code_numbers(answer)[..., list(self.code_columns)]
+        codebook = torch.searchsorted(self._offsets, numbers, right=True) - 1
+        found = torch.full((*numbers.shape[:-1], self.num_codes + 1), -1, device=answer.device)
+        slot = torch.where(numbers >= 0, codebook, self.num_codes)
+        return found.scatter(-1, slot, numbers - self._offsets[codebook.clamp(min=0)])[..., :-1]
+
+    def code_numbers(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Number of each token's code, counted through all codebooks (int64, any shape); −1 where it is no code."""
+        last = len(self._code_of) - 1
+        return self._code_of[torch.where((tokens < 0) | (tokens > last), last, tokens)]
+
+    def step_index(self, answer: torch.Tensor) -> torch.Tensor:
+        """Of each token of an answer, its number among its step's tokens; negative where it is none of them."""
+        return self.code_numbers(answer)
+
+    def logits_processor(self, *, prompt_length: int, **options: Any) -> "SidLogitsProcessor":
+        """This grammar for one call of `generate()`; options as [`SidLogitsProcessor`] has them."""
+        from .logits_process import SidLogitsProcessor
+
+        return SidLogitsProcessor(self, prompt_length, **options)
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, torch.Tensor | SidGrammar):
+        return value.to(device)
+    return [_moved(entry, device) for entry in value] if isinstance(value, list) else value

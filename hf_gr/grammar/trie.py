@@ -1,0 +1,413 @@
+"""Flat and stepwise SIDs: a trie of codes, level by level.
+
+The items are sorted by SID, so that a prefix of a SID, which is a node of the trie, is a contiguous range of that order.
+Depth d holds the nodes after d codes; the last depth holds the items themselves. `children[d]` says where the children
+of each node of depth d begin (CSR). Where a whole depth fits, a dense table holds the child for every code.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ..errors import HfGrError
+from .base import DEAD, SidGrammar, Successors
+from .filters import ItemFilter, ItemMask, padded, ragged
+
+
+DENSE_ENTRIES = 1 << 18  # a depth has a dense table while nodes × codes stay within this
+LONG_LIST = 4096  # longer lists of items become masks
+
+
+class TrieGrammar(SidGrammar):
+    """The grammar `s_1 s_2 … s_L`, or with thinking tokens `think_1 s_1 … think_L s_L`.
+
+    Some 26 bytes an item. Arguments: as [`SidGrammar`].
+    """
+
+    state_size = 1
+
+    def __init__(
+        self,
+        codes: np.ndarray,
+        token_ids: Sequence[Sequence[int]],
+        *,
+        think_ids: Sequence[int] = (),
+        popularity: np.ndarray | None = None,
+        items: np.ndarray | None = None,
+    ):
+        super().__init__(codes, token_ids, think_ids=think_ids, popularity=popularity, items=items)
+        rows = np.arange(len(codes), dtype=np.int32) if items is None else np.asarray(items, np.int32)
+        if not len(rows):
+            raise HfGrError("the catalogue has no live item; add items before asking for recommendations.")
+        chosen = np.asarray(codes)[rows]
+        counts = np.zeros(len(rows), np.int64) if popularity is None else np.asarray(popularity, np.int64)[rows]
+        order = np.lexsort((-counts, *_sort_keys(chosen, self.codebook_sizes)))  # stable: then the lower row
+        position = np.full(len(codes), len(rows), np.int32)  # removed items stand past the end
+        position[rows[order]] = np.arange(len(rows), dtype=np.int32)
+        self._item = torch.from_numpy(rows[order])
+        self._position = position
+        self._popularity = counts[order].astype(np.int32)
+        code, children = _build(chosen[order])
+        self._index(code, children)
+
+    def _index(self, code: list[np.ndarray], children: list[np.ndarray]) -> None:
+        """Takes the trie's arrays and makes what follows from them."""
+        self._host_code = [c[: first[-1]] for c, first in zip(code, children, strict=False)]
+        self._host_children = children
+        self._children = [torch.from_numpy(first) for first in children]
+        self._code = [torch.from_numpy(padded_code) for padded_code in code]
+        self._widths = [int(np.diff(first).max()) for first in children]
+        empty = torch.empty(0, dtype=torch.int32)
+        self._dense = []
+        for depth, size in enumerate(self.codebook_sizes):
+            nodes, table = len(children[depth]) - 1, empty
+            if nodes * size <= DENSE_ENTRIES:
+                table = torch.full((nodes, size), DEAD, dtype=torch.int32)
+                parent = torch.from_numpy(np.repeat(np.arange(nodes), np.diff(children[depth])))
+                table[parent, torch.from_numpy(self._host_code[depth]).long()] = torch.arange(len(parent), dtype=torch.int32)
+            self._dense.append(table)
+        self._columns = torch.arange(max(*self._widths, *self.codebook_sizes), dtype=torch.int32)
+
+    @property
+    def num_items(self) -> int:
+        return len(self._item)
+
+    @property
+    def num_sids(self) -> int:
+        return len(self._host_children[-1]) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all arrays in bytes (those that host and device share are counted once)."""
+        arrays = [self._item, *self._children, *self._code, *self._dense]
+        return sum(a.nbytes for a in arrays) + self._position.nbytes + self._popularity.nbytes
+
+    def step_tokens(self, step: int) -> torch.Tensor:
+        return self.codebook_tokens(step)
+
+    def step_index(self, answer: torch.Tensor) -> torch.Tensor:
+        step = torch.arange(answer.shape[-1], device=answer.device) // self.stride
+        index = self.code_numbers(answer) - self._offsets[step]
+        return torch.where(index < (self._offsets[step + 1] - self._offsets[step]), index, -1)
+
+    def initial(self, rows: int) -> torch.Tensor:
+        return torch.zeros(rows, 1, dtype=torch.int64, device=self.device)
+
+    def successors(self, state: torch.Tensor, step: int, item_filter: ItemFilter | None = None) -> Successors:
+        first, count = self._range(state, step)
+        dense = self._dense[step]
+        if len(dense):
+            index, child = None, dense[state[:, 0].clamp(min=0)]
+            allowed = (child >= 0) & self.alive(state)[:, None]
+        else:
+            columns = self._columns[: self._widths[step]]
+            child = first[:, None] + columns
+            index, allowed = self._code[step][child].long(), columns < count[:, None]
+        if item_filter is not None:
+            allowed &= self._live(item_filter, step + 1, first, count, child, dense=len(dense) > 0)
+        return Successors(index, allowed)
+
+    def advance(self, state: torch.Tensor, step: int, option: torch.Tensor) -> torch.Tensor:
+        first, count = self._range(state, step)
+        dense = self._dense[step]
+        if len(dense):
+            child = dense[state[:, 0].clamp(min=0), option.clamp(min=0)]
+        else:
+            child = torch.where(option < count, first + option, DEAD)
+        return torch.where((option >= 0) & self.alive(state), child, DEAD).long()[:, None]
+
+    def items(
+        self, state: torch.Tensor, item_filter: ItemFilter | None = None, limit: int | None = None
+    ) -> torch.Tensor:
+        first, count = self._range(state, self.num_codes)
+        width = int(count.max()) if len(state) else 0
+        if limit is not None and (item_filter is None or not item_filter.masks and not item_filter.restricted.any()):
+            width = min(width, limit + (item_filter.widths[-1] if item_filter else 0))  # as many may be denied
+        position = first[:, None] + torch.arange(width, device=self.device)
+        inside = position < (first + count)[:, None]
+        position = position.clamp(max=self.num_items - 1)
+        if item_filter is not None:
+            inside &= self._live(item_filter, self.num_codes + 1, first, count, position)
+        return torch.where(inside, self._item[position].long(), -1)
+
+    def _range(self, state: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """First child and number of children of each row's node, int32 [rows]; none after a dead row."""
+        node = state[:, 0].clamp(min=0)
+        first = self._children[depth][node]
+        return first, torch.where(self.alive(state), self._children[depth][node + 1] - first, 0)
+
+    def _live(
+        self,
+        item_filter: ItemFilter,
+        depth: int,
+        first: torch.Tensor,
+        count: torch.Tensor,
+        child: torch.Tensor,
+        dense: bool = False,
+    ) -> torch.Tensor:
+        """Whether a live item lies below the options (nodes `child` of `depth`), bool [rows, D].
+
+        Each row looks up only those marked nodes that are children of its own: they stand together in its list.
+        """
+        if child.numel() == 0:
+            return torch.ones_like(child, dtype=torch.bool)
+        beams = len(first) // len(item_filter)
+        restricted = item_filter.restricted.repeat_interleave(beams)[:, None]
+        width, options = item_filter.widths[depth - 1], child.shape[1]
+        flags = torch.zeros(len(first), options + 1, dtype=torch.bool, device=self.device)
+        if width:
+            marked = item_filter.marked[depth - 1]
+            low = torch.searchsorted(marked, first.view(len(item_filter), beams).long())
+            near = (low[:, :, None] + self._columns[:width]).flatten(1)
+            node = marked.gather(1, near).view(len(first), width)
+            column = node - first[:, None]
+            inside = column < count[:, None]
+            if dense:
+                column = self._code[depth - 1][torch.where(inside, node, 0)].long()
+            flags.scatter_(1, torch.where(inside, column, options).clamp(max=options), True)
+        live = flags[:, :options] == restricted
+        if item_filter.masks:
+            live &= item_filter.passes_mask(depth - 1, child.clamp(min=0))
+        return live
+
+    def filter(
+        self,
+        deny: Sequence[np.ndarray | None] | None = None,
+        allow: Sequence[np.ndarray | None] | None = None,
+        only: Sequence[ItemMask | None] | None = None,
+    ) -> ItemFilter:
+        rows = max((len(x) for x in (deny, allow, only) if x is not None), default=0)
+        deny, allow, only = ([None] * rows if x is None else list(x) for x in (deny, allow, only))
+        if not len(deny) == len(allow) == len(only):
+            raise HfGrError(
+                f"filters are given for {len(deny)} (deny), {len(allow)} (allow) and {len(only)} (only) requests; they "
+                "must be as many."
+            )
+        short_deny, short_allow, masks = deny, allow, only
+        if any(max(len(x) if x is not None else 0 for x in pair) > LONG_LIST for pair in zip(deny, allow, strict=True)):
+            found = [self._long_lists(*row) for row in zip(deny, allow, only, strict=True)]
+            short_deny, short_allow, masks = (list(column) for column in zip(*found, strict=True))
+        restricted = np.array([x is not None for x in short_allow], bool)
+        distinct = {id(mask): mask for mask, is_listed in zip(masks, restricted, strict=True) if mask and not is_listed}
+        number = {key: row for row, key in enumerate(distinct)}
+        mask_row = np.array([-1 if is_listed else number.get(id(m), -1) for m, is_listed in zip(masks, restricted)])
+        row, position = self._listed(short_deny, short_allow, masks)
+        base = np.array([self.num_items if mask is None else mask.num_items for mask in masks], np.int64)
+        counts = np.bincount(row, minlength=rows)
+        marked, widths = self._marked(row, position, restricted, masks)
+        return ItemFilter(
+            deny,
+            allow,
+            only,
+            live=torch.from_numpy(np.where(restricted, counts, base - counts)),
+            restricted=torch.from_numpy(restricted),
+            listed=padded(row, position, rows, self.num_items),
+            mask_row=torch.from_numpy(mask_row.astype(np.int64)),
+            masks=[torch.stack(nodes) for nodes in zip(*(mask.nodes for mask in distinct.values()), strict=True)],
+            marked=marked,
+            widths=widths,
+        ).to(self.device)
+
+    def mask(self, live: np.ndarray) -> ItemMask:
+        if live.dtype != bool or len(live) != self.catalog_size:
+            raise HfGrError(
+                f"a mask is a bool array of the catalogue's {self.catalog_size} rows; this one is {live.dtype} "
+                f"[{len(live)}]."
+            )
+        return self._mask(live[self._item.cpu().numpy()])
+
+    def _mask(self, live: np.ndarray) -> ItemMask:
+        """A mask from one flag a position."""
+        below = np.concatenate([[0], np.cumsum(live)]).astype(np.int32)
+        nodes = []
+        for depth in range(1, self.num_codes + 2):
+            begin = self._begin(depth)
+            nodes.append(torch.from_numpy(below[begin[1:]] > below[begin[:-1]]).to(self.device))
+        return ItemMask(below, nodes)
+
+    def _begin(self, depth: int, node: np.ndarray | None = None) -> np.ndarray:
+        """First position below the nodes of `depth` (default: all, and the end)."""
+        position = np.arange(self._nodes(depth) + 1) if node is None else node
+        for children in self._host_children[depth:]:
+            position = children[position]
+        return position
+
+    def _nodes(self, depth: int) -> int:
+        return self.num_items if depth == self.num_codes + 1 else len(self._host_children[depth]) - 1
+
+    def _long_lists(
+        self, deny: np.ndarray | None, allow: np.ndarray | None, only: ItemMask | None
+    ) -> tuple[np.ndarray | None, np.ndarray | None, ItemMask | None]:
+        """The same filter with its long lists as a mask."""
+        long = [x is not None and len(x) > LONG_LIST for x in (deny, allow)]
+        if not any(long):
+            return deny, allow, only
+        live = np.ones(self.num_items + 1, bool) if only is None else np.append(np.diff(only.below) > 0, False)
+        if deny is not None and long[0]:
+            live[self._position[deny]] = False
+        if allow is not None and long[1]:
+            wanted = np.zeros_like(live)
+            wanted[self._position[allow]] = True
+            live &= wanted
+        return None if long[0] else deny, None if long[1] else allow, self._mask(live[:-1])
+
+    def _listed(
+        self,
+        deny: Sequence[np.ndarray | None],
+        allow: Sequence[np.ndarray | None],
+        masks: Sequence[ItemMask | None],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(request, position), ascending: the live items of requests with `allow`, else the live ones denied."""
+        n, none = self.num_items, np.empty(0, np.int64)
+
+        def keys(lists: Sequence[np.ndarray | None]) -> np.ndarray:
+            row, item = ragged([none if x is None else np.asarray(x, np.int64) for x in lists])
+            position = self._position[item].astype(np.int64)
+            return np.unique((row * n + position)[position < n])
+
+        denied, allowed = keys(deny), keys(allow)
+        restricted = np.array([x is not None for x in allow], bool)
+        row, position = np.divmod(denied, n)
+        free = ~restricted[row]
+        row, position = np.divmod(np.concatenate([np.setdiff1d(allowed, denied), denied[free]]), n)
+        keep = np.ones(len(row), bool)
+        for request, mask in enumerate(masks):
+            if mask is not None:
+                mine = row == request
+                keep[mine] = mask.live(position[mine])
+        order = np.argsort(row[keep], kind="stable")
+        return row[keep][order], position[keep][order]
+
+    def _marked(
+        self, row: np.ndarray, position: np.ndarray, restricted: np.ndarray, masks: Sequence[ItemMask | None]
+    ) -> tuple[list[torch.Tensor], list[int]]:
+        """`marked` and `widths` of [`ItemFilter`], from depth 1 to the items."""
+        marked, widths = [], []
+        node, pair_row = position, row
+        counts = np.ones(len(row), np.int64)
+        for depth in range(self.num_codes + 1, 0, -1):
+            if depth <= self.num_codes:  # up to the parents: sums of the children's counts
+                parent = np.searchsorted(self._host_children[depth], node, side="right") - 1
+                fresh = np.flatnonzero(np.diff(parent, prepend=-1) | np.diff(pair_row, prepend=-1))
+                counts = np.add.reduceat(counts, fresh) if len(fresh) else counts
+                node, pair_row = parent[fresh], pair_row[fresh]
+            begin, end = self._begin(depth, node), self._begin(depth, node + 1)
+            size = (end - begin).astype(np.int64)
+            for request, mask in enumerate(masks):
+                if mask is not None:
+                    mine = pair_row == request
+                    size[mine] = mask.below[end[mine]] - mask.below[begin[mine]]
+            keep = restricted[pair_row] | (counts == size)
+            kept_row, kept = pair_row[keep], node[keep]
+            above = np.searchsorted(self._host_children[depth - 1], kept, side="right") - 1
+            runs = np.flatnonzero(np.diff(above, prepend=-1) | np.diff(kept_row, prepend=-1))
+            widths.append(int(np.diff(runs, append=len(kept)).max(initial=0)))
+            marked.append(padded(kept_row, kept, len(restricted), self._nodes(depth), extra=widths[-1]))
+        return marked[::-1], widths[::-1]
+
+    def with_items(
+        self,
+        added: np.ndarray | None = None,
+        removed: Sequence[int] = (),
+        popularity: np.ndarray | None = None,
+    ) -> Self:
+        """The grammar of the catalogue after a change; this one goes on serving.
+
+        Args:
+            added: int [n, C], SIDs of new items; their rows follow the catalogue's last.
+            removed: Rows that are no answer any longer.
+            popularity: int [n], of the added items (default: 0).
+        """
+        added = np.empty((0, self.num_codes), np.int64) if added is None else np.asarray(added)
+        item = self._item.cpu().numpy()
+        codes = np.zeros((self.catalog_size + len(added), self.num_codes), np.int32)
+        codes[item] = self.item_codes
+        codes[self.catalog_size :] = added
+        counts = np.zeros(len(codes), np.int64)
+        counts[item] = self._popularity
+        counts[self.catalog_size :] = 0 if popularity is None else popularity
+        live = np.zeros(len(codes), bool)
+        live[item] = True
+        live[self.catalog_size :] = True
+        live[np.asarray(removed, np.int64)] = False
+        tokens = [self.codebook_tokens(c).tolist() for c in range(self.num_codes)]
+        new = type(self)(codes, tokens, think_ids=self.think_ids, popularity=counts, items=np.flatnonzero(live))
+        return new.to(self.device)
+
+    @property
+    def item_codes(self) -> np.ndarray:
+        columns = []
+        for depth, code in enumerate(self._host_code):
+            begin = self._begin(depth + 1)
+            columns.append(np.repeat(code, np.diff(begin)))
+        return np.stack(columns, 1)
+
+    def save(self, file: str | Path) -> None:
+        """Writes the grammar as safetensors; [`load`] maps it into memory."""
+        tensors = {f"code.{d}": code.cpu() for d, code in enumerate(self._code)}
+        tensors |= {f"children.{d}": torch.from_numpy(first) for d, first in enumerate(self._host_children)}
+        tensors |= {"item": self._item.cpu(), "position": torch.from_numpy(self._position)}
+        tensors |= {"popularity": torch.from_numpy(self._popularity)}
+        tokens = [self.codebook_tokens(c).tolist() for c in range(self.num_codes)]
+        save_file(tensors, file, {"token_ids": json.dumps(tokens), "think_ids": json.dumps(self.think_ids)})
+
+    @classmethod
+    def load(cls, file: str | Path) -> Self:
+        """Reads what [`save`] wrote: pages are read when used, and shared by the processes of a machine."""
+        if not Path(file).is_file():
+            raise HfGrError(f"there is no grammar at {file}; write one with `grammar.save`.")
+        with safe_open(file, framework="pt") as stored:
+            arrays: dict[str, Any] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            header = {name: json.loads(value) for name, value in stored.metadata().items()}
+        grammar = cls.__new__(cls)
+        shape = len(arrays["position"]), len(header["token_ids"])
+        SidGrammar.__init__(grammar, np.broadcast_to(np.int8(0), shape), **header)
+        grammar._item = arrays["item"]
+        grammar._position, grammar._popularity = arrays["position"].numpy(), arrays["popularity"].numpy()
+        levels = len(header["token_ids"])
+        grammar._index(
+            [arrays[f"code.{d}"].numpy() for d in range(levels)],
+            [arrays[f"children.{d}"].numpy() for d in range(levels + 1)],
+        )
+        return grammar
+
+
+def _sort_keys(codes: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    """Keys for `lexsort` that order SIDs (last key first): as many codes in one int64 as fit."""
+    keys: list[np.ndarray] = []
+    room = 0.0
+    for column, size in zip(codes.T, sizes, strict=True):
+        bits = float(np.log2(max(size, 2)))
+        if keys and room + bits < 62:
+            keys[0] = keys[0] * size + column
+            room += bits
+        else:
+            keys.insert(0, column.astype(np.int64))
+            room = bits
+    return keys
+
+
+def _build(codes: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Codes and first children per depth, int32, of SIDs in order [n, L].
+
+    Each depth's codes end in as many zeros as a node has children at most, so that a row's options are always a slice.
+    """
+    n = len(codes)
+    changed = np.zeros(n, bool)
+    changed[0] = True
+    starts = np.zeros(1, np.int64)
+    code, children = [], []
+    for column in codes.T:
+        changed[1:] |= column[1:] != column[:-1]
+        below = np.flatnonzero(changed)
+        children.append(np.searchsorted(below, np.append(starts, n)).astype(np.int32))
+        code.append(np.append(column[below], np.zeros(np.diff(children[-1]).max())).astype(np.int32))
+        starts = below
+    children.append(np.append(starts, n).astype(np.int32))
+    return code, children

@@ -1,0 +1,3 @@
+from .base import SidGrammar
+class UnorderedGrammar(SidGrammar):
+    """Stub while it is written."""
