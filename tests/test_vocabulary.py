@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -51,18 +54,41 @@ def test_the_new_tokens_are_special_and_stand_at_the_end():
     assert tokenizer.convert_ids_to_tokens(ids) == tokens
     assert tokenizer.decode(ids, skip_special_tokens=True) == ""
     assert len(tokenizer) == model.get_input_embeddings().weight.shape[0] == OLD_SIZE + len(tokens)
-    assert vocabulary.num_levels == 2 and vocabulary.level_token_ids(1).tolist() == list(vocabulary.code_ids[1])
+    assert vocabulary.num_levels == 2 and vocabulary.form == "flat"
 
 
-def test_codes_of_reads_each_level_by_itself():
+# ---------------------------------------------------------------- grammar
+
+
+@pytest.mark.parametrize("form", ["flat", "stepwise"])
+def test_the_grammar_writes_the_catalogue_in_the_models_tokens(form):
     _, _, catalog, vocabulary = build()
-    tokens = torch.from_numpy(vocabulary.item_tokens(catalog))
-    assert np.array_equal(vocabulary.codes_of(tokens).numpy(), catalog.codes)
-    first = vocabulary.code_ids[0][7]
-    strange = torch.tensor([[first, first], [vocabulary.code_ids[1][2], vocabulary.code_ids[1][2]], [-1, 5]])
-    assert vocabulary.codes_of(strange).tolist() == [[7, -1], [-1, 2], [-1, -1]]
-    assert vocabulary.codes_of(tokens[:, :1]).tolist() == catalog.codes[:, :1].tolist()
-    assert vocabulary.codes_of(tokens[:, :0]).shape == (len(catalog), 0)
+    gone = [row for row in range(40) if row % 3 == 0]
+    grammar = replace(vocabulary, form=form).grammar(catalog.removed([f"i{row:03d}" for row in gone]))
+    assert [grammar.codebook_tokens(level).tolist() for level in range(2)] == list(map(list, vocabulary.code_ids))
+    assert grammar.num_items == 40 - len(gone)
+    items = vocabulary.item_tokens(catalog)
+    first, second = (torch.from_numpy(items[:, level]) for level in range(2))
+    think = [torch.full((40,), token) for token in vocabulary.think_ids]
+    written = [first, second] if form == "flat" else [think[0], first, think[1], second]
+    answers = torch.stack(written, 1)
+    assert np.array_equal(grammar.codes(answers).numpy(), catalog.codes)
+    for sid, bucket in zip(catalog.codes, grammar.items(grammar.walk(answers)).tolist(), strict=True):
+        same = set(np.flatnonzero((catalog.codes == sid).all(1))) - set(gone)
+        assert {item for item in bucket if item >= 0} == same
+
+
+def test_a_catalogue_without_live_items_has_no_grammar():
+    _, _, catalog, vocabulary = build()
+    with pytest.raises(HfGrError, match="no live item; add items"):
+        vocabulary.grammar(catalog.removed(catalog.item_ids))
+
+
+def test_the_grammar_puts_the_more_popular_of_a_shared_sid_first():
+    catalog = SidCatalog.from_codes(np.zeros((3, 1)), tiny_catalog(num_items=3).items, (2,), np.array([1, 5, 5]))
+    vocabulary = build(catalog=catalog)[3]
+    grammar = vocabulary.grammar(catalog)
+    assert grammar.items(grammar.walk(torch.tensor([[vocabulary.code_ids[0][0]]]))).tolist() == [[1, 2, 0]]
 
 
 TOKENIZER, _, _, VOCABULARY = build("rating", HISTORIES)
@@ -252,9 +278,10 @@ def test_context_values():
 # ---------------------------------------------------------------- on disk
 
 
-@pytest.mark.parametrize("context", ["none", "rating"])
-def test_what_is_saved_is_loaded(context, tmp_path):
+@pytest.mark.parametrize(("context", "form"), [("none", "stepwise"), ("rating", "flat"), ("none", "unordered")])
+def test_what_is_saved_is_loaded(context, form, tmp_path):
     tokenizer, _, catalog, vocabulary = build(context, HISTORIES)
+    vocabulary = replace(vocabulary, form=form)
     vocabulary.save(tmp_path)
     loaded = SidVocabulary.load(tmp_path)
     assert loaded == vocabulary and loaded.token_ids == vocabulary.token_ids
@@ -263,6 +290,16 @@ def test_what_is_saved_is_loaded(context, tmp_path):
     again = type(tokenizer).from_pretrained(tmp_path)
     loaded.check(catalog, again, tmp_path)
     assert encode_text(again, "<s0_17>") == encode_text(tokenizer, "<s0_17>")
+
+
+def test_a_vocabulary_from_before_there_were_forms_is_flat(tmp_path):
+    vocabulary = build()[3]
+    vocabulary.save(tmp_path)
+    file = tmp_path / "vocabulary.json"
+    data = json.loads(file.read_text())
+    assert data.pop("form") == "flat"
+    file.write_text(json.dumps(data))
+    assert SidVocabulary.load(tmp_path) == vocabulary
 
 
 def test_a_plain_model_folder_has_no_vocabulary(tmp_path):

@@ -178,7 +178,10 @@ def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> d
 
 
 def _filled(tokens: torch.Tensor, scores: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`group` answers a prompt: where there are fewer SIDs than that, the prompt's best one is repeated."""
+    """`group` answers a prompt: where there are fewer SIDs than that, the prompt's first one is repeated.
+
+    That is the best one of beams, and with Gumbel keys a draw from the policy.
+    """
     missing = group - scores.shape[1]
     tokens = torch.nn.functional.pad(tokens, (0, 0, 0, missing))
     scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)

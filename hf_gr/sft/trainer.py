@@ -44,11 +44,15 @@ def sid_loss(
     Args:
         model: For its head.
         hidden: float [B, T, d], last hidden states.
-        labels: int64 [B, T], SID tokens where an item is a target (its L tokens in a row), −100 elsewhere.
+        labels: int64 [B, T], SID tokens where an item is a target (all C of it, in the grammar's order), −100
+            elsewhere: also on thinking tokens, which are forced and teach nothing.
+        grammar: What may follow; of the form that the targets are written in.
     """
     grammar = grammar.to(hidden.device)
-    row, column = torch.isin(labels, grammar.step_tokens(0)).nonzero(as_tuple=True)
-    column = column[:, None] + torch.arange(grammar.answer_length, device=labels.device)
+    wanted = labels != IGNORED
+    row, column = (wanted & ((wanted.cumsum(1) - 1) % grammar.num_codes == 0)).nonzero(as_tuple=True)  # first codes
+    answer = torch.arange(grammar.answer_length, device=labels.device) - grammar.code_columns[0]
+    column = column[:, None] + answer
     index = grammar.step_index(labels[row[:, None], column])
     states = grammar.initial(len(index))
     losses, hits = [], []
@@ -59,7 +63,7 @@ def sid_loss(
         losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
         hits.append((logits.argmax(1) == target).sum())
         states = grammar.advance(states, step, target)
-    return SidOutput(loss=torch.stack(losses).sum(), count=(labels != IGNORED).sum(), hits=torch.stack(hits).sum())
+    return SidOutput(loss=torch.stack(losses).sum(), count=wanted.sum(), hits=torch.stack(hits).sum())
 
 
 class SidSFTTrainer(SFTTrainer):

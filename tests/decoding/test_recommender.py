@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,11 +19,11 @@ from hf_gr.vocabulary import add_vocabulary
 NUM_ITEMS, SIZES, REMOVED = 40, (3, 4, 2), {0, 7, 20}  # 40 items on at most 24 SIDs
 
 
-def build(config_class=LlamaConfig, **overrides) -> Recommender:
+def build(config_class=LlamaConfig, form="flat", **overrides) -> Recommender:
     catalog = tiny_catalog(NUM_ITEMS, SIZES).removed([f"i{row:03d}" for row in REMOVED])
     tokenizer, model = tiny_tokenizer(), tiny_lm(config_class, **overrides)
     vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=4)
-    return Recommender(model, tokenizer, catalog, vocabulary)
+    return Recommender(model, tokenizer, catalog, replace(vocabulary, form=form))
 
 
 RECOMMENDER = build()
@@ -38,12 +39,16 @@ def histories_of(rows: list[list[int]]) -> Histories:
 
 
 @torch.no_grad()
-def code_scores(prompt: list[int]) -> dict[tuple, torch.Tensor]:
+def code_scores(prompt: list[int], form: str = "flat") -> dict[tuple, torch.Tensor]:
     """Logits of the next level's codes after every prefix of a SID, by plain forward passes."""
     vocabulary, found = RECOMMENDER.vocabulary, {}
+    thinks = [[think] if form == "stepwise" else [] for think in vocabulary.think_ids]
     for level in range(len(SIZES)):
         prefixes = sorted({tuple(sid[:level]) for sid in CATALOG.codes.tolist()})
-        tokens = [[vocabulary.code_ids[at][code] for at, code in enumerate(prefix)] for prefix in prefixes]
+        tokens = [
+            [t for at, code in enumerate(prefix) for t in (*thinks[at], vocabulary.code_ids[at][code])] + thinks[level]
+            for prefix in prefixes
+        ]
         logits = RECOMMENDER.model(torch.tensor([prompt + more for more in tokens])).logits[:, -1].double()
         found |= dict(zip(prefixes, logits[:, list(vocabulary.code_ids[level])], strict=True))
     return found
@@ -69,11 +74,13 @@ HISTORIES = [[4, 8, 15], [], [16, 23, 39, 0, 7, 20]]  # the second is a cold use
 LOGITS = [code_scores(prompt) for prompt in RECOMMENDER.prompts(histories_of(HISTORIES))]
 
 
-def check(items: np.ndarray, scores: np.ndarray, live: list[set[int]], top_k: int) -> None:
+def check(
+    items: np.ndarray, scores: np.ndarray, live: list[set[int]], top_k: int, logits: list[dict] = LOGITS
+) -> None:
     assert items.shape == scores.shape == (len(live), top_k)
     assert items.dtype == np.int64 and scores.dtype == np.float32
     for row, wanted in enumerate(live):
-        expected = ranked_by_hand(LOGITS[row], wanted)[:top_k]
+        expected = ranked_by_hand(logits[row], wanted)[:top_k]
         missing = top_k - len(expected)
         assert len(expected) == min(top_k, len(wanted))
         assert items[row].tolist() == [item for item, _ in expected] + [-1] * missing
@@ -84,6 +91,23 @@ def check(items: np.ndarray, scores: np.ndarray, live: list[set[int]], top_k: in
 @pytest.mark.parametrize("top_k", [1, 10, 37, 60])
 def test_answers_equal_the_exhaustive_ranking(top_k):
     check(*RECOMMENDER.recommend(histories_of(HISTORIES), top_k=top_k), [LIVE] * 3, top_k)
+
+
+def test_a_stepwise_model_answers_by_its_thinking():
+    recommender = build(form="stepwise")  # the same weights
+    prompts = recommender.prompts(histories_of(HISTORIES))
+    logits = [code_scores(prompt, "stepwise") for prompt in prompts]
+    check(*recommender.recommend(histories_of(HISTORIES), top_k=12), [LIVE] * 3, 12, logits)
+
+
+def test_masks_leave_only_their_items_and_compose_with_the_rest():
+    even = np.arange(NUM_ITEMS) % 2 == 0
+    mask = RECOMMENDER.grammar.mask(even)
+    exclude, allow = [np.array([2, 4]), None, None], [None, None, np.arange(3, 9)]
+    found = RECOMMENDER.recommend(
+        histories_of(HISTORIES), top_k=12, exclude=exclude, allow=allow, only=[mask, None, mask]
+    )
+    check(*found, [(LIVE & set(range(0, NUM_ITEMS, 2))) - {2, 4}, LIVE, {4, 6, 8}], 12)
 
 
 rows = st.none() | st.lists(st.integers(0, NUM_ITEMS - 1), max_size=45).map(lambda x: np.array(x, np.int64))

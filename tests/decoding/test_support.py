@@ -61,5 +61,5 @@ def test_the_search_refuses_what_is_not_supported():
     rows = [[vocabulary.start_id] * 6]  # with the answer's three tokens one more than the window
     message = r"tree search is not for this model: its sliding window of 8 is shorter .* 9 tokens; use generate_search"
     with pytest.raises(HfGrError, match=message):
-        tree_search(model, rows, catalog.grammar(), vocabulary, num_beams=2)
-    tree_search(model, [rows[0][1:]], catalog.grammar(), vocabulary, num_beams=2)
+        tree_search(model, rows, vocabulary.grammar(catalog), num_beams=2)
+    tree_search(model, [rows[0][1:]], vocabulary.grammar(catalog), num_beams=2)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from trl import GRPOTrainer
 
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import InteractionDataset, write_dataset
-from hf_gr.decoding import tree_support
+from hf_gr.decoding import tree_search, tree_support
 from hf_gr.errors import HfGrError
 from hf_gr.grpo import SidGRPOConfig, SidGRPOTrainer, grpo
 from hf_gr.grpo.trainer import constrained_rollouts, policy_log_probs, training_prompts
@@ -43,17 +44,25 @@ def log_of(model: Path) -> list[dict]:
 # The policy
 
 
+def written(answer, vocabulary):
+    """Token ids of a SID as the model writes it."""
+    codes = [vocabulary.code_ids[level][code] for level, code in enumerate(answer)]
+    if vocabulary.form == "flat":
+        return codes
+    return [token for pair in zip(vocabulary.think_ids, codes, strict=True) for token in pair]
+
+
 @torch.no_grad()
 def listed_policy(model, prompt, answer, catalog, vocabulary, temperature):
     """Log-probability and entropy of every code of one answer, from the list of all items and a plain forward."""
     items = [tuple(sid) for sid in catalog.codes[catalog.live].tolist()]
-    tokens = [vocabulary.code_ids[level][code] for level, code in enumerate(answer)]
+    tokens, stride = written(answer, vocabulary), 2 if vocabulary.form == "stepwise" else 1
     logits = model(torch.tensor([prompt + tokens])).logits[0].double() / temperature
     log_probs, entropies = [], []
     for level in range(len(answer)):
         following = sorted({item[level] for item in items if item[:level] == tuple(answer[:level])})
         ids = [vocabulary.code_ids[level][code] for code in following]
-        row = torch.log_softmax(logits[len(prompt) - 1 + level, ids], 0)
+        row = torch.log_softmax(logits[len(prompt) + stride * (level + 1) - 2, ids], 0)
         log_probs.append(float(row[following.index(answer[level])]))
         entropies.append(float(-(row.exp() * row).sum()))
     return log_probs, entropies
@@ -95,8 +104,7 @@ def test_policy_equals_the_listing(config_class, overrides, tree, removed):
         torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in rows]),
         torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in rows]),
         torch.tensor([[vocabulary.code_ids[level][code] for level, code in enumerate(answer)] for answer in answers]),
-        catalog.grammar(),
-        vocabulary,
+        vocabulary.grammar(catalog),
         temperature=0.7,
     )
     assert log_probs.shape == entropies.shape == (20, 3) and log_probs.dtype == torch.float32
@@ -104,6 +112,43 @@ def test_policy_equals_the_listing(config_class, overrides, tree, removed):
         expected = listed_policy(model, prompt, answer, catalog, vocabulary, 0.7)
         assert log_probs[row].tolist() == pytest.approx(expected[0], abs=1e-4)
         assert entropies[row].tolist() == pytest.approx(expected[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("tree", [True, False])
+def test_a_stepwise_policy_does_not_count_its_thinking(tree, monkeypatch):
+    """By the tree and by rows: the tree search's numbers at the codes, 0 at the forced tokens between them."""
+    catalog = tiny_catalog()
+    model = tiny_lm()
+    vocabulary = replace(add_vocabulary(tiny_tokenizer(), model, catalog, max_history=10), form="stepwise")
+    grammar, tokens = vocabulary.grammar(catalog), vocabulary.item_tokens(catalog)
+    prompts = [[vocabulary.start_id, *tokens[history].ravel().tolist()] for history in ([4, 8], [], [39])]
+    beams = tree_search(model, prompts, grammar, num_beams=5, temperature=0.7)
+    assert beams.tokens.shape == (3, 5, 6)
+    expected = [
+        [listed_policy(model, prompt, sid.tolist(), catalog, vocabulary, 0.7) for sid in grammar.codes(answers)]
+        for prompt, answers in zip(prompts, beams.tokens, strict=True)
+    ]
+
+    rows = [prompt for prompt in prompts for _ in range(5)]
+    width = max(map(len, prompts))
+    monkeypatch.setattr("hf_gr.grpo.trainer.tree_support", lambda *_: (tree, ""))
+    add_inner_call(model)
+    log_probs, entropies = policy_log_probs(
+        model,
+        model,
+        torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in rows]),
+        torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in rows]),
+        beams.tokens.flatten(0, 1),
+        grammar,
+        temperature=0.7,
+    )
+    assert log_probs.shape == entropies.shape == (15, 6)
+    assert (log_probs[:, ::2] == 0).all() and (entropies[:, ::2] == 0).all()
+    assert torch.allclose(log_probs[:, 1::2], beams.log_probs.flatten(0, 1), atol=1e-4)
+    assert torch.allclose(log_probs.sum(1), beams.scores.flatten(), atol=1e-4)
+    listed = torch.tensor(expected).flatten(0, 1)  # [rows, (log-probability, entropy), codes]
+    assert torch.allclose(log_probs[:, 1::2], listed[:, 0], atol=1e-4)
+    assert torch.allclose(entropies[:, 1::2], listed[:, 1], atol=1e-4)
 
 
 def test_policy_gradients_are_the_same_by_tree_and_by_rows(monkeypatch):
@@ -117,7 +162,7 @@ def test_policy_gradients_are_the_same_by_tree_and_by_rows(monkeypatch):
         prompts, answers = prompt.expand(6, -1), tokens[[0, 5, 7, 7, 30, 2]]
         add_inner_call(model)
         log_probs, _ = policy_log_probs(
-            model, model, prompts, torch.ones_like(prompts), answers, catalog.grammar(), vocabulary, 1.0
+            model, model, prompts, torch.ones_like(prompts), answers, vocabulary.grammar(catalog), 1.0
         )
         (log_probs * torch.arange(6)[:, None]).sum().backward()
         gradients.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
@@ -160,58 +205,71 @@ def test_prompts_are_the_latest_training_events(data):
         assert left == [row for row in expected if row["target"] != gone] != expected
 
 
-def trainer_of(catalog, tmp_path, prompts=None, model=None, **changes) -> SidGRPOTrainer:
+def trainer_of(
+    catalog, tmp_path, prompts=None, model=None, form="flat", **changes
+) -> tuple[SidGRPOTrainer, SidVocabulary]:
     """A trainer on a model with random weights; reward and reference are not looked at."""
     model = model or tiny_lm()
     tokenizer = tiny_tokenizer()
-    vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10)
+    vocabulary = replace(add_vocabulary(tokenizer, model, catalog, max_history=10), form=form)
     tokens = vocabulary.item_tokens(catalog)
     prompts = prompts or [[vocabulary.start_id, *tokens[[item, 3]].ravel().tolist()] for item in range(6)]
     rows = Dataset.from_dict({"prompt": prompts, "target": [5] * len(prompts)})
     settings = {"num_generations": 8, "per_device_train_batch_size": 16, "beta": 0.0, "max_steps": 1} | changes
     data = TinyData(Path(), Path())
     config = SidGRPOConfig(**data.grpo(tmp_path / "run", Path(), **settings))
-    return SidGRPOTrainer(
-        model, catalog.grammar(), vocabulary, args=config, train_dataset=rows, processing_class=tokenizer
-    )
+    grammar = vocabulary.grammar(catalog)
+    return SidGRPOTrainer(model, grammar, args=config, train_dataset=rows, processing_class=tokenizer), vocabulary
 
 
-@pytest.mark.parametrize("rollout", ["sample", "beam"])
-@pytest.mark.parametrize("window", [None, 6])
-def test_rollouts_are_live_items_g_for_each_prompt(tmp_path, rollout, window):
+ROLLOUTS = [
+    pytest.param("sample", None, "flat", id="sample, tree"),
+    pytest.param("beam", None, "flat", id="beam, tree"),
+    pytest.param("gumbel", None, "flat", id="gumbel, tree"),
+    pytest.param("sample", None, "stepwise", id="stepwise sample, tree"),
+    pytest.param("gumbel", None, "stepwise", id="stepwise gumbel, tree"),
+    pytest.param("sample", 6, "flat", id="sample, generate"),
+    pytest.param("beam", 6, "flat", id="beam, generate"),
+    pytest.param("sample", 6, "stepwise", id="stepwise sample, generate"),
+]
+
+
+@pytest.mark.parametrize(("rollout", "window", "form"), ROLLOUTS)
+def test_rollouts_are_live_items_g_for_each_prompt(tmp_path, rollout, window, form):
     """By the tree and, for an LM with a short window, by `generate`."""
     catalog = tiny_catalog().removed([f"i{item:03d}" for item in range(10)])
     model = tiny_lm(MistralConfig, sliding_window=window)
     assert tree_support(model, 10)[0] is (window is None)
-    trainer = trainer_of(catalog, tmp_path, model=model, rollout=rollout)
+    trainer, vocabulary = trainer_of(catalog, tmp_path, model=model, form=form, rollout=rollout)
+    assert trainer.max_completion_length == trainer.grammar.answer_length
     trainer.model.train()
     prompts = [row["prompt"] for row in trainer.train_dataset.select(range(3)) for _ in range(8)]
     torch.manual_seed(0)
     out = constrained_rollouts(prompts, trainer)
     assert trainer.model.training  # as it was
     assert out["prompt_ids"] == prompts and len(out["completion_ids"]) == len(out["rollout_score"]) == 24
-    assert {len(completion) for completion in out["completion_ids"]} == {3}
-    items = answered_items(out["completion_ids"], trainer.grammar, trainer.vocabulary)
+    assert {len(completion) for completion in out["completion_ids"]} == {6 if form == "stepwise" else 3}
+    items = answered_items(out["completion_ids"], trainer.grammar)
     assert (items >= 0).all() and catalog.live[items].all()
     for start in range(0, 24, 8):
         group = {tuple(completion) for completion in out["completion_ids"][start : start + 8]}
         scores = out["rollout_score"][start : start + 8]
-        assert len(group) == 8 if rollout == "beam" else 2 <= len(group) <= 8
+        assert 2 <= len(group) <= 8 if rollout == "sample" else len(group) == 8
         assert scores == sorted(scores, reverse=True) if rollout == "beam" else scores != sorted(scores, reverse=True)
         if rollout == "beam" and window:
             continue  # generate ranks its beams by the whole vocabulary
         for completion, score in zip(out["completion_ids"][start : start + 8], scores, strict=True):
-            answer = trainer.vocabulary.codes_of(torch.tensor([completion]))[0].tolist()
-            log_probs, _ = listed_policy(trainer.model, prompts[start], answer, catalog, trainer.vocabulary, 1.0)
+            answer = trainer.grammar.codes(torch.tensor(completion)).tolist()
+            log_probs, _ = listed_policy(trainer.model, prompts[start], answer, catalog, vocabulary, 1.0)
             assert score == pytest.approx(sum(log_probs), abs=1e-3)
 
 
-@pytest.mark.parametrize("window", [None, 4])
-def test_beams_beyond_the_catalogue_repeat_the_best_answer(tmp_path, window):
+@pytest.mark.parametrize(("rollout", "window"), [("beam", None), ("beam", 4), ("gumbel", None)])
+def test_beams_beyond_the_catalogue_repeat_the_first_answer(tmp_path, rollout, window):
     catalog = SidCatalog.from_codes(np.array([[0, 0], [0, 1], [1, 1]]), tiny_items(3), (2, 2))
     prompts = [[259, 260, 263]]
     model = tiny_lm(MistralConfig, sliding_window=window)
-    trainer = trainer_of(catalog, tmp_path, prompts=prompts, model=model, rollout="beam")
+    trainer, _ = trainer_of(catalog, tmp_path, prompts=prompts, model=model, rollout=rollout)
     out = constrained_rollouts(prompts * 8, trainer)
     completions = [tuple(completion) for completion in out["completion_ids"]]
     assert len(set(completions)) == 3 and completions[3:] == completions[:1] * 5
@@ -229,8 +287,7 @@ def test_a_group_that_would_be_torn_apart_is_refused(tmp_path):
     with pytest.raises(HfGrError, match=r"12 is no multiple of num_generations = 8.*choose a multiple"):
         SidGRPOTrainer(
             model,
-            catalog.grammar(),
-            vocabulary,
+            vocabulary.grammar(catalog),
             args=config,
             train_dataset=Dataset.from_dict({"prompt": [[vocabulary.start_id]], "target": [0]}),
             processing_class=tokenizer,
@@ -282,7 +339,9 @@ def test_a_tiny_run_raises_the_reward(data, half_trained, tmp_path):
     assert last > first + 0.15, f"mean exact reward went from {first:.2f} to {last:.2f}"
 
 
-@pytest.mark.parametrize("changes", [{"rollout": "beam"}, {"gradient_accumulation_steps": 2, "num_iterations": 2}])
+@pytest.mark.parametrize(
+    "changes", [{"rollout": "beam"}, {"rollout": "gumbel"}, {"gradient_accumulation_steps": 2, "num_iterations": 2}]
+)
 def test_other_settings_run_with_finite_numbers(data, half_trained, tmp_path, changes):
     settings = data.grpo(tmp_path / "grpo", half_trained, max_steps=4, per_device_train_batch_size=16, **changes)
     log = [entry for entry in log_of(grpo(SidGRPOConfig(**settings))) if "grad_norm" in entry]

@@ -24,7 +24,7 @@ def completion(vocabulary: SidVocabulary, *codes: int) -> list[int]:
 
 def test_completions_are_read_as_items(parts):
     catalog, vocabulary = parts
-    grammar, sid = catalog.grammar(), lambda *codes: completion(vocabulary, *codes)
+    grammar, sid = vocabulary.grammar(catalog), lambda *codes: completion(vocabulary, *codes)
     cases = [
         (sid(1, 0), 1),  # the bucket's first: the lower row
         (sid(0, 1), 2),  # the more popular
@@ -39,30 +39,30 @@ def test_completions_are_read_as_items(parts):
         ([], -1),
     ]
     ids, expected = map(list, zip(*cases, strict=True))
-    assert answered_items(ids, grammar, vocabulary).tolist() == expected
-    assert [answered_items([row], grammar, vocabulary).tolist() for row in ids] == [[item] for item in expected]
+    assert answered_items(ids, grammar).tolist() == expected
+    assert [answered_items([row], grammar).tolist() for row in ids] == [[item] for item in expected]
 
 
 def test_removed_items_are_not_answers(parts):
     catalog, vocabulary = parts
     ids = [completion(vocabulary, 0, 1), completion(vocabulary, 1, 0)]
-    assert answered_items(ids, catalog.removed(["i002"]).grammar(), vocabulary).tolist() == [0, 1]
-    assert answered_items(ids, catalog.removed(["i001"]).grammar(), vocabulary).tolist() == [2, 5]
-    neither = catalog.removed(["i001", "i005"]).grammar()
-    assert answered_items(ids, neither, vocabulary).tolist() == [2, -1]
-    assert answered_items(ids[1:], neither, vocabulary).tolist() == [-1]
+    assert answered_items(ids, vocabulary.grammar(catalog.removed(["i002"]))).tolist() == [0, 1]
+    assert answered_items(ids, vocabulary.grammar(catalog.removed(["i001"]))).tolist() == [2, 5]
+    neither = vocabulary.grammar(catalog.removed(["i001", "i005"]))
+    assert answered_items(ids, neither).tolist() == [2, -1]
+    assert answered_items(ids[1:], neither).tolist() == [-1]
 
 
 def test_rewards_are_counted_within_each_prompt(parts):
     catalog, vocabulary = parts
-    grammar = catalog.grammar()
+    grammar = vocabulary.grammar(catalog)
     sids = [(1, 0), (1, 1), (0, 0), (1, 0), (1, 1), (0, 1)]  # items 1 3 4 | 1 3 2
     ids = [completion(vocabulary, *sid) for sid in sids]
     arguments = {"completion_ids": ids, "target": [3, 3, 3, 4, 4, 4], "rollout_score": [-1, -2, -3, -4, -5, -6]}
-    reward = trl_reward("exact", grammar, vocabulary, num_generations=3)
+    reward = trl_reward("exact", grammar, num_generations=3)
     assert reward(**arguments) == [0, 1, 0, 0, 0, 0]
     assert reward.__name__ == "exact"
-    reward = trl_reward("ranking", grammar, vocabulary, num_generations=3)
+    reward = trl_reward("ranking", grammar, num_generations=3)
     found = reward(**arguments, prompts=["unused"] * 6, completions=[""] * 6, trainer_state=None)
     scores = np.array(arguments["rollout_score"]).reshape(2, 3)
     assert found == ranking(np.array([[1, 3, 4], [1, 3, 2]]), np.array([3, 4]), scores).ravel().tolist()
@@ -72,7 +72,7 @@ def test_rewards_are_counted_within_each_prompt(parts):
 
 def test_a_shared_sid_rewards_its_first_item_only(parts):
     catalog, vocabulary = parts
-    reward = trl_reward("exact", catalog.grammar(), vocabulary, num_generations=1)
+    reward = trl_reward("exact", vocabulary.grammar(catalog), num_generations=1)
     ids = [completion(vocabulary, 0, 1)] * 2
     assert reward(completion_ids=ids, target=[2, 0], rollout_score=[0.0, 0.0]) == [1, 0]
 
@@ -80,4 +80,4 @@ def test_a_shared_sid_rewards_its_first_item_only(parts):
 def test_an_unknown_reward_lists_the_known_ones(parts):
     catalog, vocabulary = parts
     with pytest.raises(HfGrError, match="no reward is called 'best'; there are: exact, ranking"):
-        trl_reward("best", catalog.grammar(), vocabulary, 2)
+        trl_reward("best", vocabulary.grammar(catalog), 2)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,8 @@ def listed_loss(logits, labels, catalog, vocabulary):
                 continue
             sid = ()
             for level in range(len(code_of)):
+                if sid and vocabulary.form == "stepwise":
+                    column += 1  # a thinking token stands between
                 following = sorted({item[level] for item in items if item[:level] == sid})
                 ids = [vocabulary.code_ids[level][code] for code in following]
                 scores = logits[row, column - 1, ids].double()
@@ -77,18 +80,41 @@ def test_loss_equals_the_listing(data, catalog, context, tied):
     labels = torch.tensor([row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in rows])
     with torch.no_grad():
         logits = model(ids).logits
-        output = sid_loss(model, model.model(ids).last_hidden_state, labels, catalog.grammar(), vocabulary)
+        output = sid_loss(model, model.model(ids).last_hidden_state, labels, vocabulary.grammar(catalog))
     expected, count, hits = listed_loss(logits, labels, catalog, vocabulary)
     assert float(output.loss) == pytest.approx(expected, rel=1e-5)
     assert (int(output.count), int(output.hits)) == (count, hits)
     assert count == int((labels != IGNORED).sum()) > 0
 
 
+def test_loss_of_a_stepwise_model_is_at_its_codes_only():
+    """Histories in codes, the answer with a thinking token before each, which is read but teaches nothing."""
+    catalog, model = tiny_catalog(), tiny_lm()
+    vocabulary = replace(add_vocabulary(tiny_tokenizer(), model, catalog, max_history=4), form="stepwise")
+    items, ids, labels = vocabulary.item_tokens(catalog), [], []
+    for history, targets in (([4, 8], [15]), ([], [16]), ([23], [39, 0])):  # the last row has two targets
+        row, marks = [vocabulary.start_id, *items[history].ravel().tolist()], [IGNORED] * (1 + 3 * len(history))
+        for target in items[targets].tolist():
+            for think, code in zip(vocabulary.think_ids, target, strict=True):
+                row += [think, code]
+                marks += [IGNORED, code]
+        ids.append(torch.tensor(row))
+        labels.append(torch.tensor(marks))
+    ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+    with torch.no_grad():
+        logits = model(ids).logits
+        output = sid_loss(model, model.model(ids).last_hidden_state, labels, vocabulary.grammar(catalog))
+    expected, count, hits = listed_loss(logits, labels, catalog, vocabulary)
+    assert float(output.loss) == pytest.approx(expected, rel=1e-5)
+    assert (int(output.count), int(output.hits)) == (count, hits) and count == 12
+
+
 def test_loss_of_a_batch_without_a_target_is_zero():
     catalog, model = tiny_catalog(), tiny_lm()
     vocabulary = add_vocabulary(tiny_tokenizer(), model, catalog, max_history=4)
     labels = torch.full((2, 5), IGNORED)
-    output = sid_loss(model, torch.zeros(2, 5, 32), labels, catalog.grammar(), vocabulary)
+    output = sid_loss(model, torch.zeros(2, 5, 32), labels, vocabulary.grammar(catalog))
     assert output.loss.item() == 0 and output.count.item() == 0
 
 
@@ -216,8 +242,7 @@ def adapted(data, tmp_path, **changes):
     rows = next_item_rows(train, catalog, vocabulary)
     trainer = SidSFTTrainer(
         model,
-        catalog.grammar(),
-        vocabulary,
+        vocabulary.grammar(catalog),
         args=config,
         peft_config=adapter,
         train_dataset=rows,
