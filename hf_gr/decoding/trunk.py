@@ -26,13 +26,12 @@ class Trunk:
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], prefix_cache: PrefixCache | None = None):
         self.model, self.device = model, model.device
-        self.cache = DynamicCache(config=model.config)
+        self.cache = DynamicCache()  # plain layers: a window never matters here, but would count the beams' columns
         self.lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=self.device)
-        known = 0 if prefix_cache is None else prefix_cache.load(prompts, self.cache, model)
-        read = [0] * len(prompts) if prefix_cache is None else prefix_cache.lengths
-        ids, mask = pad_left([prompt[start:] for prompt, start in zip(prompts, read, strict=True)], 0, self.device)
-        new = ids.shape[1]
-        start = torch.tensor([[n] for n in read], device=self.device)
+        taken = [0] * len(prompts) if prefix_cache is None else prefix_cache.load(prompts, self.cache, model)
+        ids, mask = pad_left([prompt[start:] for prompt, start in zip(prompts, taken, strict=True)], 0, self.device)
+        known, new = max(taken), ids.shape[1]
+        start = torch.tensor([[n] for n in taken], device=self.device)
         prefix = torch.arange(known, device=self.device) >= known - start
         self.real = torch.cat([prefix, mask.bool()], dim=1)
         self.columns = 0
@@ -41,7 +40,7 @@ class Trunk:
         visible = torch.cat([prefix[:, None].expand(-1, new, -1), causal & mask.bool()[:, None]], dim=2)
         self.hidden = self._forward(ids, positions, visible)[:, -1:]
         if prefix_cache is not None:
-            prefix_cache.store(prompts, self.cache, self.real)
+            prefix_cache.store(prompts, taken, self.cache, model)
 
     def feed(self, ids: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """Last hidden states [B, n, d] of n new tokens a prompt.
