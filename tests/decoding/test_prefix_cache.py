@@ -135,6 +135,19 @@ def test_a_prompt_longer_than_the_cache_keeps_its_beginning():
     assert cache.hits == 32
 
 
+def test_blocks_that_go_while_a_batch_is_read_are_stored_again():
+    class Forgetful(PrefixCache):
+        def load(self, *arguments):
+            taken = super().load(*arguments)
+            self.clear()
+            return taken
+
+    cache = Forgetful(block=8)
+    for prompts in BATCHES:
+        check(prompts, cache)
+    assert cache.hits > 100
+
+
 def test_blocks_are_copies():
     """Nothing of a batch's cache stays alive."""
     cache = PrefixCache()
