@@ -1,0 +1,131 @@
+"""The benchmarks run, judge answers from the raw codes, and go on where they stopped."""
+
+import importlib
+import json
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+SMALL = shlex.split("--model tiny --dtype fp32 --batch 2 --beams 3 --codes 16 --device cpu --repeats 1")
+CELL = [*SMALL, "--context", "12", "--items", "200"]
+
+if not Path("/proc/self/clear_refs").exists():
+    pytest.skip("the benchmarks read peak memory from /proc", allow_module_level=True)
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    """Imports a benchmark as a script sees itself: with its own folder on the path."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def module(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return module
+
+
+def test_decode_measures_every_path_and_all_answers_are_items(load, tmp_path):
+    file = tmp_path / "decode.json"
+    load("decode").main([*CELL, "--padded", "--json", str(file)])
+    result = json.loads(file.read_text())
+    paths = {"engine", "engine_doubled", "engine_stepwise", "engine_denied", "engine_model", "generate", "prefix_fn"}
+    assert set(result["seconds"]) == paths | {"prefill"} and all(value > 0 for value in result["seconds"].values())
+    assert set(result["peak_memory_mb"]) == paths | {"prefill"}
+    assert set(result["invalid_by_path"]) == paths
+    assert result["invalid"] == result["missing"] == 0
+    assert result["parity_top1"] == result["parity_set_overlap"] == 1
+    seconds = result["seconds"]
+    assert result["speedup_vs_prefix_fn"] == pytest.approx(seconds["prefix_fn"] / seconds["engine"])
+    assert result["speedup_vs_generate"] == pytest.approx(seconds["generate"] / seconds["engine"])
+    assert result["ratio_to_prefill"] == pytest.approx(seconds["engine"] / seconds["prefill"])
+    assert result["ratio_to_prefill_stepwise"] == pytest.approx(seconds["engine_stepwise"] / seconds["prefill"])
+    assert result["ratio_doubled_beams"] == pytest.approx(seconds["engine_doubled"] / seconds["engine"])
+    assert 0 < result["constraint_share"] < 1
+    assert {"settings", "hardware", "versions", "commit", "date", "command"} <= set(result)
+
+
+def test_a_cell_too_big_for_generate_says_not_run(load, tmp_path, monkeypatch):
+    decode, file = load("decode"), tmp_path / "decode.json"
+    monkeypatch.setattr(decode, "SLOW_FLOPS", {"cpu": 0.0})
+    decode.main([*CELL, "--json", str(file)])
+    result = json.loads(file.read_text())
+    for key in ("speedup_vs_prefix_fn", "speedup_vs_generate", "parity_top1", "parity_set_overlap"):
+        assert result[key] is None
+    assert result["seconds"]["generate"] is None and result["seconds"]["engine"] > 0
+
+
+def test_wrong_answers_are_counted(load):
+    decode = load("decode")
+    bench = decode.Bench(decode.Cell("tiny", "fp32", 2, 12, 3, 200, 3, 16, "cpu", False))
+    tokens = bench.engine(bench.flat, 3).tokens
+    assert bench.wrong(tokens) == (0, 0)
+    known = {tuple(row) for row in bench.codes.tolist()}
+    stranger = next((0, 0, code) for code in range(16) if (0, 0, code) not in known)
+    no_item, wrong_level, repeated, absent = (tokens.clone() for _ in range(4))
+    no_item[0, 1] = torch.tensor([ids[code] for ids, code in zip(bench.token_ids, stranger, strict=True)])
+    wrong_level[0, 0] = tokens[0, 0].flip(0)
+    repeated[1, 2] = tokens[1, 0]
+    absent[1, 2] = -1
+    assert bench.wrong(no_item) == bench.wrong(wrong_level) == (1, 1)
+    assert bench.wrong(repeated) == bench.wrong(absent) == (0, 1)
+    answer = tokens[0, 0].tolist()
+    codes = [ids.index(token) for ids, token in zip(bench.token_ids, answer, strict=True)]
+    bench.deny[0] = (bench.codes == codes).all(1).nonzero()[0]
+    bench.deny[1] = bench.deny[0][:0]
+    assert bench.wrong(tokens, deny=True) == (1, 1)
+    stepwise = bench.engine(bench.stepwise, 3).tokens
+    assert bench.wrong(stepwise, thinking=True) == (0, 0)
+    stepwise[0, 0, 0] = stepwise[0, 0, 2]
+    assert bench.wrong(stepwise, thinking=True) == (1, 1)
+
+
+def test_a_grid_changes_one_setting_at_a_time_and_resumes(load, tmp_path):
+    decode, file = load("decode"), tmp_path / "grid.jsonl"
+    decode.main([*CELL, "--grid", str(file), "--batch", "2", "1", "--beams", "3", "2"])
+    first = file.read_text()
+    settings = [json.loads(line)["settings"] for line in first.splitlines()]
+    assert [(cell["batch"], cell["beams"]) for cell in settings] == [(2, 3), (1, 3), (2, 2)]
+    decode.main([*CELL, "--grid", str(file), "--batch", "2", "1", "--beams", "3", "2"])
+    assert file.read_text() == first
+    decode.main([*CELL, "--grid", str(file), "--batch", "2", "1", "--beams", "3", "2", "--product"])
+    assert [json.loads(line)["settings"] for line in file.read_text().splitlines()][3:] == [
+        settings[0] | {"batch": 1, "beams": 2}
+    ]
+
+
+def test_constraint_measures_every_grammar_and_filter(load, tmp_path):
+    file = tmp_path / "constraint.json"
+    sizes = ["100", "200"]
+    load("constraint").main([*SMALL, "--codebooks", "3", "--items", *sizes, "--json", str(file)])
+    result = json.loads(file.read_text())
+    for key in ("trie_build_s", "trie_bytes_per_item", "unordered_build_s", "unordered_bytes_per_item"):
+        assert list(result[key]) == sizes and all(value > 0 for value in result[key].values())
+    for kind in ("trie", "unordered"):
+        for size in sizes:
+            assert set(result["step_ms"][kind][size]) == {"none", "deny", "allow", "mask"}
+            assert all(0 < share < 1 for share in result["constraint_share_of"][kind][size].values())
+            assert len(result["level_ms"][kind][size]["none"]) == 3
+    for kind in ("prefix_fn", "prefix_lookup", "processor"):
+        assert all(result["step_ms"][kind][size]["none"] > 0 for size in sizes)
+    assert result["constraint_share"] is None  # it is that of a million items
+    assert result["step_ratio_10m_10k"]["none"] is None
+
+
+def test_turns_alternate_and_slow_ones_stop_early(load):
+    measure, calls = load("measure"), []
+    contenders = {"fast": lambda: calls.append("fast"), "slow": lambda: calls.append("slow")}
+    timed = measure.alternating(contenders, 3, fewer={"slow": 1})
+    assert calls == ["fast", "fast", "slow", "fast", "fast"]  # the first is the warm-up
+    assert [len(timed[name].seconds) for name in contenders] == [3, 1]
+
+
+def test_peak_memory_is_that_of_the_run(load):
+    measure = load("measure")
+    timed = measure.alternating({"big": lambda: torch.ones(32 << 20), "none": lambda: None}, 1)
+    assert 100 < timed["big"].peak_mb < 200  # 128 MiB
+    assert timed["none"].peak_mb < 50
