@@ -3,6 +3,7 @@
 from .beam import Ranking, beam_search, search
 from .exhaustive import exhaustive_search
 from .generate import generate_search
+from .graphs import SearchGraphs
 from .prefix_cache import PrefixCache
 from .recommender import Recommender
 from .support import tree_support
@@ -14,6 +15,7 @@ __all__ = [
     "PrefixCache",
     "Ranking",
     "Recommender",
+    "SearchGraphs",
     "beam_search",
     "exhaustive_search",
     "generate_search",

@@ -12,6 +12,7 @@ from ..grammar import DEAD, ItemFilter, SidGrammar, UnorderedGrammar
 from . import choose
 from .exhaustive import exhaustive_search
 from .generate import generate_search
+from .graphs import SearchGraphs
 from .prefix_cache import PrefixCache
 from .support import tree_support
 from .tree import Beams, Method, tree_search
@@ -48,11 +49,12 @@ def search(
     item_filter: ItemFilter | None = None,
     generator: torch.Generator | None = None,
     prefix_cache: PrefixCache | None = None,
+    graphs: SearchGraphs | None = None,
 ) -> Beams:
     """The answers that best continue each prompt (or draws from the policy), by whichever path suits the model.
 
-    Args and returns: as [`tree_search`]. Where the tree is not to be had (`generate`, slower), scores with
-    `method="beam"` are `score="model"` whatever was asked, and generator and prefix cache are not used.
+    Args and returns: as [`tree_search`]. Where the tree is not to be had (`generate`, slower), generator, prefix
+    cache and graphs are not used.
     """
     supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
     logger.debug("%s: %s", "tree search" if supported else "generate, slower", reason)
@@ -68,6 +70,7 @@ def search(
             item_filter=item_filter,
             generator=generator,
             prefix_cache=prefix_cache,
+            graphs=graphs,
         )
     beams = generate_search(
         model,
@@ -75,6 +78,7 @@ def search(
         grammar,
         num_beams=num_beams,
         method=method,
+        score=score,
         temperature=temperature,
         item_filter=item_filter,
     )
@@ -94,11 +98,12 @@ def beam_search(
     item_filter: ItemFilter | None = None,
     generator: torch.Generator | None = None,
     prefix_cache: PrefixCache | None = None,
+    graphs: SearchGraphs | None = None,
 ) -> Ranking:
     """The items that best continue each prompt.
 
-    On a shared SID the items follow in bucket order. Where a search finds fewer than min(K, live items) items (orders of
-    one set that merged, repeated draws), it is repeated with the found ones denied.
+    On a shared SID the items follow in bucket order. Where a search finds fewer than min(K, live items) items (orders
+    of one set that merged, repeated draws), it is repeated with the found ones denied.
 
     Args:
         model: Any causal LM with the grammar's tokens. Full-attention decoders take the tree, others `generate`.
@@ -108,7 +113,7 @@ def beam_search(
         top_k: Items wanted, K.
         method: `"beam"`; `"sample"` and `"gumbel"`: draws from the policy, in order of score; `"exhaustive"`: every
             item is scored (for catalogues of up to some thousand).
-        score, temperature, item_filter, generator, prefix_cache: As for [`tree_search`].
+        score, temperature, item_filter, generator, prefix_cache, graphs: As for [`tree_search`].
 
     Raises:
         HfGrError: If a request's filter leaves no live item.
@@ -131,6 +136,7 @@ def beam_search(
             item_filter=rows_filter,
             generator=generator,
             prefix_cache=prefix_cache,
+            graphs=graphs,
         )
         return ranked(beams, grammar, rows_filter, top_k)
 

@@ -37,7 +37,7 @@ def exhaustive_search(
     grammar = grammar.to(model.device)
     item_filter = None if item_filter is None else item_filter.to(model.device)
     answers = _answers(grammar)  # [orders, SIDs, T]
-    trunk = Trunk(model, prompts)
+    trunk = Trunk.of(model, prompts)
     rows = max(1, CHUNK_COLUMNS // grammar.answer_length)
     scores = torch.stack(
         [

@@ -2,12 +2,11 @@
 
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel
-from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..errors import HfGrError
 from ..grammar import DEAD, ItemFilter, SidGrammar, generation_config
 from .tree import Beams, Method, check_filter
-from .trunk import pad_left
+from .trunk import Score, pad_left
 
 
 @torch.no_grad()
@@ -18,13 +17,14 @@ def generate_search(
     *,
     num_beams: int,
     method: Method = "beam",
+    score: Score = "constrained",
     temperature: float = 1.0,
     item_filter: ItemFilter | None = None,
 ) -> Beams:
     """As [`tree_search`], by plain `generate`: slower, for any causal LM.
 
-    With `method="beam"` scores are those of `score="model"`, and orders of one set in an unordered grammar are not
-    merged; samples are scored by the constrained policy. `method="gumbel"` is for the tree only ([`HfGrError`]).
+    Orders of one set in an unordered grammar are not merged, and a temperature counts for samples only.
+    `method="gumbel"` is for the tree ([`HfGrError`]).
     """
     if method == "gumbel":
         raise HfGrError('method="gumbel" needs the tree search, which this model does not take; use "sample".')
@@ -42,17 +42,24 @@ def generate_search(
         pad_token_id=fill,
         return_dict_in_generate=True,
         output_scores=True,
+        output_logits=True,
     )
     processor = grammar.logits_processor(
-        prompt_length=ids.shape[1], item_filter=item_filter, raise_on_dead=False
+        prompt_length=ids.shape[1],
+        item_filter=item_filter,
+        raise_on_dead=False,
+        renormalize=score == "constrained" and not sample,
     )
     output = model.generate(
         input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([processor])
     )
     answers = output.sequences[:, ids.shape[1] :]
     states = grammar.walk(answers)
-    beams = config.num_beams > 1
-    scores = (output.sequences_scores if beams else _chosen_scores(output)).float()
+    if config.num_beams > 1:
+        scores = output.sequences_scores.float()
+    else:
+        read = output.logits if score == "model" and not sample else output.scores
+        scores = _chosen_scores(read, answers, grammar)
     # `generate` fills up with impossible beams where fewer SIDs are live than beams
     dead = ~grammar.alive(states) | (scores < -1e8)
     if item_filter is not None:
@@ -67,8 +74,10 @@ def generate_search(
     )
 
 
-def _chosen_scores(output: GenerateDecoderOnlyOutput) -> torch.Tensor:
-    """Sum of the chosen tokens' log-probabilities of a `generate` call without beams, float [rows]."""
-    steps = output.sequences[:, -len(output.scores) :]
-    chosen = [torch.log_softmax(s.float(), -1).gather(1, steps[:, [i]]) for i, s in enumerate(output.scores)]
+def _chosen_scores(scores: tuple[torch.Tensor, ...], answers: torch.Tensor, grammar: SidGrammar) -> torch.Tensor:
+    """Log-probability of the codes of answers (int64 [rows, T]) under the scores of every token, float32 [rows]."""
+    chosen = [
+        torch.log_softmax(scores[column].float(), -1).gather(1, answers[:, column, None])
+        for column in grammar.code_columns
+    ]
     return torch.cat(chosen, 1).sum(1)

@@ -5,7 +5,7 @@ prompt and its own ancestors, so the cache is never copied or reordered.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from .prefix_cache import PrefixCache
 from .support import tree_support
 from .trunk import Score, Trunk, step_log_probs
 
+
+if TYPE_CHECKING:
+    from .graphs import SearchGraphs
 
 Method = Literal["beam", "sample", "gumbel"]
 
@@ -58,6 +61,7 @@ def tree_search(
     generator: torch.Generator | None = None,
     merge: bool = True,
     prefix_cache: PrefixCache | None = None,
+    graphs: "SearchGraphs | None" = None,
 ) -> Beams:
     """Searches the answers that best continue each prompt.
 
@@ -67,8 +71,8 @@ def tree_search(
         grammar: What may follow. Every beam is a live item's SID; with `method="beam"` and `"gumbel"` no two are alike
             (in an unordered grammar: no two are written alike, unless merged).
         num_beams: W.
-        method: `"beam"`; `"sample"` for W independent draws from the constrained policy; `"gumbel"` for W draws without
-            replacement (stochastic beams).
+        method: `"beam"`; `"sample"` for W independent draws from the constrained policy; `"gumbel"` for W draws
+            without replacement (stochastic beams).
         score: `"constrained"`: log-probabilities renormalised over what is allowed (the policy that GRPO trains);
             `"model"`: over the whole vocabulary, then masked, as `generate` with a logits processor has them.
         temperature: Divides the logits.
@@ -77,6 +81,8 @@ def tree_search(
         merge: Whether beams of an unordered grammar that hold the same codes are merged after every step (their
             probabilities add up, the best order's cache goes on); only for `method="beam"`.
         prefix_cache: Keys and values of earlier prompts.
+        graphs: Replays whole searches as CUDA graphs: for beams on a GPU, without filter and prefix cache; other calls
+            go the usual way.
     """
     supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
     if not supported:
@@ -84,10 +90,44 @@ def tree_search(
     check_filter(item_filter)
     if method != "beam" and score == "model":
         raise HfGrError(f'method="{method}" draws from the constrained policy; it has no score="model".')
-    search = _TreeSearch(model, prompts, grammar, num_beams, score, temperature, prefix_cache)
+    thought = [*grammar.think_ids[:1]]  # the first thinking token is the same for all beams
+    prompts = [prompt + thought for prompt in prompts]
+    grammar = grammar.to(model.device)
+    if graphs is not None and method == "beam" and item_filter is None and prefix_cache is None:
+        settings = {"num_beams": num_beams, "score": score, "temperature": temperature, "merge": merge}
+        return graphs.search(model, prompts, grammar, **settings)
+    item_filter = None if item_filter is None else item_filter.to(model.device)
+    trunk = Trunk.of(model, prompts, prefix_cache)
+    return search_from(
+        trunk,
+        grammar,
+        num_beams=num_beams,
+        method=method,
+        score=score,
+        temperature=temperature,
+        item_filter=item_filter,
+        generator=generator,
+        merge=merge,
+    )
+
+
+def search_from(
+    trunk: Trunk,
+    grammar: SidGrammar,
+    *,
+    num_beams: int,
+    method: Method = "beam",
+    score: Score = "constrained",
+    temperature: float = 1.0,
+    item_filter: ItemFilter | None = None,
+    generator: torch.Generator | None = None,
+    merge: bool = True,
+) -> Beams:
+    """[`tree_search`] from prompts that were read, the first thinking token included; nothing waits for the device."""
+    search = _TreeSearch(trunk, grammar, num_beams, score, temperature)
     search.merging = merge and method == "beam"
     for step in range(grammar.num_codes):
-        search.extend(step, method, None if item_filter is None else item_filter.to(model.device), generator)
+        search.extend(step, method, item_filter, generator)
     return search.result()
 
 
@@ -98,32 +138,19 @@ def check_filter(item_filter: ItemFilter | None) -> None:
 
 
 class _TreeSearch:
-    """State of one search: B prompts and up to W beams each."""
+    """State of one search: B prompts and up to W beams each; `ancestors` are a beam's columns since the prompts."""
 
     merging = False
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        prompts: list[list[int]],
-        grammar: SidGrammar,
-        num_beams: int,
-        score: Score,
-        temperature: float,
-        prefix_cache: PrefixCache | None,
-    ):
-        self.model, self.score, self.temperature = model, score, temperature
-        self.grammar = grammar.to(model.device)
-        self.batch, self.width, self.device = len(prompts), num_beams, model.device
-        thought = [*grammar.think_ids[:1]]  # the first thinking token is the same for all beams
-        self.trunk = Trunk(model, [prompt + thought for prompt in prompts], prefix_cache)
-        self.hidden = self.trunk.hidden  # what the next code is read from: [B, 1, d], later [B, beams, d]
+    def __init__(self, trunk: Trunk, grammar: SidGrammar, num_beams: int, score: Score, temperature: float):
+        self.trunk, self.grammar, self.score, self.temperature = trunk, grammar, score, temperature
+        self.batch, self.width, self.device = len(trunk.lengths), num_beams, trunk.device
+        self.hidden = trunk.hidden  # what the next code is read from: [B, 1, d], later [B, beams, d]
         self.states = self.grammar.initial(self.batch).view(self.batch, 1, -1)
-        self.tokens = torch.tensor(thought, dtype=torch.int64, device=self.device).expand(self.batch, 1, -1)
+        self.tokens = self.ancestors = torch.empty(self.batch, 1, 0, dtype=torch.int64, device=self.device)
         self.log_probs = torch.empty(self.batch, 1, 0, device=self.device)
         self.scores = torch.zeros(self.batch, 1, device=self.device)
         self.keys: torch.Tensor | None = None
-        self.ancestors = torch.empty(self.batch, 1, 0, dtype=torch.int64, device=self.device)  # columns since the prompt
 
     def extend(
         self, step: int, method: Method, item_filter: ItemFilter | None, generator: torch.Generator | None
@@ -134,7 +161,7 @@ class _TreeSearch:
         beams = self.states.shape[1]
         options = self.grammar.successors(self.states.flatten(0, 1), step, item_filter)
         log_probs = step_log_probs(
-            self.model, self.hidden.flatten(0, 1), self.grammar, step, options, self.score, self.temperature
+            self.trunk.model, self.hidden.flatten(0, 1), self.grammar, step, options, self.score, self.temperature
         ).view(self.batch, beams, -1)
         totals = self.scores[..., None] + log_probs
         num_options = totals.shape[2]
@@ -169,11 +196,15 @@ class _TreeSearch:
         self.states = self.grammar.killed(states, dead).view(self.batch, chosen.shape[1], -1)
 
     def result(self) -> Beams:
+        tokens = self.tokens
+        if self.grammar.think_ids:
+            thoughts = [torch.full_like(tokens[..., 0], think) for think in self.grammar.think_ids]
+            tokens = torch.stack([torch.stack(thoughts, -1), tokens], -1).flatten(2)
         missing = self.width - self.scores.shape[1]
         scores = F.pad(self.scores, (0, missing), value=-torch.inf)
         dead = torch.isneginf(scores)[..., None]
         return Beams(
-            F.pad(self.tokens, (0, 0, 0, missing)).masked_fill(dead, -1),
+            F.pad(tokens, (0, 0, 0, missing)).masked_fill(dead, -1),
             F.pad(self.states, (0, 0, 0, missing)).masked_fill(dead, DEAD),
             scores,
             F.pad(self.log_probs, (0, 0, 0, missing)),
@@ -184,16 +215,13 @@ class _TreeSearch:
         """One forward pass over every beam's newest code and, with thinking, the token after it."""
         beams, before = self.tokens.shape[1], self.trunk.columns
         new = self.tokens[..., -1:]
-        if self.grammar.think_ids:
+        if self.grammar.think_ids:  # the first one stands in the prompt
             thought = torch.full_like(new, self.grammar.think_ids[step])
-            self.tokens = torch.cat([self.tokens, thought], dim=2)
             new = torch.cat([new, thought], dim=2)
         stride = new.shape[2]
         own = before + torch.arange(beams * stride, device=self.device).view(beams, stride)
         self.ancestors = torch.cat([self.ancestors, own.expand(self.batch, -1, -1)], dim=2)
-        visible = torch.zeros(
-            self.batch, beams, stride, before + beams * stride, dtype=torch.bool, device=self.device
-        )
+        visible = torch.zeros(self.batch, beams, stride, before + beams * stride, dtype=torch.bool, device=self.device)
         for place in range(stride):  # a token sees its ancestors and itself, a code not the thought after it
             lineage = self.ancestors[:, :, : self.ancestors.shape[2] - (stride - 1 - place)]
             visible[:, :, place].scatter_(2, lineage, True)

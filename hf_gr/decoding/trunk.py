@@ -24,23 +24,41 @@ class Trunk:
         columns: Columns fed since the prompts.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], prefix_cache: PrefixCache | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        known: torch.Tensor | None = None,
+        cache: DynamicCache | None = None,
+    ):
+        """Reads prompts: ids and mask int64 [B, n]; `known` bool [B, m] tells which columns `cache` holds already."""
         self.model, self.device = model, model.device
-        self.cache = DynamicCache()  # plain layers: a window never matters here, but would count the beams' columns
-        self.lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=self.device)
-        taken = [0] * len(prompts) if prefix_cache is None else prefix_cache.load(prompts, self.cache, model)
-        ids, mask = pad_left([prompt[start:] for prompt, start in zip(prompts, taken, strict=True)], 0, self.device)
-        known, new = max(taken), ids.shape[1]
-        start = torch.tensor([[n] for n in taken], device=self.device)
-        prefix = torch.arange(known, device=self.device) >= known - start
-        self.real = torch.cat([prefix, mask.bool()], dim=1)
+        # plain layers: a window never matters here, but would count the beams' columns
+        self.cache = DynamicCache() if cache is None else cache
+        known = mask.new_empty(len(ids), 0, dtype=torch.bool) if known is None else known
+        start, new = known.sum(1, keepdim=True), ids.shape[1]
+        self.lengths = start + mask.sum(1, keepdim=True)
+        self.real = torch.cat([known, mask.bool()], dim=1)
         self.columns = 0
         positions = (start + mask.cumsum(1) - 1).clamp(min=0)
-        causal = torch.ones(new, new, dtype=torch.bool, device=self.device).tril()
-        visible = torch.cat([prefix[:, None].expand(-1, new, -1), causal & mask.bool()[:, None]], dim=2)
+        causal = torch.ones(new, new, dtype=torch.bool, device=ids.device).tril()
+        visible = torch.cat([known[:, None].expand(-1, new, -1), causal & mask.bool()[:, None]], dim=2)
         self.hidden = self._forward(ids, positions, visible)[:, -1:]
-        if prefix_cache is not None:
-            prefix_cache.store(prompts, taken, self.cache, model)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, prompts: list[list[int]], prefix_cache: PrefixCache | None = None) -> "Trunk":
+        """Reads prompts that are lists of token ids, or what a prefix cache does not know of them."""
+        if prefix_cache is None:
+            return cls(model, *pad_left(prompts, 0, model.device))
+        cache = DynamicCache()
+        taken = prefix_cache.load(prompts, cache, model)
+        ids, mask = pad_left([prompt[n:] for prompt, n in zip(prompts, taken, strict=True)], 0, model.device)
+        place = torch.arange(max(taken), device=model.device)
+        known = place >= max(taken) - torch.tensor(taken, device=model.device)[:, None]
+        trunk = cls(model, ids, mask, known, cache)
+        prefix_cache.store(prompts, taken, cache, model)
+        return trunk
 
     def feed(self, ids: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """Last hidden states [B, n, d] of n new tokens a prompt.
@@ -101,9 +119,11 @@ def step_log_probs(
     return torch.log_softmax(logits, -1).masked_fill(~options.allowed, -torch.inf)
 
 
-def pad_left(rows: list[list[int]], fill: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids int64 [B, P] padded on the left, and their attention mask int64 [B, P]."""
-    longest = max(map(len, rows))
+def pad_left(
+    rows: list[list[int]], fill: int, device: torch.device | str, multiple: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids int64 [B, P] padded on the left to a multiple of columns, and their attention mask int64 [B, P]."""
+    longest = -(-max(map(len, rows)) // multiple) * multiple
     ids = torch.tensor([[fill] * (longest - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     return ids, mask

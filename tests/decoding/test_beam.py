@@ -1,181 +1,181 @@
+"""From prompts to items: whatever the catalogue, the filter and the model, min(K, live) distinct live items."""
+
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from searching import FORMS, build
+from tiny import tiny_catalog
 from transformers import (
-    GemmaConfig,
+    Gemma3TextConfig,
+    Lfm2Config,
     LlamaConfig,
-    LogitsProcessorList,
     MistralConfig,
+    PreTrainedConfig,
     Qwen2Config,
-    Qwen3Config,
+    Qwen3NextConfig,
 )
 
-from hf_gr.decoding import SidLogitsProcessor, generate_search, search, tree_search, tree_support
+from hf_gr.decoding import beam_search, search, tree_search, tree_support
+from hf_gr.decoding.beam import merged
 from hf_gr.errors import HfGrError
-from hf_gr.vocabulary import add_vocabulary
 
 
-ARCHITECTURES = [LlamaConfig, Qwen2Config, Qwen3Config, MistralConfig, GemmaConfig]
+# windows, and models that mix in layers without attention
+ROW_ARCHITECTURES: list[tuple[type[PreTrainedConfig], dict]] = [
+    (MistralConfig, {"sliding_window": 4}),
+    (Qwen2Config, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+    (Gemma3TextConfig, {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}),
+    (Lfm2Config, {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3}),
+    (
+        Qwen3NextConfig,
+        {
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "num_experts": 0,
+            "mlp_only_layers": [0, 1],
+        },
+    ),
+]
+CASES = {form: build(LlamaConfig, form, tiny_catalog(num_items=30, sizes=(4, 3, 3))) for form in FORMS}
 
 
-def build(config_class=LlamaConfig, catalog=None, **overrides):
-    if config_class is MistralConfig:
-        overrides.setdefault("sliding_window", None)
-    catalog = catalog or tiny_catalog()
-    tokenizer, model = tiny_tokenizer(), tiny_lm(config_class, **overrides)
-    vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10)
-    return model, catalog.grammar(), vocabulary, catalog
+@st.composite
+def requests(draw, num_items: int = 30):
+    """Filters and prompt lengths of a batch; some requests leave no item."""
+    item = st.integers(0, num_items - 1)
+    lists = st.none() | st.lists(item, max_size=num_items + 5).map(lambda rows: np.array(rows, np.int64))
+    flags = st.none() | st.lists(st.booleans(), min_size=num_items, max_size=num_items).map(np.array)
+    request = st.tuples(lists, lists, flags, st.integers(0, 6))
+    return draw(st.lists(request, min_size=1, max_size=3))
 
 
-def prompts_of(vocabulary, catalog, lengths=(5, 0, 3), seed=0):
-    random = np.random.default_rng(seed)
-    tokens = vocabulary.item_tokens(catalog)
-    return [
-        [vocabulary.start_id, *tokens[random.integers(0, len(catalog), length)].ravel().tolist()] for length in lengths
-    ]
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(FORMS),
+    requests(),
+    st.integers(1, 6),
+    st.integers(1, 35),
+    st.sampled_from(["beam", "gumbel", "exhaustive"]),
+)
+def test_k_live_items_whatever_is_asked(form, batch, num_beams, top_k, method):
+    case = CASES[form]
+    live = []
+    for deny, allow, flags, _ in batch:
+        items = set(range(30)) if allow is None else set(allow.tolist())
+        items -= set() if deny is None else set(deny.tolist())
+        live.append(items if flags is None else {item for item in items if flags[item]})
+    masks = [None if flags is None else case.grammar.mask(flags) for _, _, flags, _ in batch]
+    item_filter = case.grammar.filter([row[0] for row in batch], [row[1] for row in batch], masks)
+    prompts = case.prompts(tuple(row[3] for row in batch))
+    arguments = {"num_beams": num_beams, "top_k": top_k, "method": method, "item_filter": item_filter}
+    if not all(live):
+        with pytest.raises(HfGrError, match="leaves no live item"):
+            beam_search(case.model, prompts, case.grammar, **arguments)
+        return
+    answer = beam_search(case.model, prompts, case.grammar, **arguments)
+    assert answer.items.shape == answer.scores.shape == (len(batch), top_k)
+    for row, expected in enumerate(live):
+        count = min(top_k, len(expected))
+        items = answer.items[row, :count].tolist()
+        assert len(set(items)) == count and set(items) <= expected
+        assert (answer.items[row, count:] == -1).all() and answer.scores[row, count:].isneginf().all()
+        assert torch.isfinite(answer.scores[row, :count]).all()
+        assert answer.sids[row, :count].tolist() == case.catalog.codes[items].tolist()
+        assert (answer.sids[row, count:] == -1).all()
 
 
-@torch.no_grad()
-def every_sid(model, prompt, grammar, vocabulary, catalog, live):
-    """Brute force: {SID: log-probability} over the live items, one plain forward pass per SID."""
-    sids = sorted({tuple(catalog.codes[item]) for item in live})
-    scores = {}
-    for sid in sids:
-        tokens = [vocabulary.code_ids[level][code] for level, code in enumerate(sid)]
-        logits = model(torch.tensor([prompt + tokens])).logits[0].double()
-        total = 0.0
-        for level in range(len(sid)):
-            following = sorted({other[level] for other in sids if other[:level] == sid[:level]})
-            ids = [vocabulary.code_ids[level][code] for code in following]
-            row = torch.log_softmax(logits[len(prompt) - 1 + level, ids], -1)
-            total += float(row[following.index(sid[level])])
-        scores[sid] = total
-    return scores
+@pytest.mark.parametrize("form", ["flat", "stepwise"])
+def test_with_beams_for_all_it_is_the_exhaustive_ranking(form):
+    case = CASES[form]
+    arguments = {"num_beams": 30, "top_k": 30}
+    beams = beam_search(case.model, case.prompts(), case.grammar, **arguments)
+    every = beam_search(case.model, case.prompts(), case.grammar, method="exhaustive", **arguments)
+    assert torch.equal(beams.items, every.items)
+    assert torch.allclose(beams.scores, every.scores, atol=1e-4)
 
 
-@pytest.mark.parametrize("config_class", ARCHITECTURES)
-def test_all_beams_equal_the_exhaustive_ranking(config_class):
-    model, grammar, vocabulary, catalog = build(config_class)
-    prompts = prompts_of(vocabulary, catalog)
-    beams = tree_search(model, prompts, grammar, vocabulary, num_beams=grammar.num_sids)
+def test_merged_paths_of_all_orders_are_the_exhaustive_ranking():
+    case = build(LlamaConfig, "unordered", tiny_catalog(num_items=8, sizes=(3, 3, 3)))
+    paths = tree_search(case.model, case.prompts(), case.grammar, num_beams=8 * 6, merge=False)
+    found = merged(paths, case.grammar)
+    every = beam_search(case.model, case.prompts(), case.grammar, top_k=8, method="exhaustive")
+    distinct = case.grammar.num_sids
+    assert torch.allclose(found.scores[:, :distinct].sort(1).values, _sid_scores(every, distinct), atol=1e-4)
+    assert found.scores[:, distinct:].isneginf().all()
+
+
+def _sid_scores(ranking, distinct):
+    """Scores of the distinct SIDs of each row, ascending."""
+    rows = []
+    for sids, scores in zip(ranking.sids.tolist(), ranking.scores.tolist(), strict=True):
+        rows.append(
+            sorted({tuple(sid): score for sid, score in zip(sids, scores, strict=True) if sid[0] >= 0}.values())
+        )
+    assert all(len(row) == distinct for row in rows)
+    return torch.tensor(rows)
+
+
+def test_shared_sids_give_their_items_in_bucket_order():
+    case = CASES["flat"]
+    answer = beam_search(case.model, case.prompts(), case.grammar, num_beams=30, top_k=30)
+    popularity = case.catalog.popularity
+    for items, sids in zip(answer.items.tolist(), answer.sids.tolist(), strict=True):
+        for place in range(len(items) - 1):
+            one, other = items[place], items[place + 1]
+            if sids[place] == sids[place + 1]:
+                assert (-popularity[one], one) < (-popularity[other], other)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("config_class", "settings_"), ROW_ARCHITECTURES, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_other_models_take_generate_behind_the_same_call(config_class, settings_, form):
+    case = build(config_class, form, tiny_catalog(num_items=20), **settings_)
+    prompts = case.prompts((5, 0, 3))
+    assert not tree_support(case.model, max(map(len, prompts)) + case.grammar.answer_length)[0]
+    item_filter = case.grammar.filter([np.arange(0, 20, 2), None, np.arange(18)])
+    answer = beam_search(case.model, prompts, case.grammar, num_beams=6, top_k=5, item_filter=item_filter)
+    for row, live in enumerate((set(range(1, 20, 2)), set(range(20)), {18, 19})):
+        count = min(5, len(live))
+        items = answer.items[row, :count].tolist()
+        assert len(set(items)) == count and set(items) <= live
+    # padding changes nothing, and neither does the path that a short prompt may take
     for row, prompt in enumerate(prompts):
-        expected = every_sid(model, prompt, grammar, vocabulary, catalog, range(len(catalog)))
-        found = {
-            tuple(codes): float(score)
-            for codes, score in zip(beams.codes[row].tolist(), beams.scores[row], strict=True)
-        }
-        assert found.keys() == expected.keys()
-        assert all(abs(found[sid] - expected[sid]) < 1e-4 for sid in expected)
-        assert (beams.scores[row].diff() <= 0).all()
-
-
-@pytest.mark.parametrize("config_class", ARCHITECTURES)
-def test_model_score_equals_generate(config_class):
-    model, grammar, vocabulary, catalog = build(config_class)
-    prompts = prompts_of(vocabulary, catalog)
-    tree = tree_search(model, prompts, grammar, vocabulary, num_beams=6, score="model")
-    rows = generate_search(model, prompts, grammar, vocabulary, num_beams=6)
-    assert torch.equal(tree.codes, rows.codes)
-    assert torch.allclose(tree.scores, rows.scores, atol=1e-4)
-
-
-def test_filter_leaves_live_items_only_and_all_of_them():
-    model, grammar, vocabulary, catalog = build()
-    prompts = prompts_of(vocabulary, catalog)
-    deny = [np.arange(0, 40, 2), None, np.arange(39)]
-    item_filter = grammar.filter(deny, [None, np.arange(7), None])
-    live = [set(range(1, 40, 2)), set(range(7)), {39}]
-    for path in (tree_search, generate_search):
-        beams = path(model, prompts, grammar, vocabulary, num_beams=40, item_filter=item_filter)
-        for row in range(3):
-            expected = {tuple(catalog.codes[item].tolist()) for item in live[row]}
-            found = [tuple(codes) for codes in beams.codes[row].tolist() if codes[0] >= 0]
-            assert len(found) == len(set(found)) and set(found) == expected, path.__name__
-
-
-def test_empty_filter_raises():
-    model, grammar, vocabulary, catalog = build()
-    with pytest.raises(HfGrError, match="request 1 leaves no live item"):
-        tree_search(
-            model,
-            prompts_of(vocabulary, catalog, (1, 1)),
-            grammar,
-            vocabulary,
-            num_beams=2,
-            item_filter=grammar.filter([None, np.arange(40)]),
+        alone = beam_search(
+            case.model,
+            [prompt],
+            case.grammar,
+            num_beams=6,
+            top_k=5,
+            item_filter=item_filter.rows(torch.tensor([row])),
         )
+        if form != "unordered":  # there the tree merges at every step, `generate` at the end
+            assert torch.equal(alone.items[0], answer.items[row])
+            assert torch.allclose(alone.scores[0], answer.scores[row], atol=1e-4)
 
 
-def test_more_beams_than_items():
-    catalog = tiny_catalog(num_items=3)
-    model, grammar, vocabulary, _ = build(catalog=catalog)
-    beams = tree_search(model, prompts_of(vocabulary, catalog), grammar, vocabulary, num_beams=30)
-    assert ((beams.states >= 0).sum(1) == grammar.num_sids).all()
-    assert torch.isneginf(beams.scores[beams.states < 0]).all()
+@pytest.mark.parametrize(
+    ("config_class", "settings_"), ROW_ARCHITECTURES, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_the_row_path_scores_what_the_model_says(config_class, settings_):
+    case = build(config_class, **settings_)
+    for prompt in case.prompts():
+        beams = search(case.model, [prompt], case.grammar, num_beams=4, score="model")
+        for tokens, score in zip(beams.tokens[0].tolist(), beams.scores[0].tolist(), strict=True):
+            with torch.no_grad():
+                log_probs = torch.log_softmax(case.model(torch.tensor([prompt + tokens])).logits[0].double(), -1)
+            expected = sum(float(log_probs[len(prompt) - 1 + i, token]) for i, token in enumerate(tokens))
+            assert abs(score - expected) < 1e-4
 
 
-def test_samples_follow_the_policy():
-    model, grammar, vocabulary, catalog = build(catalog=tiny_catalog(num_items=6, sizes=(2, 2)))
-    prompt = prompts_of(vocabulary, catalog, (3,))[0]
-    expected = every_sid(model, prompt, grammar, vocabulary, catalog, range(6))
-    torch.manual_seed(0)
-    beams = tree_search(model, [prompt], grammar, vocabulary, num_beams=4000, method="sample")
-    for sid, score in expected.items():
-        drawn = (beams.codes[0] == torch.tensor(sid)).all(1)
-        assert abs(float(drawn.float().mean()) - np.exp(score)) < 0.03
-        assert torch.allclose(beams.scores[0][drawn], torch.tensor(score), atol=1e-4)
-
-
-def test_processor_in_plain_generate_yields_items_only():
-    model, grammar, vocabulary, catalog = build()
-    prompts = [prompts_of(vocabulary, catalog, (4,))[0]] * 3  # each ends in a SID
-    ids = torch.tensor(prompts)
-    for options in ({"do_sample": True, "temperature": 2.0}, {"do_sample": False}, {"num_beams": 4}):
-        processor = SidLogitsProcessor(grammar, vocabulary, ids.shape[1], eos_token_id=1)
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=4,
-            logits_processor=LogitsProcessorList([processor]),
-            **options,
-        )
-        answer = out[:, ids.shape[1] :]
-        assert (grammar.walk(vocabulary.codes_of(answer[:, :3])) >= 0).all()
-        assert (answer[:, 3] == 1).all()
-
-
-def test_processor_raises_on_a_foreign_prefix():
-    _, grammar, vocabulary, _ = build()
-    processor = SidLogitsProcessor(grammar, vocabulary, 0, eos_token_id=1)
-    with pytest.raises(HfGrError, match="no live item continues"):
-        processor(torch.tensor([[5]]), torch.zeros(1, 300))
-
-
-def test_support_is_decided_from_the_config():
-    assert tree_support(tiny_lm(), 100)[0]
-    windowed = tiny_lm(MistralConfig, sliding_window=16)
-    assert tree_support(windowed, 16)[0]
-    supported, reason = tree_support(windowed, 17)
-    assert not supported and "window of 16" in reason
-
-
-def test_samples_by_generate_follow_the_policy_too():
-    model, grammar, vocabulary, catalog = build(catalog=tiny_catalog(num_items=6, sizes=(2, 2)))
-    prompt = prompts_of(vocabulary, catalog, (3,))[0]
-    expected = every_sid(model, prompt, grammar, vocabulary, catalog, range(6))
-    torch.manual_seed(0)
-    beams = generate_search(model, [prompt], grammar, vocabulary, num_beams=2000, method="sample")
-    for sid, score in expected.items():
-        drawn = (beams.codes[0] == torch.tensor(sid)).all(1)
-        assert abs(float(drawn.float().mean()) - np.exp(score)) < 0.04
-        assert torch.allclose(beams.scores[0][drawn], torch.tensor(score), atol=1e-4)
-
-
-def test_search_takes_the_row_path_where_the_tree_is_not_to_be_had():
-    windowed, grammar, vocabulary, catalog = build(MistralConfig, sliding_window=4)
-    prompts = prompts_of(vocabulary, catalog)
-    found = search(windowed, prompts, grammar, vocabulary, num_beams=5)
-    assert torch.equal(found.codes, generate_search(windowed, prompts, grammar, vocabulary, num_beams=5).codes)
-    with pytest.raises(HfGrError, match="tree search is not for this model"):
-        tree_search(windowed, prompts, grammar, vocabulary, num_beams=5)
+def test_a_short_list_is_searched_for_again():
+    """With two items to a SID and few beams of an unordered grammar, one search finds too few."""
+    case = CASES["unordered"]
+    answer = beam_search(case.model, case.prompts((3,)), case.grammar, num_beams=1, top_k=30)
+    assert sorted(answer.items[0].tolist()) == list(range(30))

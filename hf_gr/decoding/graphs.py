@@ -1,0 +1,87 @@
+"""Whole searches as CUDA graphs: one launch instead of some thousand, for small models and small batches on a GPU.
+
+A search has fixed shapes once prompts are padded to few lengths, and nothing in it waits for the device, so that all
+of it (reading the prompts, every step, the grammar, the choice of beams) is captured at once and replayed.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..errors import HfGrError
+from ..grammar import SidGrammar
+from .tree import Beams, search_from
+from .trunk import Trunk, pad_left
+
+
+class SearchGraphs:
+    """Graphs of [`tree_search`] by model, grammar, settings, and shape of the batch.
+
+    A graph keeps its model's and its grammar's tensors where they are; weights changed in place are seen, a model that
+    moved is not. Not safe for threads: a graph's inputs are one place in memory.
+
+    Args:
+        multiple: Prompts are padded to a multiple of so many tokens.
+        max_graphs: Graphs kept, those used last; each holds the memory of a search.
+    """
+
+    def __init__(self, multiple: int = 64, max_graphs: int = 16):
+        self.multiple, self.max_graphs = multiple, max_graphs
+        self._graphs: OrderedDict[tuple, _Graph] = OrderedDict()
+
+    def search(self, model: PreTrainedModel, prompts: list[list[int]], grammar: SidGrammar, **settings: Any) -> Beams:
+        """As [`search_from`]: prompts end in the first thinking token, if there is one."""
+        check_device(model)
+        ids, mask = pad_left(prompts, 0, model.device, self.multiple)
+        key = (id(model), id(grammar), ids.shape, *sorted(settings.items()))
+        if key not in self._graphs:
+            self._graphs[key] = _Graph(model, grammar, ids, mask, settings)
+        self._graphs.move_to_end(key)
+        while len(self._graphs) > self.max_graphs:
+            self._graphs.popitem(last=False)
+        return self._graphs[key].replay(ids, mask)
+
+
+class _Graph:
+    """One captured search. Keeps model and grammar, so that no other object takes their place under the same id."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        grammar: SidGrammar,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        settings: dict[str, Any],
+    ):
+        self.kept = model, grammar
+        self.ids, self.mask = ids.clone(), mask.clone()
+        self.run, self.beams = capture(lambda: search_from(Trunk(model, self.ids, self.mask), grammar, **settings))
+
+    def replay(self, ids: torch.Tensor, mask: torch.Tensor) -> Beams:
+        self.ids.copy_(ids)
+        self.mask.copy_(mask)
+        self.run()
+        beams = self.beams
+        return Beams(beams.tokens.clone(), beams.states.clone(), beams.scores.clone(), beams.log_probs.clone())
+
+
+def check_device(model: PreTrainedModel) -> None:
+    if model.device.type != "cuda":
+        raise HfGrError(f"CUDA graphs need a model on a GPU; this one is on {model.device}: leave graphs out.")
+
+
+def capture(search: Callable[[], Beams]) -> tuple[Callable[[], None], Beams]:
+    """A function that runs the search again, and where its result then lies."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # kernels load and libraries allocate before the capture
+        for _ in range(2):
+            search()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        beams = search()
+    return graph.replay, beams

@@ -1,0 +1,78 @@
+"""What the tests of decoding share: tiny models with a catalogue, and every answer scored by plain forward passes."""
+
+from dataclasses import dataclass, replace
+from itertools import permutations
+
+import numpy as np
+import torch
+from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
+from transformers import GemmaConfig, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+
+from hf_gr.catalog import SidCatalog
+from hf_gr.grammar import SidGrammar
+from hf_gr.vocabulary import Form, SidVocabulary, add_vocabulary
+
+
+TREE_ARCHITECTURES = [LlamaConfig, Qwen2Config, Qwen3Config, MistralConfig, GemmaConfig]
+FORMS: list[Form] = ["flat", "stepwise", "unordered"]
+
+
+@dataclass
+class Case:
+    model: PreTrainedModel
+    grammar: SidGrammar
+    vocabulary: SidVocabulary
+    catalog: SidCatalog
+
+    def prompts(self, lengths: tuple[int, ...] = (5, 0, 3), seed: int = 0) -> list[list[int]]:
+        """Histories of so many random items: prompts of different lengths that themselves end in SIDs."""
+        random = np.random.default_rng(seed)
+        tokens = self.vocabulary.item_tokens(self.catalog)
+        return [
+            [self.vocabulary.start_id, *tokens[random.integers(0, len(self.catalog), length)].ravel().tolist()]
+            for length in lengths
+        ]
+
+
+def build(
+    config_class: type = LlamaConfig, form: Form = "flat", catalog: SidCatalog | None = None, **overrides: object
+) -> Case:
+    if config_class is MistralConfig:
+        overrides.setdefault("sliding_window", None)
+    catalog = catalog or tiny_catalog()
+    model = tiny_lm(config_class, **overrides)
+    vocabulary = replace(add_vocabulary(tiny_tokenizer(), model, catalog, max_history=10), form=form)
+    return Case(model, vocabulary.grammar(catalog), vocabulary, catalog)
+
+
+@torch.no_grad()
+def every_sid(case: Case, prompt: list[int], live: list[int] | None = None) -> dict[tuple[int, ...], float]:
+    """{SID: log-probability} over the live items, one plain forward pass for every way to write every SID."""
+    codes = case.catalog.codes.tolist()
+    sids = sorted({tuple(codes[item]) for item in (range(len(codes)) if live is None else live)})
+    levels = range(len(sids[0]))
+    orders = list(permutations(levels)) if case.vocabulary.form == "unordered" else [tuple(levels)]
+    return {
+        sid: float(np.logaddexp.reduce([_written(case, prompt, sid, order, sids) for order in orders])) for sid in sids
+    }
+
+
+def _written(
+    case: Case, prompt: list[int], sid: tuple[int, ...], order: tuple[int, ...], sids: list[tuple[int, ...]]
+) -> float:
+    """Log-probability of one SID with its codes in one order, renormalised over what some SID still allows."""
+    ids, read, total = list(prompt), [], 0.0
+    for step, codebook in enumerate(order):
+        if case.vocabulary.form == "stepwise":
+            ids.append(case.vocabulary.think_ids[step])
+        read.append(len(ids) - 1)
+        ids.append(case.vocabulary.code_ids[codebook][sid[codebook]])
+    logits = case.model(torch.tensor([ids])).logits[0].double()
+    for step, codebook in enumerate(order):
+        held = order[:step]
+        rest = [other for other in sids if all(other[c] == sid[c] for c in held)]
+        opened = [codebook] if case.vocabulary.form != "unordered" else [c for c in range(len(sid)) if c not in held]
+        allowed = sorted({case.vocabulary.code_ids[c][other[c]] for c in opened for other in rest})
+        row = torch.log_softmax(logits[read[step], allowed], -1)
+        total += float(row[allowed.index(case.vocabulary.code_ids[codebook][sid[codebook]])])
+    return total
