@@ -48,15 +48,17 @@ class SidGrammar(ABC):
 
     An answer has one code of each of the C codebooks. Step t chooses a code; with `think_ids` the forced token
     `think_ids[t]` stands before it, so that an answer has 2·C tokens instead of C. A *state* is an int64 row of S
-    numbers, S = 1 on a trie and S = C where codebooks come in any order. Rows may be a multiple of a filter's rows: the
-    beams of one request stand together.
+    numbers, S = 1 on a trie and S = C where codebooks come in any order. Rows may be a multiple of a filter's rows:
+    the beams of one request stand together.
 
     Args:
         codes: int [N, C], SIDs of the catalogue.
         token_ids: LM token ids of every codebook, C lists of K_c.
         think_ids: Token ids of the C thinking tokens, or none.
         popularity: int [N]; on a shared SID the more popular item is returned first, then the lower row.
-        items: Rows that can be an answer (default: all). Raises [`HfGrError`] when there are none.
+        items: Rows that can be an answer (default: all).
+
+    Raises [`HfGrError`] where tokens and SIDs do not match, or no row can be an answer.
     """
 
     state_size: int
@@ -152,7 +154,7 @@ class SidGrammar(ABC):
 
     @abstractmethod
     def advance(self, state: torch.Tensor, step: int, option: torch.Tensor) -> torch.Tensor:
-        """State after option `option` (int64 [rows]) of `successors(state, step)`, int64 [rows, S]; −1 kills the row."""
+        """State after option `option` (int64 [rows]) of `successors(state, step)`, int64 [rows, S]; −1 kills a row."""
 
     def alive(self, state: torch.Tensor) -> torch.Tensor:
         """Whether some item begins so, bool [rows]."""
@@ -188,7 +190,10 @@ class SidGrammar(ABC):
 
     @abstractmethod
     def mask(self, live: np.ndarray) -> ItemMask:
-        """A filter that many requests share, from bool [N] over the catalogue's rows (a category, what is in stock)."""
+        """A filter that many requests share, from bool [N] over the catalogue's rows (a category, what is in stock).
+
+        It belongs to this grammar: after [`with_items`] it has to be made again.
+        """
 
     def step(self, state: torch.Tensor, step: int, token_index: torch.Tensor) -> torch.Tensor:
         """State after the step's token `token_index` (int64 [rows]); dead where no item continues so."""

@@ -2,10 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
+
+from ..errors import HfGrError
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,8 @@ class ItemFilter:
         listed: int64 [R, n], ascending positions, padded with the number of positions.
         mask_row: int64 [R], row of `masks` that counts as well; −1: none.
         masks: Distinct masks of the batch, per depth bool [masks, nodes]; empty if there are none.
-        marked: Per depth of the trie int64 [R, n], ascending: nodes with a live item (restricted) or without one, where
-            the mask alone would not tell; padded by more than `widths` with a number that is no node.
+        marked: Per depth of the trie int64 [R, n], ascending: nodes with a live item (restricted) or without one,
+            where the mask alone would not tell; padded by more than `widths` with a number that is no node.
         widths: Per depth, how many marked nodes one parent has at most.
     """
 
@@ -87,11 +92,27 @@ class ItemFilter:
             marked=[nodes.to(device) for nodes in self.marked],
         )
 
+    def beams(self, rows: int) -> int:
+        """How many of so many rows each request has; the rows of one request stand together."""
+        beams, rest = divmod(rows, max(len(self), 1))
+        if rest or (rows and not len(self)):
+            raise HfGrError(
+                f"{rows} rows are no multiple of the filter's {len(self)} requests; give a filter for each prompt."
+            )
+        return beams
+
     def passes_mask(self, depth: int, nodes: torch.Tensor) -> torch.Tensor:
-        """Whether the masks let nodes of one depth pass, bool like `nodes` [rows, n], rows a multiple of R."""
-        beams = len(nodes) // max(len(self), 1)
-        row = self.mask_row.repeat_interleave(beams)[:, None]
-        return self.masks[depth][row.clamp(min=0), nodes] | (row < 0)
+        """Whether the masks let nodes of one depth pass, bool like `nodes` [rows, n], rows a multiple of R.
+
+        Numbers that are no nodes (padding) get any answer.
+        """
+        row, live = self.mask_row.repeat_interleave(self.beams(len(nodes)))[:, None], self.masks[depth]
+        return live[row.clamp(min=0), nodes.clamp(0, live.shape[1] - 1)] | (row < 0)
+
+
+def each(lists: Sequence[T | None] | None, requests: int) -> list[T | None]:
+    """What is given for each request; nothing where nothing is given at all."""
+    return [None] * requests if lists is None else list(lists)
 
 
 def ragged(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

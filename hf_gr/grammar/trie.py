@@ -1,8 +1,8 @@
 """Flat and stepwise SIDs: a trie of codes, level by level.
 
-The items are sorted by SID, so that a prefix of a SID, which is a node of the trie, is a contiguous range of that order.
-Depth d holds the nodes after d codes; the last depth holds the items themselves. `children[d]` says where the children
-of each node of depth d begin (CSR). Where a whole depth fits, a dense table holds the child for every code.
+The items are sorted by SID, so that a prefix of a SID, which is a node of the trie, is a contiguous range of that
+order. Depth d holds the nodes after d codes; the last depth holds the items themselves. `children[d]` says where the
+children of each node of depth d begin (CSR). Where a whole depth fits, a dense table holds the child for every code.
 """
 
 import json
@@ -12,12 +12,13 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import HfGrError
 from .base import DEAD, SidGrammar, Successors
-from .filters import ItemFilter, ItemMask, padded, ragged
+from .build import build_trie, sort_keys
+from .filters import ItemFilter, ItemMask, each, padded, ragged
 
 
 DENSE_ENTRIES = 1 << 18  # a depth has a dense table while nodes × codes stay within this
@@ -42,35 +43,41 @@ class TrieGrammar(SidGrammar):
         items: np.ndarray | None = None,
     ):
         super().__init__(codes, token_ids, think_ids=think_ids, popularity=popularity, items=items)
-        rows = np.arange(len(codes), dtype=np.int32) if items is None else np.asarray(items, np.int32)
+        rows = (np.arange(len(codes)) if items is None else np.unique(self._rows(items))).astype(np.int32)
         if not len(rows):
             raise HfGrError("the catalogue has no live item; add items before asking for recommendations.")
         chosen = np.asarray(codes)[rows]
+        foreign = ((chosen < 0) | (chosen >= np.array(self.codebook_sizes))).any(1)
+        if foreign.any():
+            row = int(foreign.argmax())
+            raise HfGrError(
+                f"item {rows[row]} has the SID {chosen[row].tolist()}, but the codebooks have "
+                f"{list(self.codebook_sizes)} codes; use the catalogue that the tokens were made for."
+            )
         counts = np.zeros(len(rows), np.int64) if popularity is None else np.asarray(popularity, np.int64)[rows]
-        order = np.lexsort((-counts, *_sort_keys(chosen, self.codebook_sizes)))  # stable: then the lower row
+        order = np.lexsort((-counts, *sort_keys(chosen, self.codebook_sizes)))  # stable: then the lower row
         position = np.full(len(codes), len(rows), np.int32)  # removed items stand past the end
         position[rows[order]] = np.arange(len(rows), dtype=np.int32)
         self._item = torch.from_numpy(rows[order])
         self._position = position
         self._popularity = counts[order].astype(np.int32)
-        code, children = _build(chosen[order])
-        self._index(code, children)
+        self._index(*build_trie(chosen[order]))
 
-    def _index(self, code: list[np.ndarray], children: list[np.ndarray]) -> None:
-        """Takes the trie's arrays and makes what follows from them."""
+    def _index(self, code: list[np.ndarray], children: list[np.ndarray], widths: list[int]) -> None:
+        """Takes the trie's arrays, and how many children a node of each depth has at most; makes what follows."""
         self._host_code = [c[: first[-1]] for c, first in zip(code, children, strict=False)]
         self._host_children = children
         self._children = [torch.from_numpy(first) for first in children]
         self._code = [torch.from_numpy(padded_code) for padded_code in code]
-        self._widths = [int(np.diff(first).max()) for first in children]
+        self._widths = widths
         empty = torch.empty(0, dtype=torch.int32)
         self._dense = []
         for depth, size in enumerate(self.codebook_sizes):
             nodes, table = len(children[depth]) - 1, empty
             if nodes * size <= DENSE_ENTRIES:
-                table = torch.full((nodes, size), DEAD, dtype=torch.int32)
-                parent = torch.from_numpy(np.repeat(np.arange(nodes), np.diff(children[depth])))
-                table[parent, torch.from_numpy(self._host_code[depth]).long()] = torch.arange(len(parent), dtype=torch.int32)
+                table = torch.full((nodes + 1, size), DEAD, dtype=torch.int32)  # the last row: after a dead state
+                parent = np.repeat(np.arange(nodes), np.diff(children[depth]))
+                table.numpy()[parent, self._host_code[depth]] = np.arange(len(parent))
             self._dense.append(table)
         self._columns = torch.arange(max(*self._widths, *self.codebook_sizes), dtype=torch.int32)
 
@@ -103,12 +110,14 @@ class TrieGrammar(SidGrammar):
         first, count = self._range(state, step)
         dense = self._dense[step]
         if len(dense):
-            index, child = None, dense[state[:, 0].clamp(min=0)]
-            allowed = (child >= 0) & self.alive(state)[:, None]
+            child = dense.index_select(0, torch.where(self.alive(state), state[:, 0], len(dense) - 1))
+            index, allowed = None, child >= 0
         else:
-            columns = self._columns[: self._widths[step]]
+            width = self._widths[step]
+            columns = self._columns[:width]
             child = first[:, None] + columns
-            index, allowed = self._code[step][child].long(), columns < count[:, None]
+            index = self._code[step].unfold(0, width, 1).index_select(0, first).long()  # faster than code[child]
+            allowed = columns < count[:, None]
         if item_filter is not None:
             allowed &= self._live(item_filter, step + 1, first, count, child, dense=len(dense) > 0)
         return Successors(index, allowed)
@@ -127,8 +136,9 @@ class TrieGrammar(SidGrammar):
     ) -> torch.Tensor:
         first, count = self._range(state, self.num_codes)
         width = int(count.max()) if len(state) else 0
-        if limit is not None and (item_filter is None or not item_filter.masks and not item_filter.restricted.any()):
-            width = min(width, limit + (item_filter.widths[-1] if item_filter else 0))  # as many may be denied
+        only_denied = item_filter is None or not (item_filter.masks or item_filter.restricted.any())
+        if limit is not None and only_denied:
+            width = min(width, limit + (0 if item_filter is None else item_filter.widths[-1]))
         position = first[:, None] + torch.arange(width, device=self.device)
         inside = position < (first + count)[:, None]
         position = position.clamp(max=self.num_items - 1)
@@ -157,7 +167,7 @@ class TrieGrammar(SidGrammar):
         """
         if child.numel() == 0:
             return torch.ones_like(child, dtype=torch.bool)
-        beams = len(first) // len(item_filter)
+        beams = item_filter.beams(len(first))
         restricted = item_filter.restricted.repeat_interleave(beams)[:, None]
         width, options = item_filter.widths[depth - 1], child.shape[1]
         flags = torch.zeros(len(first), options + 1, dtype=torch.bool, device=self.device)
@@ -173,7 +183,7 @@ class TrieGrammar(SidGrammar):
             flags.scatter_(1, torch.where(inside, column, options).clamp(max=options), True)
         live = flags[:, :options] == restricted
         if item_filter.masks:
-            live &= item_filter.passes_mask(depth - 1, child.clamp(min=0))
+            live &= item_filter.passes_mask(depth - 1, child)
         return live
 
     def filter(
@@ -183,20 +193,21 @@ class TrieGrammar(SidGrammar):
         only: Sequence[ItemMask | None] | None = None,
     ) -> ItemFilter:
         rows = max((len(x) for x in (deny, allow, only) if x is not None), default=0)
-        deny, allow, only = ([None] * rows if x is None else list(x) for x in (deny, allow, only))
+        deny, allow, only = each(deny, rows), each(allow, rows), each(only, rows)
         if not len(deny) == len(allow) == len(only):
             raise HfGrError(
-                f"filters are given for {len(deny)} (deny), {len(allow)} (allow) and {len(only)} (only) requests; they "
-                "must be as many."
+                f"filters are given for {len(deny)} (deny), {len(allow)} (allow) and {len(only)} (only) requests; "
+                "they must be as many."
             )
-        short_deny, short_allow, masks = deny, allow, only
-        if any(max(len(x) if x is not None else 0 for x in pair) > LONG_LIST for pair in zip(deny, allow, strict=True)):
-            found = [self._long_lists(*row) for row in zip(deny, allow, only, strict=True)]
-            short_deny, short_allow, masks = (list(column) for column in zip(*found, strict=True))
+        if any(mask is not None and len(mask.below) != self.num_items + 1 for mask in only):
+            raise HfGrError("a mask belongs to the grammar that made it; make it again with this one's `mask`.")
+        short = [self._long_lists(*request) for request in zip(deny, allow, only, strict=True)]
+        short_deny, short_allow, masks = [x[0] for x in short], [x[1] for x in short], [x[2] for x in short]
         restricted = np.array([x is not None for x in short_allow], bool)
-        distinct = {id(mask): mask for mask, is_listed in zip(masks, restricted, strict=True) if mask and not is_listed}
+        # of a request with an allow-list, `listed` says everything already
+        counted = [mask if x is None else None for x, mask in zip(short_allow, masks, strict=True)]
+        distinct = {id(mask): mask for mask in counted if mask is not None}
         number = {key: row for row, key in enumerate(distinct)}
-        mask_row = np.array([-1 if is_listed else number.get(id(m), -1) for m, is_listed in zip(masks, restricted)])
         row, position = self._listed(short_deny, short_allow, masks)
         base = np.array([self.num_items if mask is None else mask.num_items for mask in masks], np.int64)
         counts = np.bincount(row, minlength=rows)
@@ -208,17 +219,17 @@ class TrieGrammar(SidGrammar):
             live=torch.from_numpy(np.where(restricted, counts, base - counts)),
             restricted=torch.from_numpy(restricted),
             listed=padded(row, position, rows, self.num_items),
-            mask_row=torch.from_numpy(mask_row.astype(np.int64)),
+            mask_row=torch.tensor([number.get(id(mask), -1) for mask in counted], dtype=torch.int64),
             masks=[torch.stack(nodes) for nodes in zip(*(mask.nodes for mask in distinct.values()), strict=True)],
             marked=marked,
             widths=widths,
         ).to(self.device)
 
     def mask(self, live: np.ndarray) -> ItemMask:
-        if live.dtype != bool or len(live) != self.catalog_size:
+        if live.dtype != bool or live.shape != (self.catalog_size,):
             raise HfGrError(
                 f"a mask is a bool array of the catalogue's {self.catalog_size} rows; this one is {live.dtype} "
-                f"[{len(live)}]."
+                f"{list(live.shape)}."
             )
         return self._mask(live[self._item.cpu().numpy()])
 
@@ -241,6 +252,20 @@ class TrieGrammar(SidGrammar):
     def _nodes(self, depth: int) -> int:
         return self.num_items if depth == self.num_codes + 1 else len(self._host_children[depth]) - 1
 
+    def _rows(self, items: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows of the catalogue, int64, checked."""
+        rows = np.asarray(items, np.int64)
+        foreign = (rows < 0) | (rows >= self.catalog_size)
+        if foreign.any():
+            raise HfGrError(
+                f"{rows[foreign][0]} is no row of the catalogue, which has {self.catalog_size}; count them from 0."
+            )
+        return rows
+
+    def _positions(self, items: np.ndarray) -> np.ndarray:
+        """Where rows of the catalogue stand in the order of SIDs; past the end what is no answer."""
+        return self._position[self._rows(items)]
+
     def _long_lists(
         self, deny: np.ndarray | None, allow: np.ndarray | None, only: ItemMask | None
     ) -> tuple[np.ndarray | None, np.ndarray | None, ItemMask | None]:
@@ -250,10 +275,10 @@ class TrieGrammar(SidGrammar):
             return deny, allow, only
         live = np.ones(self.num_items + 1, bool) if only is None else np.append(np.diff(only.below) > 0, False)
         if deny is not None and long[0]:
-            live[self._position[deny]] = False
+            live[self._positions(deny)] = False
         if allow is not None and long[1]:
             wanted = np.zeros_like(live)
-            wanted[self._position[allow]] = True
+            wanted[self._positions(allow)] = True
             live &= wanted
         return None if long[0] else deny, None if long[1] else allow, self._mask(live[:-1])
 
@@ -268,7 +293,7 @@ class TrieGrammar(SidGrammar):
 
         def keys(lists: Sequence[np.ndarray | None]) -> np.ndarray:
             row, item = ragged([none if x is None else np.asarray(x, np.int64) for x in lists])
-            position = self._position[item].astype(np.int64)
+            position = self._positions(item).astype(np.int64)
             return np.unique((row * n + position)[position < n])
 
         denied, allowed = keys(deny), keys(allow)
@@ -325,6 +350,8 @@ class TrieGrammar(SidGrammar):
             popularity: int [n], of the added items (default: 0).
         """
         added = np.empty((0, self.num_codes), np.int64) if added is None else np.asarray(added)
+        if added.ndim != 2 or added.shape[1] != self.num_codes:
+            raise HfGrError(f"added SIDs have shape {list(added.shape)}; they must be [n, {self.num_codes}].")
         item = self._item.cpu().numpy()
         codes = np.zeros((self.catalog_size + len(added), self.num_codes), np.int32)
         codes[item] = self.item_codes
@@ -335,7 +362,7 @@ class TrieGrammar(SidGrammar):
         live = np.zeros(len(codes), bool)
         live[item] = True
         live[self.catalog_size :] = True
-        live[np.asarray(removed, np.int64)] = False
+        live[self._rows(removed)] = False
         tokens = [self.codebook_tokens(c).tolist() for c in range(self.num_codes)]
         new = type(self)(codes, tokens, think_ids=self.think_ids, popularity=counts, items=np.flatnonzero(live))
         return new.to(self.device)
@@ -349,22 +376,29 @@ class TrieGrammar(SidGrammar):
         return np.stack(columns, 1)
 
     def save(self, file: str | Path) -> None:
-        """Writes the grammar as safetensors; [`load`] maps it into memory."""
+        """Writes the grammar as safetensors, in one step: a grammar mapped from an older `file` goes on serving."""
         tensors = {f"code.{d}": code.cpu() for d, code in enumerate(self._code)}
         tensors |= {f"children.{d}": torch.from_numpy(first) for d, first in enumerate(self._host_children)}
         tensors |= {"item": self._item.cpu(), "position": torch.from_numpy(self._position)}
         tensors |= {"popularity": torch.from_numpy(self._popularity)}
         tokens = [self.codebook_tokens(c).tolist() for c in range(self.num_codes)]
-        save_file(tensors, file, {"token_ids": json.dumps(tokens), "think_ids": json.dumps(self.think_ids)})
+        header = {"token_ids": tokens, "think_ids": self.think_ids, "widths": self._widths}
+        temporary = Path(file).with_name(f".{Path(file).name}.tmp")
+        save_file(tensors, temporary, {name: json.dumps(value) for name, value in header.items()})
+        temporary.replace(file)
 
     @classmethod
     def load(cls, file: str | Path) -> Self:
         """Reads what [`save`] wrote: pages are read when used, and shared by the processes of a machine."""
         if not Path(file).is_file():
             raise HfGrError(f"there is no grammar at {file}; write one with `grammar.save`.")
-        with safe_open(file, framework="pt") as stored:
-            arrays: dict[str, Any] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-            header = {name: json.loads(value) for name, value in stored.metadata().items()}
+        try:
+            with safe_open(file, framework="pt") as stored:
+                arrays: dict[str, Any] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+                header = {name: json.loads(value) for name, value in (stored.metadata() or {}).items()}
+            widths = header.pop("widths")
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise HfGrError(f"{file} is no grammar ({error}); write it again with `grammar.save`.") from None
         grammar = cls.__new__(cls)
         shape = len(arrays["position"]), len(header["token_ids"])
         SidGrammar.__init__(grammar, np.broadcast_to(np.int8(0), shape), **header)
@@ -374,40 +408,6 @@ class TrieGrammar(SidGrammar):
         grammar._index(
             [arrays[f"code.{d}"].numpy() for d in range(levels)],
             [arrays[f"children.{d}"].numpy() for d in range(levels + 1)],
+            widths,
         )
         return grammar
-
-
-def _sort_keys(codes: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
-    """Keys for `lexsort` that order SIDs (last key first): as many codes in one int64 as fit."""
-    keys: list[np.ndarray] = []
-    room = 0.0
-    for column, size in zip(codes.T, sizes, strict=True):
-        bits = float(np.log2(max(size, 2)))
-        if keys and room + bits < 62:
-            keys[0] = keys[0] * size + column
-            room += bits
-        else:
-            keys.insert(0, column.astype(np.int64))
-            room = bits
-    return keys
-
-
-def _build(codes: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Codes and first children per depth, int32, of SIDs in order [n, L].
-
-    Each depth's codes end in as many zeros as a node has children at most, so that a row's options are always a slice.
-    """
-    n = len(codes)
-    changed = np.zeros(n, bool)
-    changed[0] = True
-    starts = np.zeros(1, np.int64)
-    code, children = [], []
-    for column in codes.T:
-        changed[1:] |= column[1:] != column[:-1]
-        below = np.flatnonzero(changed)
-        children.append(np.searchsorted(below, np.append(starts, n)).astype(np.int32))
-        code.append(np.append(column[below], np.zeros(np.diff(children[-1]).max())).astype(np.int32))
-        starts = below
-    children.append(np.append(starts, n).astype(np.int32))
-    return code, children
