@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def recommend_batch(
     num_beams: int = 50,
     batch_size: int = 16,
     max_per_category: int | None = None,
+    defaults: Mapping[str, Any] | None = None,
     strict: bool = False,
     part_size: int = 256,
 ) -> Path:
@@ -57,12 +58,14 @@ def recommend_batch(
 
     Args:
         model: Model folder or Hub repo.
-        users: Parquet, CSV or JSONL with `user_id` and `history` and optional `exclude`, `allow`, `query`, `ratings`,
-            `behaviors` (see [`~hf_gr.pipeline.parse_request`]); lists may be written as words with spaces between.
-            Or a dataset folder: every user with all of the events.
+        users: Parquet, CSV or JSONL with `user_id` and `history` and optional `exclude`, `exclude_seen`, `allow`,
+            `category`, `where`, `query`, `ratings`, `behaviors` (see [`~hf_gr.pipeline.parse_request`]). Lists of ids,
+            ratings and behaviours may be written as words with spaces between; `category` and `where` as words are
+            one name. Or a dataset folder: every user with all of the events.
         out: Parquet file with `user_id`, `item_ids`, `scores`, `titles` (lists, best first), one row per row of
             `users`, in its order.
         top_k, num_beams, max_per_category, batch_size: As for [`~hf_gr.pipeline.answer`].
+        defaults: The same keys, for users of whom the file does not say otherwise: `{"exclude_seen": True}`.
         strict: Whether ids that are unknown or removed are refused instead of skipped with a warning.
         part_size: Users per part.
 
@@ -77,12 +80,14 @@ def recommend_batch(
     folder = local_folder(model)
     search: dict[str, Any] = {"top_k": top_k, "num_beams": num_beams, "max_per_category": max_per_category}
     inputs = {"model": fingerprint(folder), "users": fingerprint(users)}
-    key = settings_key("recommend", search | {"strict": strict, "part_size": part_size}, inputs)
+    defaults = dict(defaults or {})
+    settings = search | {"defaults": defaults, "strict": strict, "part_size": part_size}
+    key = settings_key("recommend", settings, inputs)
     if _made_from(out, key):
         logger.info("%s is up to date.", out)
         return out
     recommender = Recommender.from_pretrained(folder)
-    user_ids, requests = _read_requests(users, recommender.catalog, recommender.vocabulary.context)
+    user_ids, requests = _read_requests(users, recommender.catalog, recommender.vocabulary.context, defaults)
     check_skipped(requests, strict)
     parts = _parts_folder(out, key)
     files = []
@@ -138,12 +143,14 @@ def _table(user_ids: Sequence[str], answers: Sequence[tuple[np.ndarray, np.ndarr
     return pa.table(columns, schema=_SCHEMA)
 
 
-def _read_requests(path: Path, catalog: SidCatalog, context: str) -> tuple[list[str], list[Request]]:
+def _read_requests(
+    path: Path, catalog: SidCatalog, context: str, defaults: dict[str, Any]
+) -> tuple[list[str], list[Request]]:
     rows = _dataset_rows(path) if path.is_dir() else _file_rows(path)
     user_ids, requests = [], []
     for user_id, fields in rows:
         try:
-            requests.append(parse_request(fields, catalog, context))
+            requests.append(parse_request(defaults | fields, catalog, context))
         except HfGrError as error:
             raise HfGrError(f"{path}, user {user_id!r}: {error}") from None
         user_ids.append(user_id)
@@ -184,7 +191,7 @@ def _read_table(file: Path) -> pa.Table:
             case ".parquet":
                 return pq.read_table(file)
             case ".csv":  # ids stay strings, whatever they look like
-                types = {name: pa.string() for name in ("user_id", *REQUEST_KEYS)}
+                types = {name: pa.string() for name in ("user_id", *REQUEST_KEYS)} | {"exclude_seen": pa.bool_()}
                 return pyarrow.csv.read_csv(file, convert_options=pyarrow.csv.ConvertOptions(column_types=types))
             case ".jsonl" | ".json":
                 return pyarrow.json.read_json(file)
@@ -197,6 +204,8 @@ def _cell(name: str, value: Any) -> Any:
     """A cell as [`parse_request`] takes it: words become a list, and an empty cell is no field at all."""
     if name == "query" or not isinstance(value, str):
         return value
+    if name in ("category", "where"):  # a category may be of several words
+        return value or None
     words = value.split()
     if name == "ratings":
         with contextlib.suppress(ValueError):  # words that are no numbers are refused with the user's name

@@ -1,13 +1,14 @@
 """The SID catalogue: which item has which semantic ID. It travels inside the model repo."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -28,7 +29,8 @@ class SidCatalog:
     Attributes:
         codes: int32 [N, L]; `codes[i, l]` is the code of item i on level l. Items may share a SID.
         codebook_sizes: Number of codes K_l of each level.
-        items: Table of N rows with `item_id` and `title`, the rows of the dataset it was made from.
+        items: Table of N rows with `item_id` and `title`, the rows of the dataset it was made from. Further columns
+            are kept; boolean ones, such as `in_stock`, can filter requests.
         popularity: int64 [N], training events per item; orders the items that share a SID.
         live: bool [N]; removed items keep their row and SID, but are never an answer.
         code_vectors: float32 [K_l, d] for every level (empty tuple if unknown), used to start the token rows.
@@ -102,6 +104,51 @@ class SidCatalog:
         return {item_id: row for row, item_id in enumerate(self.item_ids)}
 
     @cached_property
+    def rows_by_category(self) -> dict[str, np.ndarray]:
+        """Rows of the items that carry each category, int64, ascending."""
+        rows: dict[str, list[int]] = {}
+        for row, names in enumerate(self.categories):
+            for name in names:
+                rows.setdefault(name, []).append(row)
+        return {name: np.array(found) for name, found in rows.items()}
+
+    @property
+    def flags(self) -> list[str]:
+        """Names of the boolean columns of `items`, such as `in_stock`."""
+        return [field.name for field in self.items.schema if pa.types.is_boolean(field.type)]
+
+    def matching(self, category: Collection[str] = (), where: Collection[str] = ()) -> np.ndarray:
+        """Items that words pick out, bool [N].
+
+        Args:
+            category: Items that carry at least one of these; none given: all items.
+            where: Of these, the items where all of these boolean columns are true (a null is not).
+
+        Raises:
+            HfGrError: On a word that [`check_words`] refuses.
+        """
+        self.check_words(category, where)
+        found = np.full(len(self), not category)
+        for name in category:
+            found[self.rows_by_category[name]] = True
+        for name in where:
+            found &= pc.fill_null(self.items[name], False).to_numpy()
+        return found
+
+    def check_words(self, category: Collection[str], where: Collection[str]) -> None:
+        """Raises [`HfGrError`] on a category that no item carries, and on what is no boolean column of `items`."""
+        for name in category:
+            if name not in self.rows_by_category:
+                raise HfGrError(f"no item is of category {name!r}; categories are: {_some(self.rows_by_category)}.")
+        for name in where:
+            if name not in self.flags:
+                kind = f"of type {self.items[name].type}" if name in self.items.column_names else "missing"
+                raise HfGrError(
+                    f"where names {name!r}, but that column of the items is {kind}; boolean ones are: "
+                    f"{_some(self.flags)}."
+                )
+
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over ids and SIDs: what a vocabulary and the weights behind it were made for."""
         digest = hashlib.sha256("\0".join(self.item_ids).encode())
@@ -158,3 +205,7 @@ class SidCatalog:
                 f"{catalog.fingerprint}, expected {description['fingerprint']}); write the catalogue again."
             )
         return catalog
+
+
+def _some(names: Collection[str]) -> str:
+    return ", ".join(map(repr, list(names)[:5])) + (", …" if len(names) > 5 else "") if names else "none"

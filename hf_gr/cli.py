@@ -94,12 +94,19 @@ def recommend(
     out: Annotated[Path | None, typer.Option(help="Parquet file that the batch writes.")] = None,
     query: Annotated[str | None, typer.Option(help="Words that say what is wanted.")] = None,
     exclude: Annotated[str | None, typer.Option(help="Item ids that are no answer.")] = None,
+    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out what is in the history.")] = False,
+    category: Annotated[list[str] | None, typer.Option(help="Only items of this category; may be repeated.")] = None,
     top_k: Annotated[int, typer.Option(help="Items wanted.")] = 10,
     num_beams: Annotated[int, typer.Option(help="Width of the search.")] = 50,
     max_per_category: Annotated[int | None, typer.Option(help="At most so many items of one category.")] = None,
     strict: Annotated[bool, typer.Option(help="Refuse unknown ids instead of skipping them.")] = False,
 ) -> None:
-    """Recommendations for one history (a table) or for a file of users (resumes after a kill)."""
+    """Recommendations for one history (a table) or for a file of users (resumes after a kill).
+
+    With a file, query and filters are for the users of whom it does not say otherwise.
+    """
+    wishes = {"exclude": _ids(exclude or ""), "exclude_seen": exclude_seen, "category": category or None}
+    wishes["query"] = query or ""
     settings: dict[str, Any] = {"top_k": top_k, "num_beams": num_beams, "max_per_category": max_per_category}
     settings["strict"] = strict
     if users is not None:
@@ -107,13 +114,13 @@ def recommend(
             raise HfGrError("--users needs --out FILE.parquet, and no --history.")
         from .batch import recommend_batch
 
-        print(f"[recommend] wrote {recommend_batch(model, users, out, **settings)}")
+        print(f"[recommend] wrote {recommend_batch(model, users, out, defaults=wishes, **settings)}")
         return
     if history is None:
         raise HfGrError("give --history ID,ID (or '' for a cold user), or --users FILE --out FILE.")
     from transformers import pipeline
 
-    request = {"history": _ids(history), "exclude": _ids(exclude or ""), "query": query or ""}
+    request = {"history": _ids(history)} | wishes
     answers = pipeline("generative-recommendation", model=str(local_folder(model)))(request, **settings)
     table = Table("#", "item", "title", "score", "SID")
     for rank, answer in enumerate(answers, start=1):

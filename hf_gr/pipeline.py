@@ -5,6 +5,7 @@ lets the recommender search. The batch job shares both. Our modules that import 
 are used: this one is loaded with `transformers.pipelines`, whose own import one of them may have caused.
 """
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,21 @@ from .errors import HfGrError
 
 if TYPE_CHECKING:
     from .decoding import Recommender
+    from .grammar import ItemMask
     from .vocabulary import SidVocabulary
 
 TASK = "generative-recommendation"
-REQUEST_KEYS = ("history", "exclude", "allow", "query", "ratings", "behaviors")
+REQUEST_KEYS = (
+    "history",
+    "exclude",
+    "exclude_seen",
+    "allow",
+    "category",
+    "where",
+    "query",
+    "ratings",
+    "behaviors",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +48,10 @@ class Request:
 
     Attributes:
         history: int64 [n], live items, oldest first.
-        exclude: int64 [e], items that are no answer.
+        exclude: int64 [e], items that are no answer, with `exclude_seen` those of the history among them.
         allow: int64 [a], items that alone are answers; `None`: all.
+        category: Only items that carry one of these categories; none: all.
+        where: Only items where all of these boolean columns of the catalogue's items are true.
         query: Free text put before the history.
         context: [n], rating (float) or behaviour (str) of every event of `history`; `None` if the model reads none.
         skipped: Ids that were left out: unknown, or removed from the catalogue.
@@ -46,6 +60,8 @@ class Request:
     history: np.ndarray
     exclude: np.ndarray
     allow: np.ndarray | None
+    category: tuple[str, ...]
+    where: tuple[str, ...]
     query: str | None
     context: np.ndarray | None
     skipped: tuple[str, ...]
@@ -55,14 +71,18 @@ def parse_request(value: Any, catalog: SidCatalog, context: str = "none") -> Req
     """Reads one request.
 
     Args:
-        value: Item ids, oldest first, or a dict with any of `history`, `exclude`, `allow` (lists of ids), `query`
-            (words) and, parallel to `history`, `ratings` (numbers) or `behaviors` (words).
+        value: Item ids, oldest first, or a dict with any of `history`, `exclude`, `allow` (lists of ids),
+            `exclude_seen` (whether the history's items are no answers), `category` (only items of this one, or of one
+            in a list), `where` (a boolean column of the catalogue's items such as "in_stock", or a list of them: only
+            items where all are true), `query` (words) and, parallel to `history`, `ratings` (numbers) or `behaviors`
+            (words). Filters compose. Any of them may be `None`.
         catalog: Whose live items count.
         context: The vocabulary's. A model that reads ratings or behaviours needs one for every event of the history:
             there is no value that stands for "unknown", and a made-up one would silently shift the answers.
 
     Raises:
-        HfGrError: On anything else, and when `allow` names no live item: a filter is never dropped silently.
+        HfGrError: On anything else, on unknown categories and columns, and when `allow` names no live item: a filter
+            is never dropped silently.
     """
     fields = value if isinstance(value, Mapping) else {"history": value}
     unknown = [str(key) for key in fields if key not in REQUEST_KEYS]
@@ -76,14 +96,20 @@ def parse_request(value: Any, catalog: SidCatalog, context: str = "none") -> Req
     restricted = fields.get("allow") is not None
     if restricted and not len(known["allow"]):
         raise HfGrError(f"allow is {_shown(ids['allow'])}: no live item of the catalogue, so nothing can be answered.")
-    query = fields.get("query")
+    query, exclude_seen = fields.get("query"), fields.get("exclude_seen")
     if not isinstance(query, str | None):
         raise HfGrError(f"query is {_shown(query)}; give words.")
+    if not isinstance(exclude_seen, bool | None):
+        raise HfGrError(f"exclude_seen is {_shown(exclude_seen)}; give true or false.")
+    category, where = _names("category", fields), _names("where", fields)
+    catalog.check_words(category, where)
     values = _context(fields, context, len(ids["history"]))
     return Request(
         known["history"],
-        known["exclude"],
+        np.union1d(known["exclude"], known["history"]) if exclude_seen else known["exclude"],
         known["allow"] if restricted else None,
+        category,
+        where,
         query,
         None if values is None else values[rows["history"] >= 0],
         tuple(skipped),
@@ -97,6 +123,16 @@ def _ids(name: str, value: Any) -> list[str]:
     if wrong:
         raise HfGrError(f"{name} holds {_shown(wrong[0])}; item ids are strings.")
     return list(value)
+
+
+def _names(key: str, fields: Mapping[str, Any]) -> tuple[str, ...]:
+    value = fields.get(key)
+    if value is None:
+        return ()
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise HfGrError(f"{key} is {_shown(value)}; give a name, or a list of at least one.")
+    return tuple(names)
 
 
 def _live_row(item_id: str, catalog: SidCatalog) -> int:
@@ -150,6 +186,8 @@ def answer(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Items (int64) and scores (float32) for every request, best first: min(top_k, live items) distinct items.
 
+    Where filters leave no live item the list is empty, with a warning. All requests see one state of the catalogue.
+
     Args:
         recommender: The model.
         requests: Parsed for its catalogue.
@@ -166,6 +204,7 @@ def answer(
         optional = name == "max_per_category" and number is None
         if not optional and (not isinstance(number, int) or number < 1):
             raise HfGrError(f"{name} is {_shown(number)}; give a whole number of at least 1.")
+    recommender = recommender.snapshot()
     category = None if max_per_category is None else _first_categories(recommender.catalog)
     answers: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0), np.empty(0))] * len(requests)
     order = np.argsort([-len(request.history) for request in requests], kind="stable")
@@ -184,13 +223,15 @@ def answer(
 def _search(
     recommender: "Recommender", batch: Sequence[Request], exclude: Sequence[np.ndarray], top_k: int, num_beams: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    filtered = any(len(rows) for rows in exclude) or any(request.allow is not None for request in batch)
+    allow, only = [request.allow for request in batch], _masks(recommender, batch)
+    filtered = any(map(len, exclude)) or any(x is not None for x in (*allow, *only))
     items, scores = recommender.recommend(
         _histories(batch, recommender.vocabulary.context),
         top_k=top_k,
         num_beams=num_beams,
         exclude=exclude if filtered else None,
-        allow=[request.allow for request in batch] if filtered else None,
+        allow=allow if filtered else None,
+        only=only if filtered else None,
         queries=[request.query for request in batch],
     )
     return [(row[row >= 0], score[row >= 0]) for row, score in zip(items, scores, strict=True)]
@@ -220,7 +261,7 @@ def _capped_search(
             full = np.flatnonzero(counts[row, :-1] >= cap)
             exclude[row] = np.concatenate([exclude[row], items, np.flatnonzero(np.isin(category, full))])
         short = [row for row in unfinished if len(found[row]) < top_k]
-        left = _live_items(recommender, [exclude[row] for row in short], [batch[row].allow for row in short])
+        left = _live_items(recommender, [exclude[row] for row in short], [batch[row] for row in short])
         unfinished = [row for row, live in zip(short, left, strict=True) if live > 0]
     return [
         (np.array([item for item, _ in pairs], np.int64), np.array([score for _, score in pairs], np.float32))
@@ -228,12 +269,15 @@ def _capped_search(
     ]
 
 
-def _live_items(
-    recommender: "Recommender", exclude: Sequence[np.ndarray], allow: Sequence[np.ndarray | None]
-) -> list[int]:
-    if not exclude:
+def _live_items(recommender: "Recommender", exclude: Sequence[np.ndarray], batch: Sequence[Request]) -> list[int]:
+    if not batch:
         return []
-    return recommender.grammar.filter(exclude, allow).live.tolist()
+    allow = [request.allow for request in batch]
+    return recommender.grammar.filter(exclude, allow, _masks(recommender, batch)).live.tolist()
+
+
+def _masks(recommender: "Recommender", batch: Sequence[Request]) -> list["ItemMask | None"]:
+    return [recommender.mask(r.category, r.where) if r.category or r.where else None for r in batch]
 
 
 def _first_categories(catalog: SidCatalog) -> np.ndarray:
@@ -266,6 +310,7 @@ class GenerativeRecommendationPipeline(Pipeline):
     recommend = pipeline("generative-recommendation", model="user/model")
     recommend(["item 1", "item 2"], top_k=5)
     recommend({"history": ["item 1"], "exclude": ["item 7"], "query": "something calm"})
+    recommend({"history": ["item 1"], "exclude_seen": True, "category": "Tea", "where": "in_stock"})
     recommend([["item 1"], ["item 2", "item 3"]])  # a batch
     ```
 
@@ -323,9 +368,11 @@ class GenerativeRecommendationPipeline(Pipeline):
         """Answers one request with a list, a batch of requests with a list of lists."""
         reading, searching, _ = self._sanitize_parameters(**parameters)
         is_batch = isinstance(inputs, list | tuple) and any(isinstance(x, list | tuple | Mapping) for x in inputs)
-        requests = self.preprocess(inputs if is_batch else [inputs], **(self._preprocess_params | reading))
+        served = copy.copy(self)  # one state of the catalogue from the request to the answer
+        served.recommender = self.recommender.snapshot()
+        requests = served.preprocess(inputs if is_batch else [inputs], **(self._preprocess_params | reading))
         searching = self._forward_params | {"batch_size": batch_size or self.batch_size} | searching
-        answers = self.postprocess(self.forward(requests, **searching))
+        answers = served.postprocess(served.forward(requests, **searching))
         return answers if is_batch else answers[0]
 
     def preprocess(self, input_: Sequence[Any], strict: bool = False) -> list[Request]:

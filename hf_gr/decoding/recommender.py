@@ -1,8 +1,11 @@
 """The recommender: a model with its tokenizer, catalogue and vocabulary, and one call that answers with items."""
 
+import copy
 import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -10,18 +13,30 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ..catalog import SidCatalog
 from ..dataset import Histories
-from ..grammar import ItemMask
+from ..grammar import ItemMask, SidGrammar
 from ..offline import resolve
 from ..vocabulary import SidVocabulary, encode_text
 from .beam import beam_search
 from .prefix_cache import PrefixCache
 
 
+MAX_MASKS = 64  # kept at once; the oldest goes first
+
 logger = logging.getLogger(__name__)
+
+_Words = tuple[frozenset[str], frozenset[str]]
+
+
+class _Served(NamedTuple):
+    """What belongs together, so that one assignment replaces all of it."""
+
+    catalog: SidCatalog
+    grammar: SidGrammar
+    masks: dict[_Words, ItemMask]
 
 
 class Recommender:
-    """Answers histories with items.
+    """Answers histories with items. Threads may share one.
 
     Args:
         model: Causal LM with the SID tokens.
@@ -41,9 +56,10 @@ class Recommender:
     ):
         vocabulary.check(catalog, tokenizer, model.config.name_or_path or "the model")
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.catalog, self.vocabulary = catalog, vocabulary
-        self.grammar = vocabulary.grammar(catalog).to(model.device)
+        self.vocabulary = vocabulary
         self.prefix_cache = prefix_cache
+        self._served = _Served(catalog, vocabulary.grammar(catalog).to(model.device), {})
+        self._lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -53,6 +69,7 @@ class Recommender:
         dtype: torch.dtype | str = "auto",
         device: torch.device | str | None = None,
         revision: str | None = None,
+        prefix_cache: PrefixCache | None = None,
     ) -> "Recommender":
         """Loads a model folder or Hub repo; onto a GPU where there is one unless `device` says otherwise."""
         path = resolve(str(path))
@@ -60,7 +77,46 @@ class Recommender:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, revision=revision)
         default = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device or default), tokenizer, catalog, vocabulary)
+        return cls(model.to(device or default), tokenizer, catalog, vocabulary, prefix_cache)
+
+    @property
+    def catalog(self) -> SidCatalog:
+        return self._served.catalog
+
+    @property
+    def grammar(self) -> SidGrammar:
+        return self._served.grammar
+
+    def swap(self, catalog: SidCatalog) -> None:
+        """Serves another state of the catalogue from now on: items removed or live again, other titles or stock.
+
+        Requests in flight finish on the old one. Ids and SIDs must be those that the model was trained on
+        ([`HfGrError`]); where no item is live, nothing is changed.
+        """
+        self.vocabulary.check(catalog, self.tokenizer, self.model.config.name_or_path or "the model")
+        self._served = _Served(catalog, self.vocabulary.grammar(catalog).to(self.model.device), {})
+
+    def snapshot(self) -> Self:
+        """This recommender as it is now, for several calls that must see one catalogue: a later [`swap`] of the
+        original does not reach it. Costs nothing, shares model and caches."""
+        return copy.copy(self)
+
+    def mask(self, category: str | Sequence[str] = (), where: str | Sequence[str] = ()) -> ItemMask:
+        """The items that words pick out, for `recommend(only=…)`; made once for the same words.
+
+        It belongs to the catalogue served now: use a [`snapshot`] where a swap may come between.
+
+        Args:
+            category, where: A name or several, as for [`SidCatalog.matching`].
+        """
+        served, words = self._served, (_names(category), _names(where))
+        with self._lock:
+            if words not in served.masks:
+                made = served.grammar.mask(served.catalog.matching(*words))
+                if len(served.masks) == MAX_MASKS:
+                    del served.masks[next(iter(served.masks))]
+                served.masks[words] = made
+            return served.masks[words]
 
     def recommend(
         self,
@@ -82,21 +138,22 @@ class Recommender:
             num_beams: Width of the search.
             exclude: Rows of the catalogue that are no answer, per history.
             allow: Rows that alone are answers, per history (`None` entries: all).
-            only: Masks of the items that may be answers, per history ([`SidGrammar.mask`]). The three compose.
+            only: Masks of the items that may be answers, per history ([`mask`]). The three compose.
             queries: Free text put before each history.
 
         Returns:
             Items int64 [B, top_k] and scores float32 [B, top_k] (log-probability of the SID under the grammar), best
             first: min(top_k, live items) distinct items, then −1 and −inf.
         """
+        grammar = self.grammar
         prompts = self.prompts(histories, queries)
         items = np.full((len(prompts), top_k), -1, np.int64)
         scores = np.full((len(prompts), top_k), -np.inf, np.float32)
         item_filter, rows = None, np.arange(len(prompts))
         if exclude is not None or allow is not None or only is not None:
-            item_filter = self.grammar.filter(exclude, allow, only)
+            item_filter = grammar.filter(exclude, allow, only)
             rows = (item_filter.live > 0).nonzero()[:, 0].cpu().numpy()
-            item_filter = item_filter.rows(torch.from_numpy(rows).to(self.grammar.device))
+            item_filter = item_filter.rows(torch.from_numpy(rows).to(grammar.device))
         if len(rows) < len(prompts):
             logger.warning(
                 "%d request(s) leave no item to answer with: their lists are empty.", len(prompts) - len(rows)
@@ -105,7 +162,7 @@ class Recommender:
             found = beam_search(
                 self.model,
                 [prompts[row] for row in rows],
-                self.grammar,
+                grammar,
                 num_beams=num_beams,
                 top_k=top_k,
                 item_filter=item_filter,
@@ -121,3 +178,7 @@ class Recommender:
             return prompts
         texts = [encode_text(self.tokenizer, query) if query else [] for query in queries]
         return [text + prompt for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def _names(value: str | Sequence[str]) -> frozenset[str]:
+    return frozenset([value] if isinstance(value, str) else value)
