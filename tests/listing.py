@@ -30,11 +30,14 @@ class Listing:
 
     def __post_init__(self) -> None:
         """Shuffled token ids with holes between them, as after extending a tokenizer in several goes."""
-        count = sum(self.sizes) + len(self.sizes)
-        shuffled = np.random.default_rng(self.seed).permutation(3 * count)[:count].tolist()
+        shuffled = np.random.default_rng(self.seed).permutation(self.vocabulary_size).tolist()
         bounds = np.cumsum([len(self.sizes), *self.sizes]).tolist()
         self.think_ids = shuffled[: bounds[0]]
         self.token_ids = [shuffled[a:b] for a, b in pairwise(bounds)]
+
+    @property
+    def vocabulary_size(self) -> int:
+        return 3 * (sum(self.sizes) + len(self.sizes))
 
     @property
     def levels(self) -> int:

@@ -1,5 +1,7 @@
 """The grammar as a `LogitsProcessor` for plain `generate()`."""
 
+from typing import Any
+
 import torch
 from transformers import GenerationConfig, LogitsProcessor
 
@@ -8,13 +10,16 @@ from .base import SidGrammar
 from .filters import ItemFilter
 
 
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
 class SidLogitsProcessor(LogitsProcessor):
     """Leaves only tokens that continue some live item's SID, then the end-of-sequence token.
 
     Stateless: it reads the answer so far from `input_ids`, so beams may be reordered and prompts may themselves end in
     SIDs. Made for one call ([`SidGrammar.logits_processor`]), since ids alone cannot tell prompt from answer. A forced
     token (a thinking token, the end of the sequence) scores 0. Scores that `generate` changed before, such as a
-    repetition penalty inherited from an instruct model, stay changed: [`generation_config`] leaves such things out.
+    repetition penalty inherited from an instruct model, stay changed: [`generation_config`] keeps such things away.
 
     Args:
         grammar: Of the catalogue and the model.
@@ -23,6 +28,8 @@ class SidLogitsProcessor(LogitsProcessor):
         item_filter: Filter of each prompt; rows of `input_ids` are a multiple of its rows (beams).
         raise_on_dead: Whether an answer that nothing may follow raises [`HfGrError`]. Off for beam search, where
             `generate` carries impossible beams along when there are fewer answers than beams.
+        renormalize: Whether the scores of what is allowed become log-probabilities among themselves: beams then follow
+            the constrained policy, as `tree_search(score="constrained")` does.
     """
 
     def __init__(
@@ -32,14 +39,22 @@ class SidLogitsProcessor(LogitsProcessor):
         eos_token_id: int | None = None,
         item_filter: ItemFilter | None = None,
         raise_on_dead: bool = True,
+        renormalize: bool = False,
     ):
         self.grammar, self.raise_on_dead, self.item_filter = grammar, raise_on_dead, item_filter
+        self.renormalize = renormalize
         self.prompt_length, self.eos_token_id = prompt_length, eos_token_id
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores (float [rows, vocabulary]) with −inf on everything that may not follow."""
-        answer = input_ids[:, self.prompt_length :]
-        length, grammar = answer.shape[1], self.grammar.to(input_ids.device)
+        if input_ids.shape[1] < self.prompt_length:
+            raise HfGrError(
+                f"input_ids has {input_ids.shape[1]} columns, but the prompts were said to have {self.prompt_length}; "
+                "make a processor for each call of `generate`."
+            )
+        self._move(input_ids.device)
+        grammar, answer = self.grammar, input_ids[:, self.prompt_length :]
+        length = answer.shape[1]
         masked = torch.full_like(scores, -torch.inf)
         if length >= grammar.answer_length:
             if self.eos_token_id is None:
@@ -62,33 +77,48 @@ class SidLogitsProcessor(LogitsProcessor):
                 "the tokens are not a SID of this catalogue."
             )
         chosen = options.masked(scores[:, tokens])
+        if self.renormalize:
+            chosen = torch.log_softmax(chosen, -1).masked_fill(~options.allowed, -torch.inf)
         index = tokens.expand(len(scores), -1) if options.index is None else tokens[options.index]
         return masked.scatter_reduce_(1, index, chosen, "amax")  # a padding option may repeat an allowed token
 
+    def _move(self, device: torch.device) -> None:
+        """Takes grammar and filter to the device of the ids, once."""
+        self.grammar = self.grammar.to(device)
+        self.item_filter = None if self.item_filter is None else self.item_filter.to(device)
+
+
+class _OwnSettings(GenerationConfig):
+    """Settings that take only the special tokens from the model's own.
+
+    `generate` fills whatever is unset here from the model's `generation_config`, by `update(defaults_only=True)`. What
+    stays unset changes no score, whereas much of it (`forced_eos_token_id`, `top_h`, …) has no neutral value to set.
+    """
+
+    def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **values: Any) -> dict[str, Any]:
+        if defaults_only:
+            values = {name: value for name, value in values.items() if name in SPECIAL_TOKENS}
+        return super().update(defaults_only=defaults_only, allow_custom_entries=allow_custom_entries, **values)
+
 
 def generation_config(grammar: SidGrammar, **settings: object) -> GenerationConfig:
-    """Settings of a `generate` call that writes whole answers and takes nothing from the model's own defaults.
+    """Settings of a `generate` call that writes whole answers and takes nothing from the model but its special tokens.
 
     Instruct models bring `top_k`, `top_p` or a repetition penalty, which would starve beams and change the policy.
+    With beams, sequence scores are sums of log-probabilities (no length penalty).
 
     Args:
         grammar: Of the catalogue and the model.
         settings: What to add or to set otherwise (`num_beams`, `do_sample`, `temperature`, …).
     """
-    neutral: dict[str, object] = {
+    own: dict[str, object] = {
         "max_new_tokens": grammar.answer_length,
         "min_length": 0,
-        "length_penalty": 0.0,
-        "early_stopping": False,
-        "eos_token_id": None,
         "do_sample": False,
         "num_beams": 1,
-        "repetition_penalty": 1.0,
-        "encoder_repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0,
-        "renormalize_logits": False,
+        "num_return_sequences": 1,
+        "use_cache": True,
     }
-    if settings.get("do_sample"):
-        neutral |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "typical_p": 1.0}
-        neutral |= {"epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
-    return GenerationConfig(**(neutral | settings))
+    if settings.get("num_beams", 1) != 1:
+        own |= {"length_penalty": 0.0, "early_stopping": False}
+    return _OwnSettings(**(own | settings))
