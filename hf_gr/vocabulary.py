@@ -79,9 +79,9 @@ class SidVocabulary:
             items=np.flatnonzero(catalog.live),
         )
 
-    def item_tokens(self, catalog: SidCatalog) -> np.ndarray:
-        """SID tokens of every item, int64 [N, L]."""
-        levels = [np.array(ids)[catalog.codes[:, level]] for level, ids in enumerate(self.code_ids)]
+    def item_tokens(self, catalog: SidCatalog, items: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """SID tokens of some items (rows int64 [n]; default: all), int64 [n, L]."""
+        levels = [np.array(ids)[catalog.codes[items, level]] for level, ids in enumerate(self.code_ids)]
         return np.stack(levels, axis=1)
 
     def context_tokens(self, histories: Histories) -> np.ndarray | None:
@@ -107,7 +107,7 @@ class SidVocabulary:
 
     def event_tokens(self, histories: Histories, catalog: SidCatalog) -> np.ndarray:
         """Tokens of every event, int64 [E, L] or, with context, [E, L + 1]."""
-        tokens = self.item_tokens(catalog)[histories.items]
+        tokens = self.item_tokens(catalog, histories.items)
         context = self.context_tokens(histories)
         return tokens if context is None else np.concatenate([tokens, context[:, None]], axis=1)
 
