@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,14 @@ class Built:
         for step in range(self.options.codebooks):
             ids = torch.cat([prompt, tokens[:, :step]], dim=1)
             end = f"{self.items}/none/{step}"
-            found[f"prefix_lookup/{end}"] = lambda ids=ids: [follow[tuple(row[PROMPT:].tolist())] for row in ids]
-            found[f"prefix_fn/{end}"] = lambda ids=ids: theirs(ids, scores)
-            found[f"processor/{end}"] = lambda ids=ids: ours(ids, scores)
+            found[f"prefix_lookup/{end}"] = partial(_look_up, follow, ids)
+            found[f"prefix_fn/{end}"] = partial(theirs, ids, scores)
+            found[f"processor/{end}"] = partial(ours, ids, scores)
         return found
+
+
+def _look_up(follow: dict[tuple[int, ...], list[int]], ids: torch.Tensor) -> list[list[int]]:
+    return [follow[tuple(row[PROMPT:].tolist())] for row in ids]
 
 
 @torch.no_grad()
@@ -148,23 +153,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             steps |= one.rivals()
     slow = {name: min(5, options.repeats) for name in steps if name.startswith(("prefix", "processor"))}
     timed = measure.alternating(steps, options.repeats, options.device, fewer=slow, memory=False)
-    level_ms: dict[str, Any] = {}
-    for name, one in timed.items():
-        kind, items, item_filter, _ = name.split("/")
-        levels = level_ms.setdefault(kind, {}).setdefault(items, {}).setdefault(item_filter, [])
-        levels.append((one.median or 0.0) * 1000)
-    step_ms = {
-        kind: {items: {name: sum(ms) / len(ms) for name, ms in filters.items()} for items, filters in sizes.items()}
-        for kind, sizes in level_ms.items()
-    }
+    level_ms = _by_level(timed)
+    step_ms = _nested(level_ms, lambda ms: sum(ms) / len(ms))
     model_ms = model_step_seconds(options, min(options.repeats, 10)) * 1000
-    shares = {
-        kind: {
-            items: {name: ms / (ms + model_ms) for name, ms in filters.items()}
-            for items, filters in step_ms[kind].items()
-        }
-        for kind in options.grammars
-    }
+    shares = {kind: sizes for kind, sizes in step_ms.items() if kind in options.grammars}
+    shares = _nested(shares, lambda ms: ms / (ms + model_ms))
     settings = {name: value for name, value in vars(options).items() if name not in ("json", "quick")}
     return {
         "settings": settings | {"denied": DENIED, "allowed": ALLOWED, "live_share": LIVE_SHARE, "codes_are": "random"},
@@ -183,6 +176,24 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "constraint_share": shares.get("trie", {}).get(str(SHARE_ITEMS), {}).get("none"),
         "constraint_share_of": shares,
     } | measure.provenance(options.device)
+
+
+def _by_level(timed: dict[str, measure.Measured]) -> dict[str, Any]:
+    """Milliseconds of each step by kind, size and filter, from names "kind/items/filter/step"."""
+    found: dict[str, Any] = {}
+    for name, step in timed.items():
+        kind, items, item_filter, _ = name.split("/")
+        levels = found.setdefault(kind, {}).setdefault(items, {}).setdefault(item_filter, [])
+        levels.append((step.median or 0.0) * 1000)
+    return found
+
+
+def _nested(by_kind: dict[str, Any], change: Callable[[Any], float]) -> dict[str, Any]:
+    """The same figures by kind, size and filter, each changed."""
+    return {
+        kind: {items: {name: change(value) for name, value in filters.items()} for items, filters in sizes.items()}
+        for kind, sizes in by_kind.items()
+    }
 
 
 def _by_size(built: Sequence[Built], kind: str, name: str) -> dict[str, Any]:

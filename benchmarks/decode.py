@@ -24,6 +24,7 @@ from rich.table import Table
 
 from hf_gr.decoding import Beams, tree_search
 from hf_gr.decoding.generate import generate_search
+from hf_gr.decoding.graphs import SearchGraphs
 from hf_gr.decoding.trunk import pad_left
 from hf_gr.grammar import TrieGrammar, generation_config
 
@@ -98,6 +99,9 @@ class Bench:
             "engine_denied": lambda: self.engine(self.flat, width, deny=True),
             "engine_model": lambda: self.engine(self.flat, width, score="model"),
         }
+        if self.cell.device == "cuda":
+            graphs = SearchGraphs()
+            found["engine_graphs"] = lambda: self.engine(self.flat, width, graphs=graphs)
         parameters = sum(p.numel() for p in self.model.parameters())
         if 2 * parameters * self.cell.batch * width * self.cell.context <= SLOW_FLOPS[self.cell.device]:
             found["generate"] = lambda: self.generate(self.prompts)
@@ -149,7 +153,7 @@ class Bench:
         """
         answers = tokens.cpu().numpy()
         first = np.array([ids[0] for ids in self.token_ids])
-        given = (answers >= 0).all(2)
+        given = np.all(answers >= 0, axis=2)
         codes = (answers[..., 1::2] if thinking else answers) - first
         sound = ((codes >= 0) & (codes < self.cell.codes)).all(2)
         if thinking:
@@ -210,6 +214,7 @@ def run_cell(cell: Cell, repeats: Repeats) -> dict[str, Any]:
         "ratio_to_prefill_stepwise": measure.ratio(seconds["engine_stepwise"], seconds["prefill"]),
         "ratio_to_prefill_denied": measure.ratio(seconds["engine_denied"], seconds["prefill"]),
         "ratio_to_prefill_model": measure.ratio(seconds["engine_model"], seconds["prefill"]),
+        "ratio_to_prefill_graphs": measure.ratio(seconds.get("engine_graphs"), seconds["prefill"]),
         "ratio_doubled_beams": measure.ratio(seconds["engine_doubled"], seconds["engine"]),
         "constraint_share": measure.ratio(constraint, seconds["engine"]),
         "invalid": sum(invalid for invalid, _ in ours),
