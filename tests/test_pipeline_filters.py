@@ -212,6 +212,22 @@ def test_a_swapped_catalogue_answers(served, repo):
     assert (served.catalog, served.grammar) == before
 
 
+def test_a_batch_of_requests_finishes_on_the_catalogue_it_began_with(served):
+    class Swapping(Recommender):
+        def recommend(self, *arguments, **settings):
+            found = super().recommend(*arguments, **settings)
+            original.swap(shop([row < 4 for row in range(40)]))
+            return found
+
+    original = Swapping(served.model, served.tokenizer, served.catalog, served.vocabulary)
+    requests = [parse_request({"where": "in_stock"}, original.catalog) for _ in range(2)]
+    for expected in (wanted(where="in_stock"), {"i000", "i001", "i002", "i003"}):
+        for cap in (None, 40):
+            original.swap(shop([row < 4 for row in range(40)]) if len(expected) == 4 else served.catalog)
+            found = answer(original, requests, top_k=40, max_per_category=cap, batch_size=1)
+            assert [{f"i{row:03d}" for row in rows} for rows, _ in found] == [expected] * 2
+
+
 def test_requests_never_see_a_mix_of_two_catalogues(recommend):
     """Threads ask while the catalogue is swapped to and fro: each list is whole, by the one or by the other state."""
     known = recommend.recommender
