@@ -60,7 +60,7 @@ def test_the_new_tokens_are_special_and_stand_at_the_end():
 # ---------------------------------------------------------------- grammar
 
 
-@pytest.mark.parametrize("form", ["flat", "stepwise"])
+@pytest.mark.parametrize("form", ["flat", "stepwise", "unordered"])
 def test_the_grammar_writes_the_catalogue_in_the_models_tokens(form):
     _, _, catalog, vocabulary = build()
     gone = [row for row in range(40) if row % 3 == 0]
@@ -70,8 +70,8 @@ def test_the_grammar_writes_the_catalogue_in_the_models_tokens(form):
     items = vocabulary.item_tokens(catalog)
     first, second = (torch.from_numpy(items[:, level]) for level in range(2))
     think = [torch.full((40,), token) for token in vocabulary.think_ids]
-    written = [first, second] if form == "flat" else [think[0], first, think[1], second]
-    answers = torch.stack(written, 1)
+    orders = {"flat": [first, second], "stepwise": [think[0], first, think[1], second], "unordered": [second, first]}
+    answers = torch.stack(orders[form], 1)
     assert np.array_equal(grammar.codes(answers).numpy(), catalog.codes)
     for sid, bucket in zip(catalog.codes, grammar.items(grammar.walk(answers)).tolist(), strict=True):
         same = set(np.flatnonzero((catalog.codes == sid).all(1))) - set(gone)
