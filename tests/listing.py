@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+import hf_gr.grammar.requests
 from hf_gr.grammar import ItemFilter, Successors, TrieGrammar, trie
 
 
@@ -98,7 +99,7 @@ class Requests:
         """As the grammar has it; equal masks are one mask, as they are when many requests share it."""
         masks = {live.tobytes(): grammar.mask(live) for live in self.only if live is not None}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trie, "LONG_LIST", self.long_list)
+            patch.setattr(hf_gr.grammar.requests, "LONG_LIST", self.long_list)
             return grammar.filter(
                 self.deny, self.allow, [None if live is None else masks[live.tobytes()] for live in self.only]
             )

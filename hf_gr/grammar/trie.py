@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from ..errors import HfGrError
 from .base import DEAD, SidGrammar, Successors
 from .build import build_trie, sort_keys
-from .filters import ItemFilter, ItemMask, each, padded, ragged
+from .filters import ItemFilter, ItemMask
+from .requests import make_filter, make_mask
 
 
 DENSE_ENTRIES = 1 << 18  # a depth has a dense table while nodes × codes stay within this
-LONG_LIST = 4096  # longer lists of items become masks
 
 
 class TrieGrammar(SidGrammar):
@@ -192,38 +192,7 @@ class TrieGrammar(SidGrammar):
         allow: Sequence[np.ndarray | None] | None = None,
         only: Sequence[ItemMask | None] | None = None,
     ) -> ItemFilter:
-        rows = max((len(x) for x in (deny, allow, only) if x is not None), default=0)
-        deny, allow, only = each(deny, rows), each(allow, rows), each(only, rows)
-        if not len(deny) == len(allow) == len(only):
-            raise HfGrError(
-                f"filters are given for {len(deny)} (deny), {len(allow)} (allow) and {len(only)} (only) requests; "
-                "they must be as many."
-            )
-        if any(mask is not None and len(mask.below) != self.num_items + 1 for mask in only):
-            raise HfGrError("a mask belongs to the grammar that made it; make it again with this one's `mask`.")
-        short = [self._long_lists(*request) for request in zip(deny, allow, only, strict=True)]
-        short_deny, short_allow, masks = [x[0] for x in short], [x[1] for x in short], [x[2] for x in short]
-        restricted = np.array([x is not None for x in short_allow], bool)
-        # of a request with an allow-list, `listed` says everything already
-        counted = [mask if x is None else None for x, mask in zip(short_allow, masks, strict=True)]
-        distinct = {id(mask): mask for mask in counted if mask is not None}
-        number = {key: row for row, key in enumerate(distinct)}
-        row, position = self._listed(short_deny, short_allow, masks)
-        base = np.array([self.num_items if mask is None else mask.num_items for mask in masks], np.int64)
-        counts = np.bincount(row, minlength=rows)
-        marked, widths = self._marked(row, position, restricted, masks)
-        return ItemFilter(
-            deny,
-            allow,
-            only,
-            live=torch.from_numpy(np.where(restricted, counts, base - counts)),
-            restricted=torch.from_numpy(restricted),
-            listed=padded(row, position, rows, self.num_items),
-            mask_row=torch.tensor([number.get(id(mask), -1) for mask in counted], dtype=torch.int64),
-            masks=[torch.stack(nodes) for nodes in zip(*(mask.nodes for mask in distinct.values()), strict=True)],
-            marked=marked,
-            widths=widths,
-        ).to(self.device)
+        return make_filter(self, deny, allow, only)
 
     def mask(self, live: np.ndarray) -> ItemMask:
         if live.dtype != bool or live.shape != (self.catalog_size,):
@@ -231,25 +200,17 @@ class TrieGrammar(SidGrammar):
                 f"a mask is a bool array of the catalogue's {self.catalog_size} rows; this one is {live.dtype} "
                 f"{list(live.shape)}."
             )
-        return self._mask(live[self._item.cpu().numpy()])
+        return make_mask(self, live[self._item.cpu().numpy()])
 
-    def _mask(self, live: np.ndarray) -> ItemMask:
-        """A mask from one flag a position."""
-        below = np.concatenate([[0], np.cumsum(live)]).astype(np.int32)
-        nodes = []
-        for depth in range(1, self.num_codes + 2):
-            begin = self._begin(depth)
-            nodes.append(torch.from_numpy(below[begin[1:]] > below[begin[:-1]]).to(self.device))
-        return ItemMask(below, nodes)
-
-    def _begin(self, depth: int, node: np.ndarray | None = None) -> np.ndarray:
+    def begin(self, depth: int, node: np.ndarray | None = None) -> np.ndarray:
         """First position below the nodes of `depth` (default: all, and the end)."""
-        position = np.arange(self._nodes(depth) + 1) if node is None else node
+        position = np.arange(self.nodes(depth) + 1) if node is None else node
         for children in self._host_children[depth:]:
             position = children[position]
         return position
 
-    def _nodes(self, depth: int) -> int:
+    def nodes(self, depth: int) -> int:
+        """Number of nodes of a depth; the last depth's are the items."""
         return self.num_items if depth == self.num_codes + 1 else len(self._host_children[depth]) - 1
 
     def _rows(self, items: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -262,79 +223,14 @@ class TrieGrammar(SidGrammar):
             )
         return rows
 
-    def _positions(self, items: np.ndarray) -> np.ndarray:
+    def parents(self, depth: int, nodes: np.ndarray) -> np.ndarray:
+        """The nodes of `depth` whose children are `nodes`, int64."""
+        # the same type on both sides: else the whole array would be converted
+        return np.searchsorted(self._host_children[depth], nodes.astype(np.int32), side="right") - 1
+
+    def positions(self, items: np.ndarray) -> np.ndarray:
         """Where rows of the catalogue stand in the order of SIDs; past the end what is no answer."""
         return self._position[self._rows(items)]
-
-    def _long_lists(
-        self, deny: np.ndarray | None, allow: np.ndarray | None, only: ItemMask | None
-    ) -> tuple[np.ndarray | None, np.ndarray | None, ItemMask | None]:
-        """The same filter with its long lists as a mask."""
-        long = [x is not None and len(x) > LONG_LIST for x in (deny, allow)]
-        if not any(long):
-            return deny, allow, only
-        live = np.ones(self.num_items + 1, bool) if only is None else np.append(np.diff(only.below) > 0, False)
-        if deny is not None and long[0]:
-            live[self._positions(deny)] = False
-        if allow is not None and long[1]:
-            wanted = np.zeros_like(live)
-            wanted[self._positions(allow)] = True
-            live &= wanted
-        return None if long[0] else deny, None if long[1] else allow, self._mask(live[:-1])
-
-    def _listed(
-        self,
-        deny: Sequence[np.ndarray | None],
-        allow: Sequence[np.ndarray | None],
-        masks: Sequence[ItemMask | None],
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(request, position), ascending: the live items of requests with `allow`, else the live ones denied."""
-        n, none = self.num_items, np.empty(0, np.int64)
-
-        def keys(lists: Sequence[np.ndarray | None]) -> np.ndarray:
-            row, item = ragged([none if x is None else np.asarray(x, np.int64) for x in lists])
-            position = self._positions(item).astype(np.int64)
-            return np.unique((row * n + position)[position < n])
-
-        denied, allowed = keys(deny), keys(allow)
-        restricted = np.array([x is not None for x in allow], bool)
-        row, position = np.divmod(denied, n)
-        free = ~restricted[row]
-        row, position = np.divmod(np.concatenate([np.setdiff1d(allowed, denied), denied[free]]), n)
-        keep = np.ones(len(row), bool)
-        for request, mask in enumerate(masks):
-            if mask is not None:
-                mine = row == request
-                keep[mine] = mask.live(position[mine])
-        order = np.argsort(row[keep], kind="stable")
-        return row[keep][order], position[keep][order]
-
-    def _marked(
-        self, row: np.ndarray, position: np.ndarray, restricted: np.ndarray, masks: Sequence[ItemMask | None]
-    ) -> tuple[list[torch.Tensor], list[int]]:
-        """`marked` and `widths` of [`ItemFilter`], from depth 1 to the items."""
-        marked, widths = [], []
-        node, pair_row = position, row
-        counts = np.ones(len(row), np.int64)
-        for depth in range(self.num_codes + 1, 0, -1):
-            if depth <= self.num_codes:  # up to the parents: sums of the children's counts
-                parent = np.searchsorted(self._host_children[depth], node, side="right") - 1
-                fresh = np.flatnonzero(np.diff(parent, prepend=-1) | np.diff(pair_row, prepend=-1))
-                counts = np.add.reduceat(counts, fresh) if len(fresh) else counts
-                node, pair_row = parent[fresh], pair_row[fresh]
-            begin, end = self._begin(depth, node), self._begin(depth, node + 1)
-            size = (end - begin).astype(np.int64)
-            for request, mask in enumerate(masks):
-                if mask is not None:
-                    mine = pair_row == request
-                    size[mine] = mask.below[end[mine]] - mask.below[begin[mine]]
-            keep = restricted[pair_row] | (counts == size)
-            kept_row, kept = pair_row[keep], node[keep]
-            above = np.searchsorted(self._host_children[depth - 1], kept, side="right") - 1
-            runs = np.flatnonzero(np.diff(above, prepend=-1) | np.diff(kept_row, prepend=-1))
-            widths.append(int(np.diff(runs, append=len(kept)).max(initial=0)))
-            marked.append(padded(kept_row, kept, len(restricted), self._nodes(depth), extra=widths[-1]))
-        return marked[::-1], widths[::-1]
 
     def with_items(
         self,
@@ -371,7 +267,7 @@ class TrieGrammar(SidGrammar):
     def item_codes(self) -> np.ndarray:
         columns = []
         for depth, code in enumerate(self._host_code):
-            begin = self._begin(depth + 1)
+            begin = self.begin(depth + 1)
             columns.append(np.repeat(code, np.diff(begin)))
         return np.stack(columns, 1)
 
