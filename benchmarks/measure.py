@@ -101,7 +101,8 @@ def alternating(
         device: Where they compute; the clock waits for it.
         fewer: Repeats of slow contenders, which stop taking part after so many rounds and are not warmed up.
         warm_up: Whether a round that is not timed goes first.
-        memory: Whether peak memory is measured too (costs some milliseconds before every run).
+        memory: Whether peak memory is measured too: in a run of its own, because giving freed pages back to the system
+            before it slows it down; the slow contenders' memory is that of their timed runs.
     """
     measured = {name: Measured() for name in contenders}
     limits = dict.fromkeys(contenders, repeats) | dict(fewer or {})
@@ -114,12 +115,18 @@ def alternating(
     for turn in range(max(limits.values(), default=0)):
         for name, run in contenders.items():
             if turn < limits[name]:
-                _once(measured[name], run, device, memory)
+                _timed(measured[name], run, device, memory and name in (fewer or {}))
+    if memory:
+        for name, run in contenders.items():
+            if measured[name].peak_mb is None and limits[name]:
+                before = _start_peak(device)
+                run()
+                measured[name].peak_mb = (_peak(device) - before) / _MIB
     gc.unfreeze()
     return measured
 
 
-def _once(measured: Measured, run: Callable[[], Any], device: str, memory: bool) -> None:
+def _timed(measured: Measured, run: Callable[[], Any], device: str, memory: bool) -> None:
     measured.result = None
     before = _start_peak(device) if memory else 0
     _synchronize(device)

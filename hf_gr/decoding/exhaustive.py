@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import ItemFilter, SidGrammar, UnorderedGrammar
+from ..grammar import DEAD, ItemFilter, SidGrammar, UnorderedGrammar
 from .support import tree_support
 from .tree import Beams, check_filter
 from .trunk import Score, Trunk, step_log_probs
@@ -55,7 +55,9 @@ def exhaustive_search(
     tokens = answers[0][best]
     states = grammar.walk(answers[0])[best]
     dead = torch.isneginf(scores)[..., None]
-    return Beams(tokens.masked_fill(dead, -1), states, scores, scores.new_empty(*scores.shape, 0))
+    return Beams(
+        tokens.masked_fill(dead, -1), states.masked_fill(dead, DEAD), scores, scores.new_empty(*scores.shape, 0)
+    )
 
 
 def _answers(grammar: SidGrammar) -> torch.Tensor:

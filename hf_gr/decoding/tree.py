@@ -81,8 +81,8 @@ def tree_search(
         merge: Whether beams of an unordered grammar that hold the same codes are merged after every step (their
             probabilities add up, the best order's cache goes on); only for `method="beam"`.
         prefix_cache: Keys and values of earlier prompts.
-        graphs: Replays whole searches as CUDA graphs: for beams on a GPU, without filter and prefix cache; other calls
-            go the usual way.
+        graphs: Replays whole searches as CUDA graphs: for beams on a trie, on a GPU, without filter and prefix cache;
+            other calls go the usual way.
     """
     supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
     if not supported:
@@ -93,7 +93,8 @@ def tree_search(
     thought = [*grammar.think_ids[:1]]  # the first thinking token is the same for all beams
     prompts = [prompt + thought for prompt in prompts]
     grammar = grammar.to(model.device)
-    if graphs is not None and method == "beam" and item_filter is None and prefix_cache is None:
+    plain = method == "beam" and item_filter is None and prefix_cache is None
+    if graphs is not None and plain and not isinstance(grammar, UnorderedGrammar):
         settings = {"num_beams": num_beams, "score": score, "temperature": temperature, "merge": merge}
         return graphs.search(model, prompts, grammar, **settings)
     item_filter = None if item_filter is None else item_filter.to(model.device)
