@@ -272,16 +272,17 @@ class TrieGrammar(SidGrammar):
         return np.stack(columns, 1)
 
     def save(self, file: str | Path) -> None:
-        """Writes the grammar as safetensors, in one step: a grammar mapped from an older `file` goes on serving."""
+        """Writes the grammar as safetensors; [`load`] maps it into memory.
+
+        The file is replaced in one step, so that a grammar loaded from an older one goes on serving.
+        """
         tensors = {f"code.{d}": code.cpu() for d, code in enumerate(self._code)}
         tensors |= {f"children.{d}": torch.from_numpy(first) for d, first in enumerate(self._host_children)}
         tensors |= {"item": self._item.cpu(), "position": torch.from_numpy(self._position)}
         tensors |= {"popularity": torch.from_numpy(self._popularity)}
         tokens = [self.codebook_tokens(c).tolist() for c in range(self.num_codes)]
         header = {"token_ids": tokens, "think_ids": self.think_ids, "widths": self._widths}
-        temporary = Path(file).with_name(f".{Path(file).name}.tmp")
-        save_file(tensors, temporary, {name: json.dumps(value) for name, value in header.items()})
-        temporary.replace(file)
+        save_file(tensors, file, {name: json.dumps(value) for name, value in header.items()})
 
     @classmethod
     def load(cls, file: str | Path) -> Self:

@@ -169,7 +169,7 @@ def test_popular_items_come_first_then_lower_rows():
 def test_many_wide_levels(dense):
     """More codes than one int64 sorts by, and far more nodes than hypothesis tries."""
     random = np.random.default_rng(0)
-    sizes = (1000, 2, 700, 900, 3, 1000, 1000, 1000)
+    sizes = (1000, 2, 700, 900, 3, 1000, 1000, 1000, 1000)
     sids = np.stack([random.integers(0, size, 400) for size in sizes], 1)
     sids[200:, :3] = sids[:200, :3]
     listing = Listing([tuple(s) for s in sids.tolist()], sizes, [0] * 400, set(range(0, 400, 2)), True, dense)
