@@ -290,7 +290,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--padded", action="store_true", help="every second prompt is half as long")
     parser.add_argument("--quick", action="store_true", help="fewer repeats, parity of one prompt only")
     parser.add_argument("--repeats", type=int, help="rounds (default: 7; 3 with --quick)")
-    parser.add_argument("--slow-repeats", type=int, help="runs of `generate` on a CPU (default: 2; 1 with --quick)")
+    parser.add_argument(
+        "--slow-repeats", type=int, help="runs of `generate` on a CPU (default: 2; 1 with --quick; 0: none)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result of a single cell")
     parser.add_argument("--grid", type=Path, metavar="FILE", help="JSON lines, one a cell; cells in it are skipped")
     parser.add_argument("--product", action="store_true", help="grid of all combinations of the values given")
@@ -307,7 +309,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen, console = parse(arguments), Console()
     repeats = Repeats(
         chosen.repeats or (3 if chosen.quick else 7),
-        chosen.slow_repeats or (1 if chosen.quick else 2),
+        (1 if chosen.quick else 2) if chosen.slow_repeats is None else chosen.slow_repeats,
         1 if chosen.quick else 1_000,
     )
     single = {name: options[:1] for name, options in GRID.items()}

@@ -20,10 +20,12 @@ class ItemMask:
     Attributes:
         below: int32 [n + 1], `below[p]` is the number of live items among the first p positions (on the host).
         nodes: Per depth of the trie, whether a live item lies below each node, bool [nodes]; positions are the last.
+        tables: Live items by code and by pair of codes, where an unordered grammar keeps such tables.
     """
 
     below: np.ndarray
     nodes: list[torch.Tensor]
+    tables: list[torch.Tensor] = field(default_factory=list)
 
     @property
     def num_items(self) -> int:
@@ -45,6 +47,7 @@ class ItemFilter:
         listed: int64 [R, n], ascending positions, padded with the number of positions.
         mask_row: int64 [R], row of `masks` that counts as well; −1: none.
         masks: Distinct masks of the batch, per depth bool [masks, nodes]; empty if there are none.
+        tables: Their tables, stacked likewise.
         marked: Per depth of the trie int64 [R, n], ascending: nodes with a live item (restricted) or without one,
             where the mask alone would not tell; padded by more than `widths` with a number that is no node.
         widths: Per depth, how many marked nodes one parent has at most.
@@ -58,6 +61,7 @@ class ItemFilter:
     listed: torch.Tensor
     mask_row: torch.Tensor
     masks: list[torch.Tensor]
+    tables: list[torch.Tensor] = field(default_factory=list)
     marked: list[torch.Tensor] = field(default_factory=list)
     widths: list[int] = field(default_factory=list)
 
@@ -89,6 +93,7 @@ class ItemFilter:
             listed=self.listed.to(device),
             mask_row=self.mask_row.to(device),
             masks=[mask.to(device) for mask in self.masks],
+            tables=[table.to(device) for table in self.tables],
             marked=[nodes.to(device) for nodes in self.marked],
         )
 

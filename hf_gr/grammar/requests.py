@@ -1,6 +1,6 @@
 """How a request's filter becomes marks on the trie: the nodes below which nothing, or something, is left."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,8 +21,9 @@ def make_filter(
     deny: Sequence[np.ndarray | None] | None,
     allow: Sequence[np.ndarray | None] | None,
     only: Sequence[ItemMask | None] | None,
+    tables: Callable[[ItemMask], list[torch.Tensor]] = lambda mask: [],
 ) -> ItemFilter:
-    """[`SidGrammar.filter`] of a trie."""
+    """[`SidGrammar.filter`] of a trie; `tables` gives those of each distinct mask."""
     rows = max((len(x) for x in (deny, allow, only) if x is not None), default=0)
     deny, allow, only = each(deny, rows), each(allow, rows), each(only, rows)
     if not len(deny) == len(allow) == len(only):
@@ -52,6 +53,7 @@ def make_filter(
         listed=padded(row, position, rows, trie.num_items),
         mask_row=torch.tensor([number.get(id(mask), -1) for mask in counted], dtype=torch.int64),
         masks=[torch.stack(nodes) for nodes in zip(*(mask.nodes for mask in distinct.values()), strict=True)],
+        tables=[torch.stack(table) for table in zip(*map(tables, distinct.values()), strict=True)],
         marked=marked,
         widths=widths,
     ).to(trie.device)

@@ -7,6 +7,7 @@ two chosen codes leave some N / K² items to look at; longer sets take the short
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +16,7 @@ import torch
 
 from .base import SidGrammar, Successors
 from .filters import ItemFilter, ItemMask
+from .requests import make_filter
 from .trie import TrieGrammar
 
 
@@ -64,14 +66,11 @@ class UnorderedGrammar(SidGrammar):
         self._trie = trie
         self._codes = torch.from_numpy(codes)
         self._codebook = torch.repeat_interleave(torch.arange(self.num_codes), torch.tensor(sizes))
-        totals = [np.bincount(column, minlength=size) for column, size in zip(codes.T, sizes, strict=True)]
-        self._totals = torch.from_numpy(np.concatenate(totals).astype(np.int32))
+        self._totals, *pair_table = _count_tables(codes, sizes)
         self._option_keys = torch.from_numpy(_set_keys(sizes))
         pairs = _pairs(self.num_codes)
         self._first, self._second = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).T.contiguous()
         lists, pointers = np.empty((len(pairs), len(codes)), np.int32), []
-        in_table = sum(sizes) <= TABLE_CODES
-        table = np.zeros((sum(sizes), sum(sizes)) if in_table else (0, 0), np.int32)
         orders = [np.argsort(column, kind="stable") for column in codes.T]
         for row, (i, j) in enumerate(pairs):
             # sorted by the second code, then, stably, by the first: a radix sort, as codes are short integers
@@ -79,15 +78,11 @@ class UnorderedGrammar(SidGrammar):
             key = codes[:, i].astype(np.int64) * sizes[j] + codes[:, j]
             counts = np.bincount(key, minlength=sizes[i] * sizes[j])
             pointers.append(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
-            if in_table:
-                block = counts.reshape(sizes[i], sizes[j])
-                table[self._offset[i] : self._offset[i + 1], self._offset[j] : self._offset[j + 1]] = block
-                table[self._offset[j] : self._offset[j + 1], self._offset[i] : self._offset[i + 1]] = block.T
         self._lists = torch.from_numpy(lists.ravel())
         self._pointers = torch.from_numpy(np.concatenate([np.empty(0, np.int32), *pointers]))
         self._pointer_base = torch.tensor(np.cumsum([0, *map(len, pointers)])[:-1])
         self._pair_size = torch.tensor(sizes)[self._second]
-        self._together = torch.from_numpy(_narrow(table))
+        self._together = pair_table[0] if pair_table else torch.empty(0, 0, dtype=torch.int32)
 
     @property
     def num_items(self) -> int:
@@ -157,18 +152,21 @@ class UnorderedGrammar(SidGrammar):
         if step == 0:
             return self._first_counts(state, item_filter)
         tabled = step == 1 and len(self._together) > 0
+        number = torch.where(state >= 0, state + self.first_numbers, 0).sum(1)
         if tabled:
-            counts = self._together[torch.where(state >= 0, state + self.first_numbers, 0).sum(1)]
+            counts = self._together[number]
         else:
             counts = torch.zeros(len(state), len(self._tokens), dtype=torch.int32, device=self.device)
         scanned = self.alive(state)
         if item_filter is not None:
             beams = item_filter.beams(len(state))
-            masked = item_filter.mask_row.repeat_interleave(beams) >= 0
+            if tabled and item_filter.masks:
+                mask = item_filter.mask_row.repeat_interleave(beams)
+                counts = torch.where(mask[:, None] >= 0, item_filter.tables[1][mask.clamp(min=0), number], counts)
             restricted = item_filter.restricted.repeat_interleave(beams)
-            counts = counts.int().masked_fill_((masked | restricted)[:, None], 0)
-            scanned = scanned & ~restricted & (masked if tabled else True)
-        if not tabled or (item_filter is not None and item_filter.masks):
+            counts = counts.int().masked_fill_(restricted[:, None], 0)
+            scanned = scanned & ~restricted
+        if not tabled:
             for row, position in self._candidates(state, scanned):
                 if item_filter is not None and item_filter.masks:
                     mask = item_filter.mask_row[row // beams]
@@ -186,10 +184,8 @@ class UnorderedGrammar(SidGrammar):
         beams = item_filter.beams(len(state))
         counts = torch.where(item_filter.restricted.repeat_interleave(beams)[:, None], 0, totals)
         if item_filter.masks:
-            live = [(self._codes[mask].int() + self.first_numbers.int()).flatten() for mask in item_filter.masks[-1]]
-            of_mask = torch.stack([torch.bincount(number, minlength=len(self._tokens)) for number in live]).int()
             mask = item_filter.mask_row.repeat_interleave(beams)
-            counts = torch.where(mask[:, None] >= 0, of_mask[mask.clamp(min=0)], counts)
+            counts = torch.where(mask[:, None] >= 0, item_filter.tables[0][mask.clamp(min=0)], counts)
         return counts
 
     def _count_listed(self, counts: torch.Tensor, state: torch.Tensor, item_filter: ItemFilter) -> None:
@@ -248,10 +244,18 @@ class UnorderedGrammar(SidGrammar):
         allow: Sequence[np.ndarray | None] | None = None,
         only: Sequence[ItemMask | None] | None = None,
     ) -> ItemFilter:
-        return self._trie.filter(deny, allow, only)
+        return make_filter(self._trie, deny, allow, only, self._mask_tables)
 
     def mask(self, live: np.ndarray) -> ItemMask:
-        return self._trie.mask(live)
+        mask = self._trie.mask(live)
+        return replace(mask, tables=self._mask_tables(mask))
+
+    def _mask_tables(self, mask: ItemMask) -> list[torch.Tensor]:
+        """Counts of a mask's items: made with the mask; for long lists of a request, with the filter."""
+        if mask.tables:
+            return mask.tables
+        live = self._codes.cpu().numpy()[np.diff(mask.below) > 0]
+        return [table.int().to(self.device) for table in _count_tables(live, self.codebook_sizes)]
 
     def with_items(
         self,
@@ -281,6 +285,23 @@ def _pairs(num_codes: int) -> list[tuple[int, int]]:
         return [(0, 1), (1, 0)]
     last = num_codes - 1
     return [(last, 0) if (i, j) == (0, last) else (i, j) for j in range(num_codes) for i in range(j)]
+
+
+def _count_tables(codes: np.ndarray, sizes: Sequence[int]) -> list[torch.Tensor]:
+    """Items (int [n, M]) by code, int32 [ΣK], and, if that is kept, by pair of codes, integers [ΣK, ΣK]."""
+    totals = [np.bincount(column, minlength=size) for column, size in zip(codes.T, sizes, strict=True)]
+    tables = [torch.from_numpy(np.concatenate(totals).astype(np.int32))]
+    if sum(sizes) <= TABLE_CODES:
+        first = np.concatenate([[0], np.cumsum(sizes)])
+        together = np.zeros((first[-1], first[-1]), np.int32)
+        for j in range(len(sizes)):
+            for i in range(j):
+                key = codes[:, i].astype(np.int64) * sizes[j] + codes[:, j]
+                block = np.bincount(key, minlength=sizes[i] * sizes[j]).reshape(sizes[i], sizes[j])
+                together[first[i] : first[i + 1], first[j] : first[j + 1]] = block
+                together[first[j] : first[j + 1], first[i] : first[i + 1]] = block.T
+        tables.append(torch.from_numpy(_narrow(together)))
+    return tables
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
