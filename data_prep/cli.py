@@ -82,6 +82,9 @@ def table(
     item_column: ItemColumns = None,
     time_unit: Unit = "auto",
     category_separator: Separator = "|",
+    flag: Annotated[
+        list[str] | None, typer.Option(help="Column of the items that says yes or no, such as in_stock; repeatable.")
+    ] = None,
     min_rating: MinRating = None,
     k_core: KCore = 0,
     min_user_events: MinUserEvents = 0,
@@ -100,6 +103,7 @@ def table(
         item_columns=_mapping(item_column),
         time_unit=time_unit,
         category_separator=category_separator,
+        flags=flag or [],
         options=FilterOptions(min_rating, k_core, min_user_events, deduplicate, keep_cold_items, drop_unknown_items),
         source=source,
         license=license,

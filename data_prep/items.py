@@ -1,6 +1,6 @@
 """The items table out of records that describe items, one dict an item."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from hf_gr.errors import HfGrError
 
 TEXT = ("title", "brand", "description", "image")
 OPTIONAL = ("title", "brand", "categories", "description", "image")
+_YES, _NO = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "no", ""}
 
 
 def items_table(
@@ -20,6 +21,7 @@ def items_table(
     *,
     separator: str | None = None,
     repeated: str = "refuse",
+    flags: Sequence[str] = (),
 ) -> pa.Table:
     """Items with `item_id`, `title` and those of `brand`, `categories`, `description`, `image` that any item has.
 
@@ -29,6 +31,7 @@ def items_table(
         where: File, for messages.
         separator: Splits `categories` that are one string; `None` keeps the string as the one category.
         repeated: `"refuse"` raises [`HfGrError`] when an id occurs twice, `"first"` keeps the first row.
+        flags: Further keys that say yes or no of an item (`in_stock`), kept as boolean columns; nothing counts as no.
     """
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -39,10 +42,12 @@ def items_table(
         seen.add(item_id)
         texts = {name: as_text(record.get(name)) for name in TEXT}
         texts["title"] = texts["title"] or item_id
-        rows.append({"item_id": item_id, **texts, "categories": as_list(record.get("categories"), separator)})
+        marks = {name: _as_flag(record.get(name), name, item_id, where) for name in flags}
+        rows.append({"item_id": item_id, **texts, "categories": as_list(record.get("categories"), separator), **marks})
     kept = ["item_id", "title"] + [name for name in OPTIONAL[1:] if any(row[name] for row in rows)]
     kinds = {name: pa.list_(pa.string()) if name == "categories" else pa.string() for name in kept}
-    columns = {name: pa.array([row[name] for row in rows], kinds[name]) for name in kept}
+    kinds |= dict.fromkeys(flags, pa.bool_())
+    columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in kinds.items()}
     return check_items(pa.table(columns), where)
 
 
@@ -66,6 +71,13 @@ def as_list(value: Any, separator: str | None = None) -> list[str]:
     if isinstance(value, str):
         value = value.split(separator) if separator else [value]
     return [text for text in map(as_text, value or []) if text]
+
+
+def _as_flag(value: Any, name: str, item_id: str, where: str | Path) -> bool:
+    text = "" if value is None or value != value else str(value).strip().lower()
+    if text not in _YES | _NO:
+        raise HfGrError(f"{where}: {name} of item {item_id!r} is {value!r}; a flag is true or false (or 1 or 0).")
+    return text in _YES
 
 
 def _item_id(value: Any, number: int, where: str | Path) -> str:

@@ -1,6 +1,6 @@
 """Interactions and items from tables: CSV, TSV, JSON lines or Parquet, gzipped or not, under any column names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +28,7 @@ def prepare_table(
     item_columns: Mapping[str, str] | None = None,
     time_unit: TimeUnit = "auto",
     category_separator: str = "|",
+    flags: Sequence[str] = (),
     options: FilterOptions = DEFAULT,
     source: str | None = None,
     license: str = "unknown",
@@ -47,6 +48,7 @@ def prepare_table(
         item_columns: The same for the items file alone, where it calls a column differently.
         time_unit: What numeric time stamps count; see `data_prep.events.typed_events`.
         category_separator: Splits `categories` given as one string.
+        flags: Columns of the items file that say yes or no (`in_stock`), by its names; requests may filter by them.
         options: What is kept.
         source: Where the data comes from, in a sentence, for the card.
         license: Licence identifier.
@@ -61,13 +63,18 @@ def prepare_table(
         files["items"] = check_file(items)
     columns = check_map(columns, _KNOWN)
     item_columns = columns | check_map(item_columns, ("item_id", *it.OPTIONAL))
-    more = {"columns": columns, "item_columns": item_columns, "time_unit": time_unit, "separator": category_separator}
+    more: dict[str, object] = {"columns": columns, "item_columns": item_columns, "time_unit": time_unit}
+    more["separator"] = category_separator
+    if flags and items is None:
+        raise HfGrError(f"{flags[0]!r} is to be a flag of the items, but there is no table of items; give one.")
+    if flags:
+        more["flags"] = list(flags)
     settings = settings_of("table", files, options, **more)
     if up_to_date(out, settings):
         return
     picked = pick_columns(column_names(interactions), columns, ev.REQUIRED, ev.OPTIONAL, interactions)
     events, time = typed_events(read_columns(interactions, picked), interactions, time_unit)
-    table = None if items is None else read_items(files["items"], item_columns, category_separator)
+    table = None if items is None else read_items(files["items"], item_columns, category_separator, flags)
     finish(
         out,
         events,
@@ -81,17 +88,23 @@ def prepare_table(
     )
 
 
-def read_items(path: Path, columns: Mapping[str, str] | None = None, separator: str | None = "|") -> pa.Table:
+def read_items(
+    path: Path,
+    columns: Mapping[str, str] | None = None,
+    separator: str | None = "|",
+    flags: Sequence[str] = (),
+) -> pa.Table:
     """The items table out of a file in any of the formats of [`prepare_table`]."""
+    needed = ("item_id", *flags)
     if file_kind(path) in JSON_LINES:
         raw = list(json_lines(path))
         found = list(dict.fromkeys(key for record in raw for key in record))  # an item may lack what a later one has
-        picked = pick_columns(found, columns or {}, ("item_id",), it.OPTIONAL, path)
+        picked = pick_columns(found, columns or {}, needed, it.OPTIONAL, path)
         records = [{name: record.get(theirs) for name, theirs in picked.items()} for record in raw]
     else:
-        picked = pick_columns(column_names(path), columns or {}, ("item_id",), it.OPTIONAL, path)
+        picked = pick_columns(column_names(path), columns or {}, needed, it.OPTIONAL, path)
         records = read_columns(path, picked).to_arrow().to_pylist()
-    return items_table(records, path, separator=separator)
+    return items_table(records, path, separator=separator, flags=flags)
 
 
 def check_map(columns: Mapping[str, str] | None, known: tuple[str, ...]) -> dict[str, str]:

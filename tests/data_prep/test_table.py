@@ -245,3 +245,25 @@ def test_beauty_has_the_published_counts(tmp_path):
     data = InteractionDataset.load(tmp_path / "out")
     assert (len(data.events), data.num_items, len(data.events.items)) == (22363, 12101, 198502)
     assert data.time == "position"
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_flags_of_items_become_boolean_columns(tmp_path, kind):
+    events = [{"user_id": "u", "item_id": item, "timestamp": str(day)} for day, item in enumerate("abcd")]
+    stock = [True, False, True, None] if kind == "parquet" else ["true", "0", "Yes", ""]
+    rows = [{"item_id": item, "in_stock": flag} for item, flag in zip("abcd", stock, strict=True)]
+    interactions, items = (
+        write_table(tmp_path / f"{name}.{kind}", table) for name, table in (("e", events), ("i", rows))
+    )
+    prepare_table(tmp_path / "out", interactions, items, flags=["in_stock"])
+    table = InteractionDataset.load(tmp_path / "out").items
+    assert table["in_stock"].to_pylist() == [True, False, True, False]
+    with pytest.raises(HfGrError, match="sale"):
+        prepare_table(tmp_path / "other", interactions, items, flags=["sale"])
+    with pytest.raises(HfGrError, match="there is no table of items"):
+        prepare_table(tmp_path / "other", interactions, flags=["in_stock"])
+    rows[2]["in_stock"] = "maybe" if kind != "parquet" else None
+    if kind != "parquet":
+        write_table(items, rows)
+        with pytest.raises(HfGrError, match="in_stock of item 'c' is 'maybe'; a flag is true or false"):
+            prepare_table(tmp_path / "other", interactions, items, flags=["in_stock"])
