@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -37,19 +37,25 @@ class Ranking:
     sids: torch.Tensor
 
 
+class SearchSettings(TypedDict, total=False):
+    """Settings of a search, as [`tree_search`] explains them."""
+
+    method: Method
+    score: Score
+    temperature: float
+    item_filter: ItemFilter | None
+    generator: torch.Generator | None
+    prefix_cache: PrefixCache | None
+    graphs: SearchGraphs | None
+
+
 def search(
     model: PreTrainedModel,
     prompts: list[list[int]],
     grammar: SidGrammar,
     *,
     num_beams: int,
-    method: Method = "beam",
-    score: Score = "constrained",
-    temperature: float = 1.0,
-    item_filter: ItemFilter | None = None,
-    generator: torch.Generator | None = None,
-    prefix_cache: PrefixCache | None = None,
-    graphs: SearchGraphs | None = None,
+    **settings: Unpack[SearchSettings],
 ) -> Beams:
     """The answers that best continue each prompt (or draws from the policy), by whichever path suits the model.
 
@@ -59,28 +65,17 @@ def search(
     supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
     logger.debug("%s: %s", "tree search" if supported else "generate, slower", reason)
     if supported:
-        return tree_search(
-            model,
-            prompts,
-            grammar,
-            num_beams=num_beams,
-            method=method,
-            score=score,
-            temperature=temperature,
-            item_filter=item_filter,
-            generator=generator,
-            prefix_cache=prefix_cache,
-            graphs=graphs,
-        )
+        return tree_search(model, prompts, grammar, num_beams=num_beams, **settings)
+    method = settings.get("method", "beam")
     beams = generate_search(
         model,
         prompts,
         grammar,
         num_beams=num_beams,
         method=method,
-        score=score,
-        temperature=temperature,
-        item_filter=item_filter,
+        score=settings.get("score", "constrained"),
+        temperature=settings.get("temperature", 1.0),
+        item_filter=settings.get("item_filter"),
     )
     return merged(beams, grammar) if method == "beam" else beams
 
@@ -124,19 +119,22 @@ def beam_search(
         )
         return ranked(beams, grammar, item_filter, top_k)
 
+    settings: SearchSettings = {
+        "method": method,
+        "score": score,
+        "temperature": temperature,
+        "generator": generator,
+        "prefix_cache": prefix_cache,
+        "graphs": graphs,
+    }
+
     def once(rows: torch.Tensor, rows_filter: ItemFilter | None) -> Ranking:
         beams = search(
             model,
             [prompts[row] for row in rows.tolist()],
             grammar,
             num_beams=max(num_beams, top_k),
-            method=method,
-            score=score,
-            temperature=temperature,
-            item_filter=rows_filter,
-            generator=generator,
-            prefix_cache=prefix_cache,
-            graphs=graphs,
+            **settings | {"item_filter": rows_filter},
         )
         return ranked(beams, grammar, rows_filter, top_k)
 
@@ -216,7 +214,7 @@ def ranked(beams: Beams, grammar: SidGrammar, item_filter: ItemFilter | None, to
     items = torch.nn.functional.pad(items, (0, missing), value=-1)
     place = torch.nn.functional.pad(place, (0, missing))
     gone = items < 0
-    sids = grammar.codes(tokens.masked_fill(tokens < 0, -1))
+    sids = grammar.codes(tokens)
     return Ranking(
         items,
         scores.gather(1, place).masked_fill(gone, -torch.inf),

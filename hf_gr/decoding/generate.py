@@ -1,5 +1,7 @@
 """The row path: beams by plain `generate()` with our processor, for LMs that take no ancestor mask."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel
 
@@ -23,7 +25,7 @@ def generate_search(
 ) -> Beams:
     """As [`tree_search`], by plain `generate`: slower, for any causal LM.
 
-    Orders of one set in an unordered grammar are not merged, and a temperature counts for samples only.
+    Orders of one set in an unordered grammar are not merged.
     `method="gumbel"` is for the tree ([`HfGrError`]).
     """
     if method == "gumbel":
@@ -49,6 +51,7 @@ def generate_search(
         item_filter=item_filter,
         raise_on_dead=False,
         renormalize=score == "constrained" and not sample,
+        temperature=1.0 if sample else temperature,
     )
     output = model.generate(
         input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([processor])
@@ -58,7 +61,8 @@ def generate_search(
     if config.num_beams > 1:
         scores = output.sequences_scores.float()
     else:
-        read = output.logits if score == "model" and not sample else output.scores
+        plain = score == "model" and not sample
+        read = [logits / temperature for logits in output.logits] if plain else output.scores
         scores = _chosen_scores(read, answers, grammar)
     # `generate` fills up with impossible beams where fewer SIDs are live than beams
     dead = ~grammar.alive(states) | (scores < -1e8)
@@ -74,7 +78,7 @@ def generate_search(
     )
 
 
-def _chosen_scores(scores: tuple[torch.Tensor, ...], answers: torch.Tensor, grammar: SidGrammar) -> torch.Tensor:
+def _chosen_scores(scores: Sequence[torch.Tensor], answers: torch.Tensor, grammar: SidGrammar) -> torch.Tensor:
     """Log-probability of the codes of answers (int64 [rows, T]) under the scores of every token, float32 [rows]."""
     chosen = [
         torch.log_softmax(scores[column].float(), -1).gather(1, answers[:, column, None])

@@ -125,8 +125,8 @@ def search_from(
     merge: bool = True,
 ) -> Beams:
     """[`tree_search`] from prompts that were read, the first thinking token included; nothing waits for the device."""
-    search = _TreeSearch(trunk, grammar, num_beams, score, temperature)
-    search.merging = merge and method == "beam"
+    merging = merge and method == "beam"
+    search = _TreeSearch(trunk, grammar, num_beams, score, temperature, merging)
     for step in range(grammar.num_codes):
         search.extend(step, method, item_filter, generator)
     return search.result()
@@ -141,10 +141,11 @@ def check_filter(item_filter: ItemFilter | None) -> None:
 class _TreeSearch:
     """State of one search: B prompts and up to W beams each; `ancestors` are a beam's columns since the prompts."""
 
-    merging = False
-
-    def __init__(self, trunk: Trunk, grammar: SidGrammar, num_beams: int, score: Score, temperature: float):
+    def __init__(
+        self, trunk: Trunk, grammar: SidGrammar, num_beams: int, score: Score, temperature: float, merging: bool
+    ):
         self.trunk, self.grammar, self.score, self.temperature = trunk, grammar, score, temperature
+        self.merging = merging
         self.batch, self.width, self.device = len(trunk.lengths), num_beams, trunk.device
         self.hidden = trunk.hidden  # what the next code is read from: [B, 1, d], later [B, beams, d]
         self.states = self.grammar.initial(self.batch).view(self.batch, 1, -1)

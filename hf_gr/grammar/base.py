@@ -61,8 +61,6 @@ class SidGrammar(ABC):
     Raises [`HfGrError`] where tokens and SIDs do not match, or no row can be an answer.
     """
 
-    state_size: int
-
     def __init__(
         self,
         codes: np.ndarray,

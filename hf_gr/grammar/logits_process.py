@@ -30,6 +30,7 @@ class SidLogitsProcessor(LogitsProcessor):
             `generate` carries impossible beams along when there are fewer answers than beams.
         renormalize: Whether the scores of what is allowed become log-probabilities among themselves: beams then follow
             the constrained policy, as `tree_search(score="constrained")` does.
+        temperature: Divides the logits, for beams; where `generate` samples, it has a temperature of its own.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class SidLogitsProcessor(LogitsProcessor):
         item_filter: ItemFilter | None = None,
         raise_on_dead: bool = True,
         renormalize: bool = False,
+        temperature: float = 1.0,
     ):
         self.grammar, self.raise_on_dead, self.item_filter = grammar, raise_on_dead, item_filter
-        self.renormalize = renormalize
+        self.renormalize, self.temperature = renormalize, temperature
         self.prompt_length, self.eos_token_id = prompt_length, eos_token_id
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -67,6 +69,8 @@ class SidLogitsProcessor(LogitsProcessor):
         if length not in grammar.code_columns:
             masked[:, grammar.think_ids[length // grammar.stride]] = 0
             return masked
+        if self.temperature != 1:
+            scores = torch.log_softmax(scores / self.temperature, -1)
         step = length // grammar.stride
         tokens = grammar.step_tokens(step)
         options = grammar.successors(grammar.walk(answer), step, self.item_filter)

@@ -31,8 +31,6 @@ class TrieGrammar(SidGrammar):
     Some 26 bytes an item. Arguments: as [`SidGrammar`].
     """
 
-    state_size = 1
-
     def __init__(
         self,
         codes: np.ndarray,

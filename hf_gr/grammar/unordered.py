@@ -62,7 +62,6 @@ class UnorderedGrammar(SidGrammar):
     def _index(self, trie: TrieGrammar) -> None:
         """Takes the trie and makes tables and lists of its items, which are known by their position there."""
         sizes, codes = self.codebook_sizes, _narrow(trie.item_codes)
-        self.state_size = self.num_codes
         self._trie = trie
         self._codes = torch.from_numpy(codes)
         self._codebook = torch.repeat_interleave(torch.arange(self.num_codes), torch.tensor(sizes))

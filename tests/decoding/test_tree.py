@@ -156,6 +156,19 @@ def test_stochastic_beams_are_distinct_draws_of_the_policy(form):
         assert all(abs(float(s) - expected[sid]) < 1e-4 for s, sid in zip(beams.scores[row], sids[row], strict=True))
 
 
+@pytest.mark.parametrize("score", ["constrained", "model"])
+@pytest.mark.parametrize("width", [1, 5])
+def test_both_paths_know_temperature(score, width):
+    case = build(form="stepwise")
+    settings = {"num_beams": width, "score": score}
+    tree = tree_search(case.model, case.prompts(), case.grammar, temperature=0.4, **settings)
+    rows = generate_search(case.model, case.prompts(), case.grammar, temperature=0.4, **settings)
+    assert torch.equal(tree.tokens, rows.tokens)
+    assert torch.allclose(tree.scores, rows.scores, atol=1e-4)
+    without = generate_search(case.model, case.prompts(), case.grammar, **settings)
+    assert not torch.allclose(without.scores, rows.scores, atol=1e-2)
+
+
 def test_temperature_divides_the_logits():
     case = build(catalog=tiny_catalog(num_items=6, sizes=(2, 2)))
     prompts = case.prompts((3,))

@@ -37,7 +37,7 @@ def test_walk_and_successors_equal_the_listing(listing):
     for step in range(listing.levels):
         prefixes = listing.prefixes(step)
         states = grammar.walk(listing.written(prefixes))
-        assert states.shape == (len(prefixes), grammar.state_size) and states.dtype == torch.int64
+        assert states.shape == (len(prefixes), 1) and states.dtype == torch.int64
         if listing.thinking:
             think = torch.full((len(prefixes), 1), listing.think_ids[step])
             assert torch.equal(grammar.walk(torch.cat([listing.written(prefixes), think], 1)), states)

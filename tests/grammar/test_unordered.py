@@ -265,7 +265,7 @@ def test_a_saved_grammar_comes_back(tmp_path):
 
 def assert_alike(one: UnorderedGrammar, other: UnorderedGrammar, listing: Listing) -> None:
     assert type(one) is type(other) is UnorderedGrammar
-    for name in ("num_items", "num_sids", "catalog_size", "think_ids", "codebook_sizes", "state_size", "nbytes"):
+    for name in ("num_items", "num_sids", "catalog_size", "think_ids", "codebook_sizes", "nbytes"):
         assert getattr(one, name) == getattr(other, name), name
     assert np.array_equal(one.item_codes, other.item_codes)
     assert torch.equal(one.option_keys, other.option_keys)
