@@ -48,7 +48,7 @@ def prepare_table(
         item_columns: The same for the items file alone, where it calls a column differently.
         time_unit: What numeric time stamps count; see `data_prep.events.typed_events`.
         category_separator: Splits `categories` given as one string.
-        flags: Columns of the items file that say yes or no (`in_stock`), by its names; requests may filter by them.
+        flags: Columns of the items file that say yes or no (`in_stock`), mapped or not; requests may filter by them.
         options: What is kept.
         source: Where the data comes from, in a sentence, for the card.
         license: Licence identifier.
@@ -61,8 +61,8 @@ def prepare_table(
     files = {"interactions": interactions}
     if items is not None:
         files["items"] = check_file(items)
-    columns = check_map(columns, _KNOWN)
-    item_columns = columns | check_map(item_columns, ("item_id", *it.OPTIONAL))
+    columns = check_map(columns, (*_KNOWN, *flags))
+    item_columns = columns | check_map(item_columns, ("item_id", *it.OPTIONAL, *flags))
     more: dict[str, object] = {"columns": columns, "item_columns": item_columns, "time_unit": time_unit}
     more["separator"] = category_separator
     if flags and items is None:

@@ -258,8 +258,10 @@ def test_flags_of_items_become_boolean_columns(tmp_path, kind):
     prepare_table(tmp_path / "out", interactions, items, flags=["in_stock"])
     table = InteractionDataset.load(tmp_path / "out").items
     assert table["in_stock"].to_pylist() == [True, False, True, False]
-    with pytest.raises(HfGrError, match="sale"):
+    with pytest.raises(HfGrError, match="no column 'sale'"):
         prepare_table(tmp_path / "other", interactions, items, flags=["sale"])
+    prepare_table(tmp_path / "mapped", interactions, items, flags=["sale"], columns={"sale": "in_stock"})
+    assert InteractionDataset.load(tmp_path / "mapped").items["sale"].to_pylist() == [True, False, True, False]
     with pytest.raises(HfGrError, match="there is no table of items"):
         prepare_table(tmp_path / "other", interactions, flags=["in_stock"])
     rows[2]["in_stock"] = "maybe" if kind != "parquet" else None
