@@ -90,7 +90,7 @@ def worlds(request, tmp_path_factory):
             )
         )
         vectors = {"embeddings": str(folder / "vectors"), "output_dir": str(data.catalog)}
-        quantize(QuantizeConfig(**given, **vectors, codebook_size=4, collisions="none"))
+        quantize(QuantizeConfig(**given, **vectors, codebook_size=4, collisions="keep"))
         made.append(data)
     return request.param, made
 

@@ -236,7 +236,7 @@ def _all_lists(
 
 def _catalogue_figures(recommender: "Recommender", rows: np.ndarray, cases: Cases, num_items: int) -> dict[str, Any]:
     """Collisions of the model's catalogue, and the items on every code of every level."""
-    from ..quantizers.collisions import collision_report
+    from ..quantizers.metrics import collision_report
 
     codes, sizes = recommender.catalog.codes, recommender.catalog.codebook_sizes
     targets = _places(rows, num_items)[cases.targets]

@@ -1,18 +1,24 @@
 """The quantize station: item vectors → quantizer and SID catalogue."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import fingerprint, is_current, report, write_manifest, writing
+import torch
+from transformers import PreTrainedConfig
+
+from ..artifacts import fingerprint, is_current, report, settings_key, write_manifest, writing
 from ..catalog import SidCatalog
 from ..dataset import InteractionDataset, SplitKind, popularity
+from ..embedding.behavior import cooccurrence
 from ..embedding.store import ItemVectors, items_fingerprint
 from ..errors import HfGrError
 from .base import Quantizer
-from .collisions import CollisionMethod, collision_report, print_collisions, resolve_collisions
-from .rq_kmeans import RQKMeans, RQKMeansConfig
+from .collisions import CollisionMethod, resolve_collisions
+from .metrics import collision_report, print_collisions
+from .rq_kmeans import RQKMeans
+from .rq_vae import RQVAE
 
 
 STATION = "quantize"
@@ -25,28 +31,39 @@ class QuantizeConfig:
     dataset: str = field(metadata={"help": "Dataset folder to read."})
     embeddings: str = field(metadata={"help": "Folder with the item vectors of that dataset."})
     output_dir: str = field(metadata={"help": "Folder to write the quantizer and the SID catalogue to."})
-    method: str = field(default="rq_kmeans", metadata={"help": "Quantizer: rq_kmeans."})
+    method: str = field(default="rq_kmeans", metadata={"help": "Quantizer: rq_kmeans, rq_vae."})
     levels: int = field(default=3, metadata={"help": "Codes in a SID."})
     codebook_size: int = field(default=64, metadata={"help": "Codes to choose from on each level."})
+    method_config: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Further settings of the method\'s config, such as {"epochs": 200}; its docstring lists them.'
+        },
+    )
     collisions: CollisionMethod = field(
         default="greedy",
-        metadata={"help": "Items on one SID: greedy moves them to free codes of the last level, none leaves them."},
+        metadata={"help": "Items on one SID: greedy moves them to free codes of the last level, keep leaves them."},
     )
-    n_iter: int = field(default=25, metadata={"help": "Iterations of K-means per level."})
+    window: int = field(
+        default=5,
+        metadata={"help": "For methods that use co-occurrence: events at most this far apart were used together."},
+    )
     split: SplitKind = field(
         default="leave_one_out",
-        metadata={"help": "Split whose training part gives popularity, which orders items on a shared SID."},
+        metadata={"help": "Split whose training part gives popularity (the order on a shared SID) and co-occurrence."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of the quantizer."})
     force: bool = field(default=False, metadata={"help": "Write again even if the output is up to date."})
 
+    def __post_init__(self) -> None:
+        if isinstance(self.method_config, str):  # from the command line
+            try:
+                self.method_config = json.loads(self.method_config)
+            except json.JSONDecodeError as error:
+                raise HfGrError(f"method_config {self.method_config!r} is not JSON ({error}).") from None
 
-def _rq_kmeans(config: QuantizeConfig, dim: int) -> Quantizer:
-    sizes = [config.codebook_size] * config.levels
-    return RQKMeans(RQKMeansConfig(dim=dim, codebook_sizes=sizes, n_iter=config.n_iter))
 
-
-METHODS: dict[str, Callable[[QuantizeConfig, int], Quantizer]] = {"rq_kmeans": _rq_kmeans}
+METHODS: dict[str, type[Quantizer]] = {"rq_kmeans": RQKMeans, "rq_vae": RQVAE}
 
 
 def quantize(config: QuantizeConfig) -> Path:
@@ -71,9 +88,13 @@ def quantize(config: QuantizeConfig) -> Path:
     dataset = InteractionDataset.load(config.dataset)
     split = dataset.split(config.split)
     item_vectors = _load_vectors(config.embeddings, dataset)
-    quantizer = METHODS[config.method](config, item_vectors.dim).fit(item_vectors.vectors, seed=config.seed)
-    codes = quantizer.encode(item_vectors.vectors)
-    codes = resolve_collisions(codes, item_vectors.vectors, quantizer, config.collisions)
+    quantizer = new_quantizer(config, item_vectors.dim).to(_device())
+    graph = cooccurrence(split.train, dataset.num_items, config.window) if quantizer.uses_graph else None
+    vectors = quantizer.align(item_vectors.vectors, graph)
+    checkpoint = output.with_name(f".{output.name}.fit-{settings_key(STATION, settings, inputs)}.pt")
+    quantizer.fit(vectors, item_ids=dataset.item_ids, seed=config.seed, checkpoint=checkpoint)
+    codes = quantizer.encode(vectors)
+    codes = resolve_collisions(codes, vectors, quantizer, config.collisions)
     counts = popularity(split.train, dataset.num_items)
     sizes = list(quantizer.config.codebook_sizes)
     code_vectors = [quantizer.code_vectors(level) for level in range(quantizer.num_levels)]
@@ -85,6 +106,7 @@ def quantize(config: QuantizeConfig) -> Path:
         quantizer.save_pretrained(folder / "quantizer")
         catalog.save(folder)
         write_manifest(folder, STATION, settings, inputs, collisions=found)
+    checkpoint.unlink(missing_ok=True)
     report(STATION, read, output)
     print_collisions(found)
     return output
@@ -100,6 +122,25 @@ def _check(config: QuantizeConfig) -> None:
         )
 
 
+def new_quantizer(config: QuantizeConfig, dim: int) -> Quantizer:
+    """The quantizer that a config names, not fitted yet. Raises [`HfGrError`] on settings its method does not have."""
+    method = METHODS[config.method]
+    given = config.method_config if isinstance(config.method_config, dict) else {}
+    known = {item.name for item in fields(method.config_class)} - {item.name for item in fields(PreTrainedConfig)}
+    unknown = sorted(set(given) - (known - {"dim", "codebook_sizes"}))
+    if unknown:
+        raise HfGrError(
+            f"method_config holds {', '.join(unknown)}, which {config.method} does not have; "
+            f"it has {', '.join(sorted(known - {'dim', 'codebook_sizes'}))}."
+        )
+    sizes = [config.codebook_size] * config.levels
+    return method(method.config_class(dim=dim, codebook_sizes=sizes, **given))
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
 def _load_vectors(folder: str, dataset: InteractionDataset) -> ItemVectors:
     item_vectors = ItemVectors.load(folder)
     recorded = item_vectors.info.get("items_fingerprint")  # vectors from elsewhere need not have it
@@ -112,5 +153,5 @@ def _load_vectors(folder: str, dataset: InteractionDataset) -> ItemVectors:
 
 
 def _settings(config: QuantizeConfig) -> dict[str, Any]:
-    names = ("method", "levels", "codebook_size", "collisions", "n_iter", "split", "seed")
+    names = ("method", "levels", "codebook_size", "method_config", "collisions", "window", "split", "seed")
     return {name: value for name, value in vars(config).items() if name in names}

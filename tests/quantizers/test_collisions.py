@@ -69,7 +69,7 @@ def test_the_nearest_stays_and_the_furthest_takes_the_last_free_code():
     codes = quantizer.encode(vectors)
     assert codes[:, 1].tolist() == [0, 0, 0, 1, 0]
     assert resolve_collisions(codes, vectors, quantizer)[:, 1].tolist() == [0, 0, 2, 1, 0]
-    assert np.array_equal(resolve_collisions(codes, vectors, quantizer, "none"), codes)
+    assert np.array_equal(resolve_collisions(codes, vectors, quantizer, "keep"), codes)
 
 
 def test_equal_items_are_told_apart_by_their_rows():

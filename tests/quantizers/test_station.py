@@ -48,7 +48,7 @@ def test_the_artefact_holds_quantizer_and_catalogue(config: QuantizeConfig):
 
 
 def test_collisions_can_be_left(config: QuantizeConfig):
-    folder = quantize(replace(config, collisions="none"))
+    folder = quantize(replace(config, collisions="keep"))
     codes = RQKMeans.from_pretrained(folder / "quantizer").encode(ItemVectors.load(config.embeddings).vectors)
     assert np.array_equal(SidCatalog.load(folder).codes, codes)
 
@@ -69,7 +69,7 @@ def test_a_second_run_is_up_to_date_and_a_changed_setting_is_not(config: Quantiz
     capsys.readouterr()
     quantize(config)
     assert "up to date" in capsys.readouterr().out
-    for change in ({"seed": 1}, {"collisions": "none"}, {"force": True}):
+    for change in ({"seed": 1}, {"collisions": "keep"}, {"force": True}):
         quantize(replace(config, **change))
         assert "wrote" in capsys.readouterr().out
 

@@ -1,0 +1,229 @@
+"""What quantizers that are trained by gradients share: encoder, decoder, and a fit that streams and resumes.
+
+The loop is plain PyTorch on one device, not a `Trainer`: a codebook is small beside the model it serves, EMA
+counts and the revival of dead codes want to see every batch whole, and of several processes only the first one fits.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import initialization
+
+from ..errors import HfGrError
+from .base import Quantizer, QuantizerConfig
+from .vectors import CHUNK, sample_rows, shuffled_batches
+
+
+class NeuralQuantizerConfig(QuantizerConfig):
+    """Config of quantizers with an encoder and a decoder.
+
+    Args:
+        hidden_sizes: Widths of the encoder's hidden layers; the decoder has them in reverse.
+        latent_dim: w, width of what is quantized.
+        epochs: Passes over the vectors.
+        batch_size: Vectors per step.
+        learning_rate: Peak of AdamW's; warmed up over the first twentieth of the steps, then on a cosine to 0.
+        weight_decay: AdamW's, on the weights of encoder and decoder.
+        sample_size: Vectors that the start of the codebooks is computed from, at most.
+    """
+
+    hidden_sizes: list[int] | tuple[int, ...] = (512, 256)
+    latent_dim: int = 64
+    epochs: int = 100
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    sample_size: int = 65_536
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.hidden_sizes = list(self.hidden_sizes)
+        super().__post_init__(**kwargs)
+
+
+class NeuralQuantizer(Quantizer):
+    """z = Enc((x − μ)/σ) is quantized to ẑ, and x̂ = μ + σ·Dec(ẑ); μ [d] and the one number σ are the data's [ours].
+
+    A method implements `_start`, `_losses` and, where codebooks change outside the gradient, `_after_step` and
+    `_after_epoch`.
+
+    Attributes:
+        fit_log: One entry an epoch: the mean of every part of the loss.
+    """
+
+    config_class = NeuralQuantizerConfig
+    config: NeuralQuantizerConfig
+
+    def __init__(self, config: NeuralQuantizerConfig) -> None:
+        super().__init__(config)
+        widths = [config.dim, *config.hidden_sizes, config.latent_dim]
+        self.encoder, self.decoder = _mlp(widths), _mlp(widths[::-1])
+        self.register_buffer("mean", torch.empty(config.dim))
+        self.register_buffer("scale", torch.empty(()))
+        self.fit_log: list[dict[str, float]] = []
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # NaN marks what neither `fit` nor a checkpoint has set; `check_fitted` looks for it
+        for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            if tensor.is_floating_point():
+                initialization.constant_(tensor, float("nan"))
+
+    def _start(self, latents: torch.Tensor, seed: int) -> None:
+        """Gives codebooks their first values from a sample of latents, float32 [n, w]."""
+        raise NotImplementedError
+
+    def _losses(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The weighted parts of the loss of vectors float32 [n, d]; their sum is minimised."""
+        raise NotImplementedError
+
+    def _after_step(self) -> None:
+        """What changes after every step without a gradient."""
+
+    def _after_epoch(self, progress: float) -> None:
+        """What changes after every epoch; `progress` is the share of the epochs done."""
+
+    def latents(self, batch: torch.Tensor) -> torch.Tensor:
+        """float32 [n, d] → z, float32 [n, w]."""
+        return self.encoder((batch - self.mean) / self.scale)
+
+    def reconstructed(self, latents: torch.Tensor) -> torch.Tensor:
+        """ẑ, float32 [n, w] → x̂, float32 [n, d]."""
+        return self.mean + self.scale * self.decoder(latents)
+
+    def reconstruction_loss(self, batch: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """‖x − x̂‖² / (d σ²), mean over the batch: 1 for what always answers μ."""
+        return ((batch - self.mean) / self.scale - self.decoder(latents)).square().mean()
+
+    def _fit(self, vectors: np.ndarray, seed: int, progress: bool, checkpoint: Path | None) -> None:
+        with torch.random.fork_rng(), torch.enable_grad():
+            torch.manual_seed(seed)
+            self._reset(vectors, seed)
+            config = self.config
+            steps = config.epochs * sum(math.ceil(length / config.batch_size) for length in _chunks(len(vectors)))
+            optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, steps))
+            state = _FitState(self, optimizer, schedule)
+            first = state.load(checkpoint) if checkpoint is not None and checkpoint.is_file() else 0
+            name = config.model_type.removeprefix("hf_gr_")
+            with tqdm(total=config.epochs, initial=first, desc=name, unit="epoch", disable=not progress) as bar:
+                for epoch in range(first, config.epochs):
+                    # depends on the number of the epoch alone, so a resumed fit sees what an unkilled one does
+                    order = shuffled_batches(len(vectors), config.batch_size, np.random.default_rng([seed, epoch]))
+                    self.fit_log.append(self._epoch(vectors, order, optimizer, schedule))
+                    self._after_epoch((epoch + 1) / config.epochs)
+                    bar.set_postfix({key: f"{value:.4f}" for key, value in self.fit_log[-1].items()})
+                    bar.update()
+                    if checkpoint is not None:
+                        state.save(checkpoint, epoch + 1)
+
+    def _epoch(
+        self,
+        vectors: np.ndarray,
+        order: Any,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+    ) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for rows in order:
+            parts = self._losses(self._tensor(vectors[rows]))
+            loss = torch.stack(list(parts.values())).sum()
+            if not loss.isfinite():
+                raise HfGrError(f"the loss of {self.config.model_type} became {loss.item()}; lower learning_rate.")
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            self._after_step()
+            for name, part in parts.items():
+                sums[name] = sums.get(name, 0.0) + part.item() * len(rows)
+        return {name: total / len(vectors) for name, total in sums.items()}
+
+    @torch.no_grad()
+    def _reset(self, vectors: np.ndarray, seed: int) -> None:
+        mean, variance = _moments(vectors)
+        self.mean.copy_(torch.from_numpy(mean))
+        self.scale.fill_(math.sqrt(variance))
+        self.fit_log = []
+        for module in [*self.encoder, *self.decoder]:
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+        sample = self._tensor(sample_rows(vectors, self.config.sample_size, seed))
+        self._start(torch.cat([self.latents(part) for part in sample.split(CHUNK)]), seed)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Weights of encoder and decoder decay; biases and what else is learned do not."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        layers = [module for module in [*self.encoder, *self.decoder] if isinstance(module, nn.Linear)]
+        decayed = {id(layer.weight) for layer in layers}
+        return [
+            {"params": [p for p in trained if id(p) in decayed], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+        ]
+
+
+class _FitState:
+    """What a killed fit needs to go on, in one file that replaces its predecessor atomically."""
+
+    def __init__(self, model: NeuralQuantizer, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+        self._model, self._optimizer, self._schedule = model, optimizer, schedule
+
+    def save(self, file: Path, epoch: int) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        half = file.with_suffix(".tmp")
+        state = {
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": {"last_epoch": self._schedule.last_epoch},
+            "random": torch.get_rng_state(),
+            "log": self._model.fit_log,
+            "epoch": epoch,
+        }
+        torch.save(state, half)
+        half.replace(file)
+
+    def load(self, file: Path) -> int:
+        """Epochs done."""
+        state = torch.load(file, weights_only=True, map_location=self._model.device)
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.last_epoch = state["schedule"]["last_epoch"]
+        torch.set_rng_state(state["random"].cpu())
+        self._model.fit_log = state["log"]
+        return state["epoch"]
+
+
+def _mlp(widths: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for into, out in itertools.pairwise(widths):
+        layers += [nn.Linear(into, out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _moments(vectors: np.ndarray) -> tuple[np.ndarray, float]:
+    """Mean of every dimension, float32 [d], and the mean over dimensions of their variances; read in chunks."""
+    total, squares = np.zeros(vectors.shape[1]), 0.0
+    for start in range(0, len(vectors), CHUNK):
+        chunk = np.asarray(vectors[start : start + CHUNK], dtype=np.float64)
+        total += chunk.sum(axis=0)
+        squares += float(np.square(chunk).sum())
+    mean = total / len(vectors)
+    variance = squares / (len(vectors) * vectors.shape[1]) - float(np.square(mean).mean())
+    return mean.astype(np.float32), variance
+
+
+def _chunks(num_rows: int) -> list[int]:
+    return [min(CHUNK, num_rows - start) for start in range(0, num_rows, CHUNK)]
+
+
+def _warm_cosine(step: int, steps: int) -> float:
+    warm = max(steps // 20, 1)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
