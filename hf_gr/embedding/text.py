@@ -1,7 +1,5 @@
 """Item texts → vectors, with any sentence-transformers model, in chunks that survive a killed run."""
 
-import hashlib
-import json
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +7,15 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from .. import offline
 from ..errors import HfGrError
+from .cache import CHUNK_SIZE, encode_in_chunks
 
 
 DEFAULT_ENCODER = "wheel:all-MiniLM-L6-v2"
 DEFAULT_FIELDS = ("title", "brand", "categories", "description")
 DEFAULT_TEMPLATE = "{field}: {value}"
-CHUNK_SIZE = 2048  # texts per file of the cache: what a killed run can lose
 
 
 class Encoder(Protocol):
@@ -112,31 +109,8 @@ def encode_text(
     if not texts:
         raise HfGrError("no texts to encode; the items table is empty.")
     encode = SentenceEncoder(encoder, batch_size, device) if isinstance(encoder, str) else encoder
-    folder = None if cache is None else Path(cache) / _cache_key(texts, encode, chunk_size)
-    chunks = []
-    with tqdm(total=len(texts), desc=f"encode with {encode.name}", unit="text", disable=not progress) as bar:
-        for start in range(0, len(texts), chunk_size):
-            part = texts[start : start + chunk_size]
-            chunks.append(encode(part) if folder is None else _cached(part, encode, folder / f"{start:012d}.npy"))
-            bar.update(len(part))
-    return np.concatenate(chunks)
-
-
-def _cached(texts: Sequence[str], encode: Encoder, file: Path) -> np.ndarray:
-    if file.is_file():
-        return np.load(file, allow_pickle=False)
-    vectors = encode(texts)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    half = file.with_suffix(".tmp")
-    with half.open("wb") as handle:
-        np.save(handle, vectors, allow_pickle=False)
-    half.replace(file)
-    return vectors
-
-
-def _cache_key(texts: Sequence[str], encode: Encoder, chunk_size: int) -> str:
-    text = json.dumps([encode.name, encode.pooling, chunk_size, list(texts)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    key = [encode.name, encode.pooling, list(texts)]
+    return encode_in_chunks(texts, encode, key, cache, chunk_size, progress)
 
 
 def _check_template(template: str) -> None:
