@@ -1,6 +1,7 @@
 """Item vector → codes: one file a method, behind one base class."""
 
 from .base import Quantizer, QuantizerConfig
+from .coba import CoBa, CoBaConfig
 from .collisions import resolve_collisions
 from .metrics import collision_report, print_collisions
 from .rq_kmeans import RQKMeans, RQKMeansConfig
@@ -11,6 +12,8 @@ from .station import METHODS, QuantizeConfig, quantize
 __all__ = [
     "METHODS",
     "RQVAE",
+    "CoBa",
+    "CoBaConfig",
     "QuantizeConfig",
     "Quantizer",
     "QuantizerConfig",

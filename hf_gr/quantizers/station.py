@@ -15,6 +15,7 @@ from ..embedding.behavior import cooccurrence
 from ..embedding.store import ItemVectors, items_fingerprint
 from ..errors import HfGrError
 from .base import Quantizer
+from .coba import CoBa
 from .collisions import CollisionMethod, resolve_collisions
 from .metrics import collision_report, print_collisions
 from .rq_kmeans import RQKMeans
@@ -63,7 +64,7 @@ class QuantizeConfig:
                 raise HfGrError(f"method_config {self.method_config!r} is not JSON ({error}).") from None
 
 
-METHODS: dict[str, type[Quantizer]] = {"rq_kmeans": RQKMeans, "rq_vae": RQVAE}
+METHODS: dict[str, type[Quantizer]] = {"coba": CoBa, "rq_kmeans": RQKMeans, "rq_vae": RQVAE}
 
 
 def quantize(config: QuantizeConfig) -> Path:
