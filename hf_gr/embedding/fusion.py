@@ -7,6 +7,9 @@ import numpy as np
 from ..errors import HfGrError
 
 
+_BLOCK_ROWS = 65_536  # rows in float64 at a time
+
+
 def fuse(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
     """Normalises every part row by row, multiplies it by the square root of its weight and concatenates.
 
@@ -31,12 +34,17 @@ def fuse(parts: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.nd
     for name, weight in weights.items():
         if not 0 < weight < float("inf"):
             raise HfGrError(f"the weight of {name!r} is {weight}; give a number above 0, or leave the source out.")
-    return np.concatenate([_unit_rows(part) * np.sqrt(weights[name]) for name, part in parts.items()], axis=1).astype(
-        np.float32
-    )
+    total = sum(part.shape[1] for part in parts.values())
+    fused = np.empty((max(rows.values()), total), np.float32)
+    for start in range(0, len(fused), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        pieces = [unit_rows(part[block]) * np.sqrt(weights[name]) for name, part in parts.items()]
+        fused[block] = np.concatenate(pieces, axis=1)
+    return fused
 
 
-def _unit_rows(part: np.ndarray) -> np.ndarray:
+def unit_rows(part: np.ndarray) -> np.ndarray:
+    """Rows [N, d] of length 1, in float64; rows of zeros stay zero."""
     values = part.astype(np.float64)
     norms = np.linalg.norm(values, axis=1, keepdims=True)
     return np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)

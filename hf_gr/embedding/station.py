@@ -3,21 +3,29 @@
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import scipy.sparse as sp
 
 from ..artifacts import fingerprint, is_current, report, write_manifest, writing
 from ..dataset import InteractionDataset, SplitKind
 from ..errors import HfGrError
-from .behavior import behavior_vectors
+from .behavior import behavior_vectors, cooccurrence
 from .fusion import fuse
+from .image import DEFAULT_IMAGE_ENCODER, VisionEncoder, encode_images, item_images
+from .missing import fill_missing, learn_maps, save_maps
+from .precomputed import read_vectors
+from .propagation import propagate
 from .store import ItemVectors, items_fingerprint
 from .text import DEFAULT_ENCODER, DEFAULT_FIELDS, DEFAULT_TEMPLATE, SentenceEncoder, encode_text, item_texts
 
 
 STATION = "embed"
-SOURCES = ("text", "behavior")
+SOURCES = ("text", "behavior", "image", "file")
+DEFAULT_SOURCES = ("text", "behavior")
+
+_Part = tuple[np.ndarray, dict[str, Any]]  # vectors [N, d] and what is recorded of them
 
 
 @dataclass
@@ -27,12 +35,14 @@ class EmbedConfig:
     dataset: str = field(metadata={"help": "Dataset folder to read."})
     output_dir: str = field(metadata={"help": "Folder to write the item vectors to."})
     sources: list[str] = field(
-        default_factory=lambda: list(SOURCES),
-        metadata={"help": "What the vectors are made of: text, behavior, or both; concatenated in this order."},
+        default_factory=lambda: list(DEFAULT_SOURCES),
+        metadata={"help": "What the vectors are made of: text, behavior, image, file; concatenated in this order."},
     )
-    weights: list[float] = field(
-        default_factory=lambda: [1.0, 1.0],
-        metadata={"help": "One weight above 0 per source: its share in the inner product of two items."},
+    weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "One weight above 0 per source: its share in the inner product of two items. 1 if left out."
+        },
     )
     encoder: str = field(
         default=DEFAULT_ENCODER,
@@ -46,24 +56,44 @@ class EmbedConfig:
         default=DEFAULT_TEMPLATE,
         metadata={"help": "Text of one field; {field} is its name, {value} what the item has. One field a line."},
     )
+    image_encoder: str = field(
+        default=DEFAULT_IMAGE_ENCODER,
+        metadata={"help": "transformers vision model for the column image: Hub id, folder, or wheel:…"},
+    )
+    vectors_file: str | None = field(
+        default=None,
+        metadata={"help": "Vectors of the source file: Parquet (item_id, vector) or safetensors with item ids."},
+    )
     behavior_dim: int = field(default=64, metadata={"help": "Width of the behaviour vectors."})
     window: int = field(
         default=5, metadata={"help": "Events of a history at most this far apart count as used together (1/distance)."}
     )
     split: SplitKind = field(
-        default="leave_one_out", metadata={"help": "Split whose training part the behaviour vectors are learned from."}
+        default="leave_one_out", metadata={"help": "Split whose training part behaviour and graph are learned from."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the decomposition of the behaviour matrix."})
-    batch_size: int = field(default=64, metadata={"help": "Texts per forward pass of the encoder."})
-    device: str | None = field(default=None, metadata={"help": "Device of the encoder; chosen if left out."})
-    force: bool = field(default=False, metadata={"help": "Write again even if the output is up to date."})
+    missing: Literal["predict", "zeros"] = field(
+        default="predict",
+        metadata={"help": "Parts that an item lacks (behaviour, image, …): predicted from its text, or zeros."},
+    )
+    propagate: bool = field(
+        default=False, metadata={"help": "Mix the vectors of items that are used together (co-occurrence graph)."}
+    )
+    alpha: float = field(default=0.2, metadata={"help": "Propagation: share of its own vector that an item keeps."})
+    hops: int = field(default=3, metadata={"help": "Propagation: how far a vector spreads."})
+    batch_size: int = field(default=64, metadata={"help": "Texts or images per forward pass of an encoder."})
+    device: str | None = field(default=None, metadata={"help": "Device of the encoders; chosen if left out."})
+    force: bool = field(
+        default=False,
+        metadata={"help": "Write again even if up to date (changed images outside the dataset folder go unseen)."},
+    )
 
 
 def embed(config: EmbedConfig) -> Path:
-    """Writes one vector per item: text and behaviour, normalised, weighted and concatenated.
+    """Writes one vector per item: its parts, normalised, weighted, concatenated and, if asked, propagated.
 
-    Only the training part of the split teaches behaviour. A run that was killed while it encoded texts goes on where
-    it stopped (see [`encode_text`]).
+    Only the training part of the split teaches behaviour and graph. A run that was killed while it encoded goes on
+    where it stopped (see [`encode_text`] and [`encode_images`]).
 
     Returns:
         The folder written (or found up to date).
@@ -71,62 +101,128 @@ def embed(config: EmbedConfig) -> Path:
     Raises:
         HfGrError: On unknown sources, a broken dataset, or vectors that are not finite.
     """
-    _check(config)
+    weights = _check(config)
     output = Path(config.output_dir)
-    settings, inputs = _settings(config), _inputs(config)
+    settings, inputs = _settings(config, weights), _inputs(config)
     if not config.force and is_current(output, STATION, settings, inputs):
         report(STATION, {"dataset": config.dataset}, output, current=True)
         return output
     dataset = InteractionDataset.load(config.dataset)
-    # chunks of encoded texts; an encoder folder that was trained again must not find its old ones
+    # chunks of encoded texts and images; an encoder folder that was trained again must not find its old ones
     cache = output.with_name(f".{output.name}.cache")
-    info: dict[str, Any] = {"sources": config.sources, "weights": config.weights}
+    info: dict[str, Any] = {"sources": config.sources, "weights": list(weights.values()), "missing": config.missing}
     info["items_fingerprint"] = items_fingerprint(dataset.item_ids)
     parts: dict[str, np.ndarray] = {}
     for source in config.sources:
-        if source == "text":
-            encoder = SentenceEncoder(config.encoder, config.batch_size, config.device)
-            texts = item_texts(dataset.items, config.fields, config.template)
-            parts[source] = encode_text(texts, encoder, cache=cache / inputs.get("encoder", "hub"))
-            info |= {"encoder": config.encoder, "pooling": encoder.pooling}
-            info |= {"fields": config.fields, "template": config.template}
-        else:
-            train = dataset.split(config.split).train
-            parts[source] = behavior_vectors(train, dataset.num_items, config.behavior_dim, config.window, config.seed)
-    info["dims"] = {name: part.shape[1] for name, part in parts.items()}
-    vectors = ItemVectors(fuse(parts, dict(zip(config.sources, config.weights, strict=True))), info)
+        parts[source], facts = _part(source, config, dataset, cache, inputs)
+        info |= facts
+    maps = learn_maps(parts) if config.missing == "predict" else {}
+    info |= {"dims": {name: part.shape[1] for name, part in parts.items()}, "predicted": list(maps)}
+    vectors = fuse(fill_missing(parts, maps), weights)
+    if config.propagate:
+        info |= {"propagate": {"alpha": config.alpha, "hops": config.hops, "window": config.window}}
+        vectors = propagate(vectors, _graph(config, dataset), config.alpha, config.hops, out=vectors)
     with writing(output) as folder:
-        vectors.save(folder)
+        ItemVectors(vectors, info).save(folder)
+        save_maps(maps, folder)
         write_manifest(folder, STATION, settings, inputs)
     shutil.rmtree(cache, ignore_errors=True)
     report(STATION, {"dataset": config.dataset}, output)
     return output
 
 
-def _check(config: EmbedConfig) -> None:
+def _part(source: str, config: EmbedConfig, dataset: InteractionDataset, cache: Path, inputs: dict[str, str]) -> _Part:
+    if source == "text":
+        return _text(config, dataset, cache, inputs.get("encoder"))
+    if source == "behavior":
+        return _behavior(config, dataset)
+    if source == "image":
+        return _image(config, dataset, cache, inputs.get("image_encoder"))
+    return _file(config, dataset)
+
+
+def _text(config: EmbedConfig, dataset: InteractionDataset, cache: Path, folder: str | None) -> _Part:
+    fields = [name for name in config.fields if name in dataset.items.column_names]
+    texts = item_texts(dataset.items, fields or config.fields, config.template)
+    encoder = SentenceEncoder(config.encoder, config.batch_size, config.device)
+    vectors = encode_text(texts, encoder, cache=cache / (folder or "hub"))
+    facts = {"encoder": config.encoder, "encoder_fingerprint": folder, "pooling": encoder.pooling}
+    return vectors, facts | {"fields": fields, "template": config.template}
+
+
+def _behavior(config: EmbedConfig, dataset: InteractionDataset) -> _Part:
+    train = dataset.split(config.split).train
+    vectors = behavior_vectors(train, dataset.num_items, config.behavior_dim, config.window, config.seed)
+    return vectors, {"split": config.split, "window": config.window}
+
+
+def _image(config: EmbedConfig, dataset: InteractionDataset, cache: Path, folder: str | None) -> _Part:
+    paths = item_images(dataset.items, config.dataset)
+    encoder = VisionEncoder(config.image_encoder, config.batch_size, config.device)
+    vectors = encode_images(paths, encoder, cache=cache / (folder or "hub"))
+    facts = {"image_encoder": config.image_encoder, "image_encoder_fingerprint": folder}
+    return vectors, facts | {"image_pooling": encoder.pooling}
+
+
+def _file(config: EmbedConfig, dataset: InteractionDataset) -> _Part:
+    return read_vectors(str(config.vectors_file), dataset.item_ids), {"vectors_file": config.vectors_file}
+
+
+def _graph(config: EmbedConfig, dataset: InteractionDataset) -> sp.csr_array:
+    graph = cooccurrence(dataset.split(config.split).train, dataset.num_items, config.window)
+    if graph.nnz == 0:
+        raise HfGrError(
+            f"{config.dataset}: no two items stand together in the training histories, so there is no graph; leave "
+            "--propagate out."
+        )
+    return graph
+
+
+def _check(config: EmbedConfig) -> dict[str, float]:
+    """The weight of every source."""
     unknown = [name for name in config.sources if name not in SOURCES]
     if unknown or not config.sources or len(set(config.sources)) < len(config.sources):
         raise HfGrError(f"sources {config.sources} must name each of {list(SOURCES)} at most once, and one at least.")
-    if len(config.weights) != len(config.sources):
+    weights = config.weights or [1.0] * len(config.sources)
+    if len(weights) != len(config.sources):
         raise HfGrError(
-            f"{len(config.weights)} weights {config.weights} for {len(config.sources)} sources {config.sources}; "
-            "give one weight per source."
+            f"{len(weights)} weights {weights} for {len(config.sources)} sources {config.sources}; "
+            "give one weight per source, or none."
         )
+    if (config.vectors_file is not None) != ("file" in config.sources):
+        raise HfGrError(
+            f"vectors_file is {config.vectors_file!r} and sources are {config.sources}; give a vectors_file exactly "
+            "when 'file' is one of the sources."
+        )
+    if config.missing not in ("predict", "zeros"):
+        raise HfGrError(f"missing is {config.missing!r}; use 'predict' or 'zeros'.")
+    return dict(zip(config.sources, weights, strict=True))
 
 
-def _settings(config: EmbedConfig) -> dict[str, Any]:
-    """What shapes the vectors: only the settings of the sources in use, so that others force no rebuild."""
-    settings: dict[str, Any] = {"sources": config.sources, "weights": config.weights}
+def _settings(config: EmbedConfig, weights: dict[str, float]) -> dict[str, Any]:
+    """What shapes the vectors: only the settings of what is in use, so that others force no rebuild."""
+    settings: dict[str, Any] = {"sources": config.sources, "weights": list(weights.values())}
     if "text" in config.sources:
         settings |= {"encoder": config.encoder, "fields": config.fields, "template": config.template}
+        settings |= {"missing": config.missing}
     if "behavior" in config.sources:
-        settings |= {"behavior_dim": config.behavior_dim, "window": config.window}
-        settings |= {"split": config.split, "seed": config.seed}
+        settings |= {"behavior_dim": config.behavior_dim, "seed": config.seed}
+    if "image" in config.sources:
+        settings |= {"image_encoder": config.image_encoder}
+    if config.propagate:
+        settings |= {"propagate": True, "alpha": config.alpha, "hops": config.hops}
+    if config.propagate or "behavior" in config.sources:
+        settings |= {"window": config.window, "split": config.split}
     return settings
 
 
 def _inputs(config: EmbedConfig) -> dict[str, str]:
+    """Fingerprints of what is read; of an encoder only where it is a folder, which may be trained again."""
     inputs = {"dataset": fingerprint(config.dataset)}
-    if "text" in config.sources and Path(config.encoder).is_dir():  # a folder may be trained again under its name
+    if "text" in config.sources and Path(config.encoder).is_dir():
         inputs["encoder"] = fingerprint(config.encoder)
+    if "image" in config.sources and Path(config.image_encoder).is_dir():
+        inputs["image_encoder"] = fingerprint(config.image_encoder)
+    if config.vectors_file is not None:
+        inputs["vectors_file"] = fingerprint(config.vectors_file)
     return inputs
