@@ -20,10 +20,10 @@ ACCELERATE_CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 
 # From the ground up: a module imports only from its own floor or below. The longest matching name counts.
 FLOORS = [
-    {"errors", "artifacts", "arguments", "offline"},
+    {"errors", "artifacts", "arguments", "offline", "pages"},
     {"dataset", "catalog", "vocabulary", "grammar", "branches", "evaluation.metrics"},
     {"quantizers", "embedding", "decoding", "models", "hub"},
-    {"training", "rewards", "sft", "grpo", "interests", "retrieval"},
+    {"training", "upkeep", "rewards", "sft", "grpo", "interests", "retrieval"},
     {"evaluation", "pipeline", "batch"},
     {"serving", "cli", "__init__"},
 ]

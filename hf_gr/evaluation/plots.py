@@ -1,36 +1,14 @@
-"""Plots as inline SVG, for light and dark pages alike: text and axes take the colour of the page's text."""
+"""The plots of the report, as inline SVG."""
 
-import io
-import re
 from collections.abc import Callable
-from html import escape
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+from ..pages.svg import COLOURS, TEXT, drawn
 
 
-COLOURS = ("#3d85d8", "#e07b39", "#3aa676", "#a46bd1")  # mid-tones, legible on white and on near-black
-_TEXT = "#010203"  # stands for the page's text colour until the SVG is written
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "hf_gr",  # the same numbers give the same bytes
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.edgecolor": _TEXT,
-    "axes.labelcolor": _TEXT,
-    "axes.titlecolor": _TEXT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": _TEXT,
-    "text.parse_math": False,  # labels are names, and a name may hold dollar signs
-    "xtick.color": _TEXT,
-    "ytick.color": _TEXT,
-    "legend.frameon": False,
-}
 Numbers = dict[str, Any]
 
 
@@ -50,7 +28,7 @@ def curves_at_k(systems: dict[str, Numbers], ks: list[int], family: str) -> str:
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper left")
 
-    return _svg(draw, f"{family}@K of every system")
+    return drawn(draw, f"{family}@K of every system")
 
 
 def bars_by_group(systems: dict[str, Numbers], key: str, metric: str, label: str) -> str:
@@ -66,7 +44,7 @@ def bars_by_group(systems: dict[str, Numbers], key: str, metric: str, label: str
             ends = np.abs(np.array([[n["low"] for n in numbers], [n["high"] for n in numbers]]) - value)
             place = at + (index - (len(systems) - 1) / 2) * width
             axes.bar(place, value, width * 0.92, color=colour, label=name)
-            axes.errorbar(place, value, ends, fmt="none", ecolor=_TEXT, elinewidth=1, capsize=2)
+            axes.errorbar(place, value, ends, fmt="none", ecolor=TEXT, elinewidth=1, capsize=2)
         axes.set_xticks(at, [f"{group}\n({groups[group]['cases']:,} cases)" for group in shown])
         axes.set_xlabel(label)
         axes.set_ylabel(metric)
@@ -74,7 +52,7 @@ def bars_by_group(systems: dict[str, Numbers], key: str, metric: str, label: str
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper center", ncols=len(systems), fontsize=10)
 
-    return _svg(draw, f"{metric} by {label}")
+    return drawn(draw, f"{metric} by {label}")
 
 
 def code_use(level: int, use: list[int]) -> str:
@@ -83,7 +61,7 @@ def code_use(level: int, use: list[int]) -> str:
     def draw(axes: Axes) -> None:
         counts = np.sort(use)[::-1]
         axes.fill_between(np.arange(len(counts) + 1), np.append(counts, 0), step="post", color=COLOURS[0], linewidth=0)
-        axes.axhline(counts.mean(), color=_TEXT, linewidth=1, linestyle="--", label="evenly used")
+        axes.axhline(counts.mean(), color=TEXT, linewidth=1, linestyle="--", label="evenly used")
         axes.set_xlim(0, len(counts))
         axes.set_ylim(bottom=0)
         axes.set_xlabel("codes, fullest first")
@@ -91,7 +69,7 @@ def code_use(level: int, use: list[int]) -> str:
         axes.set_title(f"level {level}")
         axes.legend(loc="upper right")
 
-    return _svg(draw, f"use of the codes of level {level}", height=2.8)
+    return drawn(draw, f"use of the codes of level {level}", height=2.8)
 
 
 def training_curves(run: str, log: list[dict[str, Any]], wanted: Callable[[str], bool], label: str) -> str | None:
@@ -112,24 +90,8 @@ def training_curves(run: str, log: list[dict[str, Any]], wanted: Callable[[str],
         axes.set_title(run)
         axes.legend(loc="best", fontsize=10)
 
-    return _svg(draw, f"{label} of {run} over training steps")
+    return drawn(draw, f"{label} of {run} over training steps")
 
 
 def _colours(systems: dict[str, Numbers]) -> list[str]:
     return [COLOURS[index % len(COLOURS)] for index in range(len(systems))]
-
-
-def _svg(draw: Callable[[Axes], None], title: str, *, height: float = 3.6) -> str:
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, height), layout="constrained")
-        axes = figure.subplots()
-        axes.grid(axis="y", color=_TEXT, alpha=0.12, linewidth=0.8)
-        axes.set_axisbelow(True)
-        draw(axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    size = 'width="[^"]*" height="[^"]*"'  # the view box stays, so the page decides on the size
-    text = re.sub(f"<svg ([^>]*?){size}", rf'<svg role="img" aria-label="{escape(title)}" \1', text, count=1)
-    return text.replace(_TEXT, "currentColor")

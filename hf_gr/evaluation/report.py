@@ -1,49 +1,14 @@
-"""The report: one HTML file that loads nothing, needs no script, and reads well on light and dark screens."""
+"""The report: one HTML file, in the style of all pages."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..pages.html import cell, charts, page, row, section, table
 from . import plots
 from .metrics import MISS
-
-
-_CSS = """
-:root { color-scheme: light dark; --page: #fff; --text: #1c2128; --soft: #5c6670; --line: #d8dee4; --panel: #f6f8fa;
-        --hit: #d7f5dd; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14181d; --text: #e2e7ec; --soft: #9aa5b1; --line: #333b44; --panel: #1c2229; --hit: #174426; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 1200px; background: var(--page); color: var(--text);
-       font: 16px/1.5 system-ui, "Segoe UI", "Helvetica Neue", "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.8rem; margin: 0 0 .3rem; } h2 { font-size: 1.3rem; margin: 2.6rem 0 .6rem; }
-p, li { max-width: 75ch; } .soft { color: var(--soft); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; } td.number, th.number { text-align: right; padding-left: .9rem; white-space: nowrap; }
-td small { color: var(--soft); } summary { cursor: pointer; margin: .6rem 0; }
-.tables { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem 2rem; }
-.tables table { width: 100%; font-size: .88rem; } .tables td.number, .tables th.number { padding-left: .4rem; }
-.tables tr > :last-child { padding-right: 0; }
-.best { font-weight: 700; position: relative; }
-.best::before { content: "\\2605"; position: absolute; right: 105%; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.2rem;
-          margin-top: 1rem; }
-figure { margin: 0; } figure svg { width: 100%; height: auto; } svg text { font-family: inherit; }
-.example { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: .5rem 2rem;
-           background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1.1rem;
-           margin: 0 0 1rem; font-size: .92rem; overflow-wrap: anywhere; }
-.example h3 { grid-column: 1 / -1; margin: 0; font-size: 1rem; } .example h4 { margin: 0; color: var(--soft);
-           font-weight: 600; } .example p { margin: .2rem 0; } ol { margin: .2rem 0; padding-left: 1.9rem; }
-.hit { background: var(--hit); border-radius: 4px; font-weight: 600; padding: 0 .3rem; margin-left: -.3rem; }
-code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .9em; overflow-wrap: anywhere; }
-@media print { body { max-width: none; } .example, figure { break-inside: avoid; } }
-"""
 
 
 @dataclass(frozen=True)
@@ -72,13 +37,13 @@ def write_report(
     main_k = _main_k(ks)
     sections = [
         _heading(result),
-        _section("Results", _headline(result)),
-        _section("By cut-off", _charts(plots.curves_at_k(systems, ks, family) for family in ("HR", "NDCG"))),
-        _section(
+        section("Results", _headline(result)),
+        section("By cut-off", charts(plots.curves_at_k(systems, ks, family) for family in ("HR", "NDCG"))),
+        section(
             "For whom, and for what",
             "<p>By popularity of the target in training (head, mid and tail take a third of the training events each; "
             "unseen items have none), and by length of the history in events.</p>",
-            _charts(
+            charts(
                 plots.bars_by_group(systems, key, f"HR@{main_k}", label)
                 for key, label in (("by_popularity", "target's popularity"), ("by_history_length", "history length"))
             ),
@@ -86,17 +51,11 @@ def write_report(
         ),
         *_catalogue(result["catalogue"]),
         *_training(logs),
-        _section(f"{len(examples)} users, drawn at random", *(_example(example) for example in examples)),
-        _section("How this came about", _provenance(result)),
-        _section("How to read it", _HOW_TO_READ),
+        section(f"{len(examples)} users, drawn at random", *(_example(example) for example in examples)),
+        section("How this came about", _provenance(result)),
+        section("How to read it", _HOW_TO_READ),
     ]
-    body = "\n".join(sections)
-    Path(file).write_text(
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>hf_gr evaluation</title>\n<style>{_CSS}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n",
-        encoding="utf-8",
-    )
+    Path(file).write_text(page("hf_gr evaluation", sections), encoding="utf-8")
 
 
 _HOW_TO_READ = """
@@ -139,29 +98,6 @@ def _main_k(ks: list[int]) -> int:
     return max((k for k in ks if k <= 10), default=ks[0])
 
 
-def _section(title: str, *parts: str) -> str:
-    return f"<h2>{escape(title)}</h2>\n" + "\n".join(parts)
-
-
-def _charts(svgs: Iterable[str]) -> str:
-    return '<div class="charts">' + "\n".join(f"<figure>{svg}</figure>" for svg in svgs) + "</div>"
-
-
-def _table(header: list[str], rows: list[str]) -> str:
-    first, *others = header
-    cells = f"<th>{escape(first)}</th>" + "".join(f'<th class="number">{escape(name)}</th>' for name in others)
-    body = "\n".join(rows)
-    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>\n<tbody>{body}</tbody></table></div>'
-
-
-def _row(name: str, cells: Iterable[str]) -> str:
-    return f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>"
-
-
-def _cell(text: str) -> str:
-    return f'<td class="number">{text}</td>'
-
-
 def _interval(numbers: dict[str, float], *, best: bool = False) -> str:
     mark = ' class="best"' if best else ""
     ends = f"{numbers['low']:.4f} &ndash; {numbers['high']:.4f}"
@@ -179,10 +115,10 @@ def _headline(result: dict[str, Any]) -> str:
         for family in ("HR", "NDCG", "MRR"):
             names = [f"{family}@{k}" for k in result["ks"]]
             numbers = {name: [(s, judged[level][name]) for s, judged in systems.items()] for name in names}
-            rows = [_row(n, (_interval(v, best=best.get(n) == s) for s, v in numbers[n])) for n in names]
-            families.append(_table([label, *systems], rows))
+            rows = [row(n, (_interval(v, best=best.get(n) == s) for s, v in numbers[n])) for n in names]
+            families.append(table([label, *systems], rows))
         tables.append(f'<div class="tables">{"".join(families)}</div>')
-    details = [f"<details><summary>SID-level numbers</summary>{table}</details>" for table in tables[1:]]
+    details = [f"<details><summary>SID-level numbers</summary>{hidden}</details>" for hidden in tables[1:]]
     return "\n".join([tables[0], _differences(result), *details])
 
 
@@ -201,16 +137,16 @@ def _differences(result: dict[str, Any]) -> str:
 def _beyond(systems: dict[str, Any], ks: list[int], k: int) -> str:
     judged = list(systems.values())
     rows = [
-        _row(f"catalogue coverage @{k}", (_cell(f"{j['coverage'][str(k)]:.1%}") for j in judged)),
-        _row(f"Gini @{k}", (_cell(f"{j['gini'][str(k)]:.3f}") for j in judged)),
-        _row("unseen items' share of the lists", (_cell(f"{j['unseen']['share_of_lists']:.1%}") for j in judged)),
-        _row("invalid answers", (_cell(f"{j['invalid_rate']:.2%}") for j in judged)),
-        _row("repeated answers", (_cell(f"{j['duplicate_rate']:.2%}") for j in judged)),
-        _row("mean length of the lists", (_cell(f"{j['mean_length']:.1f}") for j in judged)),
+        row(f"catalogue coverage @{k}", (cell(f"{j['coverage'][str(k)]:.1%}") for j in judged)),
+        row(f"Gini @{k}", (cell(f"{j['gini'][str(k)]:.3f}") for j in judged)),
+        row("unseen items' share of the lists", (cell(f"{j['unseen']['share_of_lists']:.1%}") for j in judged)),
+        row("invalid answers", (cell(f"{j['invalid_rate']:.2%}") for j in judged)),
+        row("repeated answers", (cell(f"{j['duplicate_rate']:.2%}") for j in judged)),
+        row("mean length of the lists", (cell(f"{j['mean_length']:.1f}") for j in judged)),
     ]
     unseen = judged[0]["unseen"]
     note = f"<p>{unseen['items']:,} items have no training event; {unseen['targets']:,} cases have such a target.</p>"
-    return note + _table(["beyond accuracy", *systems], rows)
+    return note + table(["beyond accuracy", *systems], rows)
 
 
 def _catalogue(catalogue: dict[str, Any]) -> list[str]:
@@ -218,7 +154,7 @@ def _catalogue(catalogue: dict[str, Any]) -> list[str]:
         return []
     levels = catalogue["levels"]
     rows = [
-        _row(f"level {n}", (_cell(f"{level['used']} of {level['size']}"), _cell(f"{level['perplexity']:.1f}")))
+        row(f"level {n}", (cell(f"{level['used']} of {level['size']}"), cell(f"{level['perplexity']:.1f}")))
         for n, level in enumerate(levels, 1)
     ]
     figures = (
@@ -227,8 +163,8 @@ def _catalogue(catalogue: dict[str, Any]) -> list[str]:
         f"the fullest holds {catalogue['largest_bucket']}; "
         f"{catalogue['targets_on_shared_sid']:.1%} of the cases have a target on a shared semantic ID.</p>"
     )
-    charts = _charts(plots.code_use(number, use) for number, use in enumerate(catalogue["items_per_code"], 1))
-    return [_section("Semantic IDs", figures, _table(["", "codes in use", "perplexity"], rows), charts)]
+    use = charts(plots.code_use(number, use) for number, use in enumerate(catalogue["items_per_code"], 1))
+    return [section("Semantic IDs", figures, table(["", "codes in use", "perplexity"], rows), use)]
 
 
 def _training(logs: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -237,8 +173,8 @@ def _training(logs: dict[str, list[dict[str, Any]]]) -> list[str]:
         for run, log in logs.items()
         for wanted, label in ((_is_loss, "loss"), (_is_reward, "reward"))
     ]
-    charts = [svg for svg in drawn if svg is not None]
-    return [_section("Training", _charts(charts))] if charts else []
+    curves = [svg for svg in drawn if svg is not None]
+    return [section("Training", charts(curves))] if curves else []
 
 
 def _is_loss(name: str) -> bool:

@@ -1,0 +1,1 @@
+"""What the pages that hf_gr writes have in common."""
