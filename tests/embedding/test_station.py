@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,10 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hf_gr.arguments import parse_config
 from hf_gr.dataset import InteractionDataset, write_dataset
 from hf_gr.embedding import station
-from hf_gr.embedding.behavior import behavior_vectors
+from hf_gr.embedding.behavior import behavior_vectors, cooccurrence
 from hf_gr.embedding.fusion import fuse
+from hf_gr.embedding.image import encode_images
+from hf_gr.embedding.propagation import propagate
 from hf_gr.embedding.station import EmbedConfig, embed
 from hf_gr.embedding.store import ItemVectors
 from hf_gr.embedding.text import encode_text, item_texts
@@ -47,13 +51,78 @@ def test_a_second_run_is_up_to_date_and_a_changed_setting_is_not(config: EmbedCo
     assert "up to date" in capsys.readouterr().out
     embed(replace(config, window=2))
     assert "wrote" in capsys.readouterr().out
-    text_only = replace(config, sources=["text"], weights=[1.0])
+    text_only = replace(config, sources=["text"], weights=None)
     embed(text_only)
     capsys.readouterr()
-    embed(replace(text_only, window=9, behavior_dim=4))  # nothing of behaviour is in there
+    embed(replace(text_only, weights=[1.0], window=9, behavior_dim=4, alpha=0.5))  # nothing of these is in there
     assert "up to date" in capsys.readouterr().out
     embed(replace(text_only, force=True))
     assert "wrote" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [{"missing": "zeros"}, {"propagate": True}, {"propagate": True, "hops": 1}])
+def test_every_setting_of_the_fusion_counts(config: EmbedConfig, change: dict, capsys):
+    first = ItemVectors.load(embed(replace(config, propagate="hops" in change)))
+    changed = ItemVectors.load(embed(replace(config, **change, output_dir=config.output_dir + "2")))
+    embed(replace(config, propagate="hops" in change))
+    assert "up to date" in capsys.readouterr().out
+    embed(replace(config, **change))
+    assert "wrote" in capsys.readouterr().out
+    assert changed.info != first.info
+
+
+def test_propagation_is_that_of_the_fused_vectors_on_the_training_graph(config: EmbedConfig):
+    plain = ItemVectors.load(embed(config))
+    mixed = ItemVectors.load(
+        embed(replace(config, propagate=True, alpha=0.4, hops=2, output_dir=config.output_dir + "2"))
+    )
+    dataset = InteractionDataset.load(config.dataset)
+    graph = cooccurrence(dataset.split().train, dataset.num_items, config.window)
+    assert np.allclose(mixed.vectors, propagate(plain.vectors, graph, 0.4, 2), atol=1e-6)
+    assert mixed.info["propagate"] == {"alpha": 0.4, "hops": 2, "window": 5}
+
+
+def test_sources_stand_in_their_order_with_weight_one_unless_told(config: EmbedConfig, tmp_path: Path):
+    ids = InteractionDataset.load(config.dataset).item_ids
+    vectors = np.random.default_rng(0).normal(size=(len(ids), 3)).astype(np.float32)
+    pq.write_table(pa.table({"item_id": ids, "vector": vectors.tolist()}), tmp_path / "v.parquet")
+    config = replace(
+        config, sources=["file", "behavior"], weights=None, vectors_file=str(tmp_path / "v.parquet"), behavior_dim=4
+    )
+    loaded = ItemVectors.load(embed(config))
+    assert loaded.info["weights"] == [1.0, 1.0]
+    assert np.allclose(loaded.vectors[:, :3], vectors / np.linalg.norm(vectors, axis=1, keepdims=True), atol=1e-6)
+    assert loaded.info["dims"] == {"behavior": 4, "file": 3}
+
+
+def test_images_are_read_from_the_dataset_folder_and_cached(config, pictures, tiny_vision, monkeypatch):
+    folder = Path(config.dataset)
+    items = pq.read_table(folder / "items.parquet")
+    names = [path and str(shutil.copy(path, folder)) for path in pictures.values()]
+    column = [name and Path(name).name for name in names] + [None] * (items.num_rows - len(names))
+    pq.write_table(items.append_column("image", pa.array(column)), folder / "items.parquet")
+    config = replace(config, sources=["image"], weights=None, image_encoder=str(tiny_vision))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(station, "fuse", killed)
+        with pytest.raises(KeyboardInterrupt):
+            embed(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(station.VisionEncoder, "__call__", killed)  # all chunks are there
+        loaded = ItemVectors.load(embed(config))
+    expected = encode_images(pictures, str(tiny_vision), device="cpu", progress=False)
+    assert np.allclose(loaded.vectors[:7], fuse({"image": expected}, {"image": 1.0}), atol=1e-6)
+    assert not loaded.vectors[7:].any()
+    assert loaded.info["image_pooling"] == "pooler"
+
+
+def test_weights_may_be_left_out_on_the_command_line():
+    arguments = ["--dataset", "d", "--output_dir", "o", "--sources", "behavior"]
+    assert parse_config(EmbedConfig, arguments).weights is None
+    assert parse_config(EmbedConfig, [*arguments, "--weights", "2", "0.5"]).weights == [2.0, 0.5]
 
 
 def test_an_encoder_folder_that_changed_is_read_again(config: EmbedConfig, tiny_encoder: Path, tmp_path: Path, capsys):
@@ -115,7 +184,13 @@ def rewrite_held_out(events: pa.Table, items: pa.Table) -> pa.Table:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sources": ["text", "image"]}, "image"),
+        ({"sources": ["text", "sound"]}, "sound"),
+        ({"sources": ["text", "image"]}, "no column 'image'"),
+        ({"sources": ["text", "file"]}, "vectors_file is None"),
+        ({"vectors_file": "v.parquet"}, "exactly when 'file'"),
+        ({"sources": ["text", "file"], "vectors_file": "v.parquet"}, "v.parquet does not exist"),
+        ({"missing": "guess"}, "missing is 'guess'"),
+        ({"propagate": True, "alpha": 2.0}, "alpha 2.0"),
         ({"sources": []}, "sources"),
         ({"sources": ["text", "text"]}, "at most once"),
         ({"weights": [1.0]}, "1 weights"),
