@@ -4,6 +4,7 @@ from .base import Quantizer, QuantizerConfig
 from .coba import CoBa, CoBaConfig
 from .collisions import resolve_collisions
 from .metrics import collision_report, print_collisions
+from .r3_vae import R3VAE, R3VAEConfig
 from .rq_kmeans import RQKMeans, RQKMeansConfig
 from .rq_vae import RQVAE, RQVAEConfig
 from .station import METHODS, QuantizeConfig, quantize
@@ -11,12 +12,14 @@ from .station import METHODS, QuantizeConfig, quantize
 
 __all__ = [
     "METHODS",
+    "R3VAE",
     "RQVAE",
     "CoBa",
     "CoBaConfig",
     "QuantizeConfig",
     "Quantizer",
     "QuantizerConfig",
+    "R3VAEConfig",
     "RQKMeans",
     "RQKMeansConfig",
     "RQVAEConfig",

@@ -18,6 +18,7 @@ from .base import Quantizer
 from .coba import CoBa
 from .collisions import CollisionMethod, resolve_collisions
 from .metrics import collision_report, print_collisions
+from .r3_vae import R3VAE
 from .rq_kmeans import RQKMeans
 from .rq_vae import RQVAE
 
@@ -32,7 +33,7 @@ class QuantizeConfig:
     dataset: str = field(metadata={"help": "Dataset folder to read."})
     embeddings: str = field(metadata={"help": "Folder with the item vectors of that dataset."})
     output_dir: str = field(metadata={"help": "Folder to write the quantizer and the SID catalogue to."})
-    method: str = field(default="rq_kmeans", metadata={"help": "Quantizer: rq_kmeans, rq_vae."})
+    method: str = field(default="rq_kmeans", metadata={"help": "Quantizer: rq_kmeans, rq_vae, coba, r3_vae."})
     levels: int = field(default=3, metadata={"help": "Codes in a SID."})
     codebook_size: int = field(default=64, metadata={"help": "Codes to choose from on each level."})
     method_config: dict | str | None = field(
@@ -64,7 +65,7 @@ class QuantizeConfig:
                 raise HfGrError(f"method_config {self.method_config!r} is not JSON ({error}).") from None
 
 
-METHODS: dict[str, type[Quantizer]] = {"coba": CoBa, "rq_kmeans": RQKMeans, "rq_vae": RQVAE}
+METHODS: dict[str, type[Quantizer]] = {"coba": CoBa, "r3_vae": R3VAE, "rq_kmeans": RQKMeans, "rq_vae": RQVAE}
 
 
 def quantize(config: QuantizeConfig) -> Path:
