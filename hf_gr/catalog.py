@@ -33,7 +33,10 @@ class SidCatalog:
             are kept; boolean ones, such as `in_stock`, can filter requests.
         popularity: int64 [N], training events per item; orders the items that share a SID.
         live: bool [N]; removed items keep their row and SID, but are never an answer.
-        code_vectors: float32 [K_l, d] for every level (empty tuple if unknown), used to start the token rows.
+        code_vectors: float32 [K_l, d] for every level (empty tuple if unknown), used to start the token rows; those
+            of a digit level are drawn at random.
+        collisions: How items on one SID were told apart: `"keep"` (not at all), `"greedy"`, `"sinkhorn"`, or
+            `"digit"` (the last level only counts). Items that come later get their SIDs accordingly.
     """
 
     codes: np.ndarray
@@ -42,6 +45,7 @@ class SidCatalog:
     popularity: np.ndarray
     live: np.ndarray
     code_vectors: tuple[np.ndarray, ...] = field(default=())
+    collisions: str = "keep"
 
     @classmethod
     def from_codes(
@@ -51,6 +55,7 @@ class SidCatalog:
         codebook_sizes: Sequence[int],
         popularity: np.ndarray | None = None,
         code_vectors: Sequence[np.ndarray] = (),
+        collisions: str = "keep",
     ) -> "SidCatalog":
         """Makes a catalogue of live items and checks that the parts agree; raises [`HfGrError`] where they do not."""
         items = check_items(items, "catalogue items")
@@ -75,6 +80,7 @@ class SidCatalog:
             np.zeros(len(codes), np.int64) if popularity is None else popularity.astype(np.int64),
             np.ones(len(codes), bool),
             tuple(np.ascontiguousarray(v, dtype=np.float32) for v in code_vectors),
+            collisions,
         )
 
     def __len__(self) -> int:
@@ -176,6 +182,7 @@ class SidCatalog:
             "codebook_sizes": list(self.codebook_sizes),
             "items": len(self),
             "live_items": int(self.live.sum()),
+            "collisions": self.collisions,
             "fingerprint": self.fingerprint,
         }
         write_json(folder / "catalog.json", description)
@@ -198,6 +205,7 @@ class SidCatalog:
             tensors["popularity"],
             tensors["live"].astype(bool),
             tuple(tensors[f"code_vectors.{level}"] for level in range(vectors)),
+            description.get("collisions", "keep"),  # catalogues of the first version do not say
         )
         if catalog.fingerprint != description["fingerprint"]:
             raise HfGrError(

@@ -20,7 +20,7 @@ ACCELERATE_CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 
 # From the ground up: a module imports only from its own floor or below. The longest matching name counts.
 FLOORS = [
-    {"errors", "artifacts", "arguments", "offline", "pages"},
+    {"errors", "artifacts", "arguments", "offline", "processes", "pages"},
     {"dataset", "catalog", "vocabulary", "grammar", "branches", "evaluation.metrics"},
     {"quantizers", "embedding", "decoding", "models", "hub"},
     {"training", "upkeep", "rewards", "sft", "grpo", "interests", "retrieval"},

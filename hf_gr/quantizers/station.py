@@ -1,6 +1,7 @@
 """The quantize station: item vectors → quantizer and SID catalogue."""
 
 import json
+import shutil
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ..artifacts import fingerprint, is_current, report, settings_key, write_manifest, writing
+from ..artifacts import fingerprint, is_current, report, settings_key, write_json, write_manifest, writing
 from ..catalog import SidCatalog
 from ..dataset import InteractionDataset, SplitKind, popularity
 from ..embedding.behavior import cooccurrence
+from ..embedding.newcomers import RECIPE_FILES
 from ..embedding.store import ItemVectors, items_fingerprint
 from ..errors import HfGrError
+from ..processes import main_process_first
 from .base import Quantizer
 from .coba import CoBa
-from .collisions import CollisionMethod, resolve_collisions
+from .collisions import SPARE_DIGITS, CollisionMethod, check_room, digit_vectors, resolve_collisions
 from .metrics import collision_report, print_collisions
+from .neural import NeuralQuantizer
 from .r3_vae import R3VAE
 from .rq_kmeans import RQKMeans
 from .rq_vae import RQVAE
@@ -44,7 +48,14 @@ class QuantizeConfig:
     )
     collisions: CollisionMethod = field(
         default="greedy",
-        metadata={"help": "Items on one SID: greedy moves them to free codes of the last level, keep leaves them."},
+        metadata={
+            "help": "Items on one SID: greedy moves them to free codes, the least loss first; sinkhorn assigns those "
+            "below one prefix anew, together; digit adds a level that counts; keep leaves them."
+        },
+    )
+    spare_digits: int = field(
+        default=SPARE_DIGITS,
+        metadata={"help": "Digits beyond the largest bucket's, trained with the others, for items that come later."},
     )
     window: int = field(
         default=5,
@@ -71,8 +82,10 @@ METHODS: dict[str, type[Quantizer]] = {"coba": CoBa, "r3_vae": R3VAE, "rq_kmeans
 def quantize(config: QuantizeConfig) -> Path:
     """Fits a quantizer, gives every item a SID, and writes both as one artefact.
 
-    The folder holds `quantizer/` (a transformers model), the files of [`SidCatalog.save`] and the manifest, which also
-    keeps the collision report. The report counts test targets on shared SIDs; nothing is learned from them.
+    The folder holds `quantizer/` (a transformers model), `embedder/` (what says how the vectors were made, for items
+    that come later), the files of [`SidCatalog.save`], `fit_log.json` of a method that is trained by gradients, and
+    the manifest, which also keeps the collision report. The report counts test targets on shared SIDs; nothing is
+    learned from them. Of several processes only the main one fits and writes; the others wait.
 
     Returns:
         The folder written (or found up to date).
@@ -81,37 +94,47 @@ def quantize(config: QuantizeConfig) -> Path:
         HfGrError: On an unknown method, vectors of other items, or fewer items than codes.
     """
     _check(config)
-    output = Path(config.output_dir)
+    with main_process_first() as main:
+        if main:
+            _quantize(config, Path(config.output_dir))
+    return Path(config.output_dir)
+
+
+def _quantize(config: QuantizeConfig, output: Path) -> None:
     read = {"dataset": config.dataset, "embeddings": config.embeddings}
     settings, inputs = _settings(config), {name: fingerprint(path) for name, path in read.items()}
     if not config.force and is_current(output, STATION, settings, inputs):
         report(STATION, read, output, current=True)
-        return output
+        return
     dataset = InteractionDataset.load(config.dataset)
     split = dataset.split(config.split)
     item_vectors = _load_vectors(config.embeddings, dataset)
+    check_room(config.collisions, dataset.num_items, [config.codebook_size] * config.levels)
     quantizer = new_quantizer(config, item_vectors.dim).to(_device())
     graph = cooccurrence(split.train, dataset.num_items, config.window) if quantizer.uses_graph else None
     vectors = quantizer.align(item_vectors.vectors, graph)
     checkpoint = output.with_name(f".{output.name}.fit-{settings_key(STATION, settings, inputs)}.pt")
     quantizer.fit(vectors, item_ids=dataset.item_ids, seed=config.seed, checkpoint=checkpoint)
-    codes = quantizer.encode(vectors)
-    codes = resolve_collisions(codes, vectors, quantizer, config.collisions)
-    counts = popularity(split.train, dataset.num_items)
-    sizes = list(quantizer.config.codebook_sizes)
-    code_vectors = [quantizer.code_vectors(level) for level in range(quantizer.num_levels)]
-    catalog = SidCatalog.from_codes(
-        codes=codes, items=dataset.items, codebook_sizes=sizes, popularity=counts, code_vectors=code_vectors
+    codes, sizes = resolve_collisions(
+        quantizer.encode(vectors), vectors, quantizer, config.collisions, config.spare_digits
     )
-    found = collision_report(codes, sizes, targets=split.test.targets, popularity=counts)
+    counts = popularity(split.train, dataset.num_items)
+    code_vectors = [quantizer.code_vectors(level) for level in range(quantizer.num_levels)]
+    code_vectors += [digit_vectors(size, code_vectors[-1].shape[1]) for size in sizes[quantizer.num_levels :]]
+    catalog = SidCatalog.from_codes(
+        codes, dataset.items, sizes, popularity=counts, code_vectors=code_vectors, collisions=config.collisions
+    )
+    found = collision_report(codes, list(sizes), targets=split.test.targets, popularity=counts)
     with writing(output) as folder:
         quantizer.save_pretrained(folder / "quantizer")
+        _copy_recipe(Path(config.embeddings), folder / "embedder")
         catalog.save(folder)
+        if isinstance(quantizer, NeuralQuantizer):
+            write_json(folder / "fit_log.json", quantizer.fit_log)
         write_manifest(folder, STATION, settings, inputs, collisions=found)
     checkpoint.unlink(missing_ok=True)
     report(STATION, read, output)
     print_collisions(found)
-    return output
 
 
 def _check(config: QuantizeConfig) -> None:
@@ -154,6 +177,15 @@ def _load_vectors(folder: str, dataset: InteractionDataset) -> ItemVectors:
     return item_vectors
 
 
+def _copy_recipe(embeddings: Path, folder: Path) -> None:
+    folder.mkdir()
+    for name in RECIPE_FILES:
+        if (embeddings / name).is_file():  # some are there only for vectors that need them
+            shutil.copyfile(embeddings / name, folder / name)
+
+
 def _settings(config: QuantizeConfig) -> dict[str, Any]:
-    names = ("method", "levels", "codebook_size", "method_config", "collisions", "window", "split", "seed")
-    return {name: value for name, value in vars(config).items() if name in names}
+    names = ["method", "levels", "codebook_size", "method_config", "collisions", "window", "split", "seed"]
+    if config.collisions == "digit":
+        names.append("spare_digits")
+    return {name: vars(config)[name] for name in names}

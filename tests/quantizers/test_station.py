@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,15 +34,19 @@ def test_the_artefact_holds_quantizer_and_catalogue(config: QuantizeConfig):
     catalog = SidCatalog.load(folder)
     quantizer = RQKMeans.from_pretrained(folder / "quantizer")
     codes = quantizer.encode(ItemVectors.load(config.embeddings).vectors)
-    assert np.array_equal(catalog.codes[:, 0], codes[:, 0])  # greedy moves items on the last level only
+    assert np.array_equal(catalog.codes[:, 0], codes[:, 0])  # greedy moves items on the last level, while it has room
     assert np.array_equal(catalog.popularity, popularity(dataset.split().train, dataset.num_items))
     assert catalog.item_ids == dataset.item_ids
     assert catalog.codebook_sizes == (8, 8)
     for level in range(2):
         assert np.array_equal(catalog.code_vectors[level], quantizer.code_vectors(level))
-    assert len(np.unique(catalog.codes, axis=0)) > len(np.unique(codes, axis=0))
+    assert len(np.unique(catalog.codes, axis=0)) == len(catalog) > len(np.unique(codes, axis=0))
+    assert catalog.collisions == "greedy"
+    recipe = folder / "embedder" / "embeddings.json"
+    assert recipe.read_bytes() == (Path(config.embeddings) / "embeddings.json").read_bytes()
     assert {path.name for path in folder.iterdir()} == {
         "quantizer",
+        "embedder",
         "catalog.json",
         "catalog.safetensors",
         "items.parquet",
@@ -47,10 +54,29 @@ def test_the_artefact_holds_quantizer_and_catalogue(config: QuantizeConfig):
     }
 
 
+def test_a_digit_is_one_more_level(config: QuantizeConfig):
+    catalog = SidCatalog.load(quantize(replace(config, collisions="digit", spare_digits=3)))
+    quantizer = RQKMeans.from_pretrained(Path(config.output_dir) / "quantizer")
+    codes = quantizer.encode(ItemVectors.load(config.embeddings).vectors)
+    assert np.array_equal(catalog.codes[:, :-1], codes)
+    _, buckets = np.unique(codes, axis=0, return_counts=True)
+    assert catalog.codebook_sizes == (8, 8, buckets.max() + 3)
+    assert catalog.collisions == "digit"
+    assert [len(vectors) for vectors in catalog.code_vectors] == list(catalog.codebook_sizes)
+    assert len(np.unique(catalog.code_vectors[2], axis=0)) == catalog.codebook_sizes[2]
+
+
+def test_what_a_neural_method_logged_is_kept(config: QuantizeConfig):
+    method = {"method": "rq_vae", "method_config": {"epochs": 3, "hidden_sizes": [8], "latent_dim": 4}}
+    log = json.loads((quantize(replace(config, **method)) / "fit_log.json").read_text())
+    assert len(log) == 3 and all(np.isfinite(list(entry.values())).all() for entry in log)
+
+
 def test_collisions_can_be_left(config: QuantizeConfig):
     folder = quantize(replace(config, collisions="keep"))
     codes = RQKMeans.from_pretrained(folder / "quantizer").encode(ItemVectors.load(config.embeddings).vectors)
     assert np.array_equal(SidCatalog.load(folder).codes, codes)
+    assert SidCatalog.load(folder).collisions == "keep"
 
 
 def test_the_report_is_printed_and_kept(config: QuantizeConfig, capsys):
@@ -69,7 +95,7 @@ def test_a_second_run_is_up_to_date_and_a_changed_setting_is_not(config: Quantiz
     capsys.readouterr()
     quantize(config)
     assert "up to date" in capsys.readouterr().out
-    for change in ({"seed": 1}, {"collisions": "keep"}, {"force": True}):
+    for change in ({"seed": 1}, {"collisions": "keep"}, {"collisions": "digit"}, {"force": True}):
         quantize(replace(config, **change))
         assert "wrote" in capsys.readouterr().out
 
@@ -108,7 +134,8 @@ def rewrite_held_out(events: pa.Table, items: pa.Table) -> pa.Table:
     ("change", "message"),
     [
         ({"method": "rq_vea"}, "rq_vea"),
-        ({"collisions": "digit"}, "digit"),
+        ({"collisions": "digti"}, "digti"),
+        ({"levels": 1}, "40 items do not fit on the 8 SIDs"),
         ({"levels": 0}, "levels 0"),
         ({"codebook_size": 1}, "codebook_size 1"),
         ({"codebook_size": 64}, "40 item vectors are fewer than the 64 codes"),
@@ -132,3 +159,28 @@ def test_vectors_of_other_items_are_refused(config: QuantizeConfig, dataset_fold
     other.save(tmp_path / "other")
     with pytest.raises(HfGrError, match="in their order"):
         quantize(replace(config, embeddings=str(tmp_path / "other")))
+
+
+RECIPE = """
+import sys
+from hf_gr.quantizers import QuantizeConfig, quantize
+dataset, vectors, output = sys.argv[1:]
+folder = quantize(QuantizeConfig(dataset, vectors, output, levels=2, codebook_size=8, force=True))
+assert (folder / "catalog.json").is_file()  # the others go on only when it is there
+from accelerate import PartialState
+assert PartialState().num_processes == 2
+"""
+
+
+def test_two_processes_give_what_one_gives(config: QuantizeConfig, tmp_path: Path):
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += [str(tmp_path / "recipe.py"), config.dataset, config.embeddings, str(tmp_path / "two")]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("[quantize] wrote") == 1 and "up to date" not in done.stdout
+    one = quantize(config)
+    for file in (path for path in one.rglob("*") if path.is_file()):
+        assert file.read_bytes() == (tmp_path / "two" / file.relative_to(one)).read_bytes(), file
+    assert not list(tmp_path.glob(".two*"))  # neither a staging folder nor the checkpoint of a fit
