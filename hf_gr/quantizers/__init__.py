@@ -3,7 +3,8 @@
 from .base import Quantizer, QuantizerConfig
 from .coba import CoBa, CoBaConfig
 from .collisions import resolve_collisions
-from .metrics import collision_report, print_collisions
+from .loading import load_quantizer
+from .metrics import codebook_report, collision_report, print_collisions
 from .r3_vae import R3VAE, R3VAEConfig
 from .rq_kmeans import RQKMeans, RQKMeansConfig
 from .rq_vae import RQVAE, RQVAEConfig
@@ -23,7 +24,9 @@ __all__ = [
     "RQKMeans",
     "RQKMeansConfig",
     "RQVAEConfig",
+    "codebook_report",
     "collision_report",
+    "load_quantizer",
     "print_collisions",
     "quantize",
     "resolve_collisions",
