@@ -1,6 +1,7 @@
 """The SID catalogue: which item has which semantic ID. It travels inside the model repo."""
 
 import hashlib
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -165,11 +166,94 @@ class SidCatalog:
     def removed(self, item_ids: Sequence[str]) -> "SidCatalog":
         """The catalogue with these items no longer an answer. Unknown ids raise [`HfGrError`]."""
         live = self.live.copy()
-        for item_id in item_ids:
-            if item_id not in self.row_of:
-                raise HfGrError(f"item {item_id!r} is not in the catalogue of {len(self)} items; nothing was removed.")
-            live[self.row_of[item_id]] = False
+        live[[self._row(item_id) for item_id in item_ids]] = False
         return replace(self, live=live)
+
+    def _row(self, item_id: str) -> int:
+        if item_id not in self.row_of:
+            raise HfGrError(f"item {item_id!r} is not in the catalogue of {len(self)} items; nothing was changed.")
+        return self.row_of[item_id]
+
+    def extended(self, items: pa.Table, codes: np.ndarray) -> "SidCatalog":
+        """The catalogue with new items at its end: live, of popularity 0, with the columns that it has already.
+
+        Args:
+            items: Table of n items with `item_id`, `title`; columns the catalogue has and they lack become null.
+            codes: int [n, L].
+
+        Raises:
+            HfGrError: On ids that are known, columns of another type, or codes outside the codebooks.
+        """
+        items = check_items(items, "new items")
+        if known := [item_id for item_id in items["item_id"].to_pylist() if item_id in self.row_of]:
+            raise HfGrError(f"{_some(known)} are in the catalogue already; leave them out of the new items.")
+        columns = [
+            _cast(items[ours.name], ours) if ours.name in items.column_names else pa.nulls(len(items), ours.type)
+            for ours in self.items.schema
+        ]
+        both = pa.concat_tables([self.items, pa.table(columns, schema=self.items.schema)])
+        extended = SidCatalog.from_codes(
+            np.concatenate([self.codes, codes]),
+            both,
+            self.codebook_sizes,
+            np.concatenate([self.popularity, np.zeros(len(items), np.int64)]),
+            self.code_vectors,
+            self.collisions,
+        )
+        return replace(extended, live=np.concatenate([self.live, np.ones(len(items), bool)]))
+
+    def updated(self, items: pa.Table) -> "SidCatalog":
+        """The catalogue with known items live (again) and their columns as given; SIDs stay.
+
+        Args:
+            items: Table of known items with `item_id` and any columns; those that the catalogue lacks are ignored.
+
+        Raises:
+            HfGrError: On unknown ids, or columns of another type.
+        """
+        rows = np.array([self._row(item_id) for item_id in items["item_id"].to_pylist()], np.int64)
+        order, live = np.arange(len(self)), self.live.copy()
+        order[rows], live[rows] = len(self) + np.arange(len(rows)), True
+        table = self.items
+        for place, ours in enumerate(table.schema):
+            if ours.name in items.column_names:
+                column = pa.chunked_array([*table[ours.name].chunks, *_cast(items[ours.name], ours).chunks])
+                table = table.set_column(place, ours, column.take(order))
+        return replace(self, items=table, live=live)
+
+    def features(self, buckets: int | None = None) -> pa.Table:
+        """SIDs as categorical features of a ranking model: the number of every prefix of an item's SID.
+
+        Items that share a prefix share its number, so what a ranker learns of popular items holds for new and rare
+        ones near them. Numbers depend on an item's own codes alone: they stay when items come and go. SIDs as hashed
+        features of a ranker: Singh et al. 2024 [known]; mixed radix and hash are ours.
+
+        Example: with codebooks of 4, 4 and 8 codes, SID (2, 1, 5) has the prefixes (2), (2, 1) and (2, 1, 5) of
+        numbers 2, 2·4 + 1 = 9 and 9·8 + 5 = 77.
+
+        Args:
+            buckets: Rows of the embedding table of each column. Left out, numbers are below K₁, K₁·K₂, …
+
+        Returns:
+            Table of N rows, removed items included: `item_id`, and int64 `prefix_1` to `prefix_L`, hashed to
+            `0 … buckets - 1`, each column by a hash of its own, if `buckets` are given.
+
+        Raises:
+            HfGrError: If there are less than 1 buckets, or numbers beyond int64 without buckets.
+        """
+        if buckets is not None and buckets < 1:
+            raise HfGrError(f"buckets is {buckets}; use the number of rows of an embedding table.")
+        if buckets is None and math.prod(self.codebook_sizes) > np.iinfo(np.int64).max:
+            raise HfGrError(f"prefixes of codebooks {list(self.codebook_sizes)} outnumber int64; give buckets.")
+        columns: dict[str, pa.Array | pa.ChunkedArray] = {"item_id": self.items["item_id"]}
+        number = np.zeros(len(self), np.int64 if buckets is None else np.uint64)
+        for level, size in enumerate(self.codebook_sizes):
+            code = self.codes[:, level].astype(number.dtype)
+            number = number * size + code if buckets is None else _mixed(number + code)
+            columns[f"prefix_{level + 1}"] = pa.array(
+                number if buckets is None else (number % np.uint64(buckets)).astype(np.int64)
+            )
+        return pa.table(columns)
 
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)
@@ -213,6 +297,23 @@ class SidCatalog:
                 f"{catalog.fingerprint}, expected {description['fingerprint']}); write the catalogue again."
             )
         return catalog
+
+
+def _cast(column: pa.ChunkedArray, ours: pa.Field) -> pa.ChunkedArray:
+    try:
+        return column.cast(ours.type)
+    except pa.ArrowException:
+        raise HfGrError(
+            f"column {ours.name!r} of the items is {column.type}, but {ours.type} in the catalogue; convert it."
+        ) from None
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """A bijection of uint64 that spreads neighbours: the step of SplitMix64."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def _some(names: Collection[str]) -> str:

@@ -8,8 +8,10 @@ demand remote code for it even after the import, so it declares another one.
 
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from .artifacts import read_json, write_json
 from .catalog import SidCatalog
 from .errors import HfGrError
+from .offline import local_folder
 from .vocabulary import SidVocabulary
 
 
@@ -45,9 +48,14 @@ _REPO_FILES = (
     "catalog.json",
     "items.parquet",
     "vocabulary.json",
+    "quantizer/*.json",
+    "quantizer/*.safetensors",
+    "embedder/*.json",
+    "embedder/*.safetensors",
     REMOTE_CODE_FILE,
     "README.md",
 )
+_CARRIED = ("quantizer", "embedder")  # folders of a catalogue that its model carries on: what new items need
 
 _REMOTE_CODE = '''"""Lets `pipeline(model=..., trust_remote_code=True)` find the installed package hf_gr."""
 
@@ -60,15 +68,21 @@ except ImportError as error:
 __all__ = ["GenerativeRecommendationPipeline"]
 '''
 
-_CARD = """# Generative recommender of {items:,} items
+# Lines of the card that change when items come or go.
+_COUNTS = (
+    "# Generative recommender of {items:,} items",
+    "| items | {items:,} ({live:,} live) |",
+    "| semantic IDs | {sids:,} distinct, codebooks {codebooks} |",
+)
+_CARD = """{counts[0]}
 
 A generative recommender: a causal language model that writes the semantic ID of the next item, made with hf_gr. Its
 answers are always items of the catalogue that travels with it.
 
 | what | |
 |---|---|
-| items | {items:,} ({live:,} live) |
-| semantic IDs | {sids:,} distinct, codebooks {codebooks} |
+{counts[1]}
+{counts[2]}
 | parameters | {parameters:,} |
 | made from | {made_from} |
 | history | the {max_history} most recent events{context} |
@@ -92,6 +106,7 @@ Without `import hf_gr` (the package still has to be installed):
 {measured}
 """
 _NOT_EVALUATED = "Not evaluated yet: `hf-gr evaluate` measures a model."
+_OUTDATED = "Items have come or gone since this was measured: `hf-gr evaluate` measures again."
 _MEASURED_HEADING = "\n## Measured\n"
 
 
@@ -142,6 +157,31 @@ def update_card(folder: str | Path, metrics: dict) -> None:
     temporary.replace(file)
 
 
+def carry(source: str | Path, folder: Path) -> None:
+    """Copies what new items need, `quantizer/` and `embedder/`, from a catalogue, model folder or repo that has it."""
+    source = local_folder(source, files=[f"{name}/*" for name in _CARRIED])
+    for name in _CARRIED:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, folder / name)
+
+
+def update_catalog(folder: Path, catalog: SidCatalog) -> None:
+    """Writes another state of its catalogue into a model folder; weights and tokenizer are not touched.
+
+    Args:
+        folder: With everything else that belongs to a model. It is not changed in one step: give a copy.
+        catalog: The old one with items added, removed or changed; codebooks and SIDs as they were.
+    """
+    vocabulary = replace(SidVocabulary.load(folder), catalog_fingerprint=catalog.fingerprint)
+    catalog.save(folder)
+    vocabulary.save(folder)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {"catalog_fingerprint": catalog.fingerprint})
+    card = folder / "README.md"
+    if card.is_file():
+        card.write_text(_recounted(card.read_text(), catalog))
+
+
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
     """Uploads a model folder as one commit and returns the repo's address.
 
@@ -162,8 +202,8 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
             raise HfGrError(f"{folder / name} is missing; push a model folder made by `hf-gr sft` or `hf-gr grpo`.")
     card = (folder / "README.md").read_text().replace(_REPO_PLACEHOLDER, repo_id)
     operations = [
-        CommitOperationAdd(file.name, card.encode() if file.name == "README.md" else str(file))
-        for file in repo_files(folder)
+        CommitOperationAdd(name, card.encode() if name == "README.md" else str(folder / name))
+        for name in (file.relative_to(folder).as_posix() for file in repo_files(folder))
     ]
     api = HfApi()
     try:
@@ -219,10 +259,7 @@ def _card(
         base_model=base_model if on_hub else None,
     )
     body = _CARD.format(
-        items=len(catalog),
-        live=int(catalog.live.sum()),
-        sids=len(np.unique(catalog.codes[catalog.live], axis=0)),
-        codebooks=" × ".join(map(str, catalog.codebook_sizes)),
+        counts=_counts(catalog),
         parameters=model.num_parameters(),
         made_from=base if on_hub else Path(base).name,  # never a path of the machine it was trained on
         max_history=vocabulary.max_history,
@@ -233,6 +270,26 @@ def _card(
         measured=_NOT_EVALUATED if metrics is None else _measured(metrics),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def _counts(catalog: SidCatalog) -> list[str]:
+    counts = {
+        "items": len(catalog),
+        "live": int(catalog.live.sum()),
+        "sids": len(np.unique(catalog.codes[catalog.live], axis=0)),
+        "codebooks": " × ".join(map(str, catalog.codebook_sizes)),
+    }
+    return [line.format(**counts) for line in _COUNTS]
+
+
+def _recounted(card: str, catalog: SidCatalog) -> str:
+    for template, line in zip(_COUNTS, _counts(catalog), strict=True):
+        start = template.partition("{")[0]
+        card = re.sub(rf"^{re.escape(start)}.*$", line, card, flags=re.MULTILINE)
+    head, heading, measured = card.partition(_MEASURED_HEADING)
+    if heading and _NOT_EVALUATED not in measured and _OUTDATED not in measured:
+        card = f"{head}{heading}{measured.rstrip()}\n\n{_OUTDATED}\n"
+    return card
 
 
 def _measured(metrics: Mapping[str, Any]) -> str:

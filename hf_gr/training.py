@@ -24,7 +24,7 @@ from .artifacts import fingerprint, settings_key, write_json, write_manifest, wr
 from .catalog import SidCatalog
 from .dataset import SplitKind
 from .errors import HfGrError
-from .hub import save_repo
+from .hub import carry, save_repo
 from .offline import resolve
 from .vocabulary import SidVocabulary
 
@@ -230,11 +230,17 @@ class Run:
         vocabulary: SidVocabulary,
         log: list[dict[str, Any]],
         base_model: str | None,
+        source: str | Path | None = None,
     ) -> None:
-        """Writes the finished model atomically, keeps the log, and clears what only a resume would need."""
+        """Writes the finished model atomically, keeps the log, and clears what only a resume would need.
+
+        `source` is the catalogue or model whose quantizer, if it has one, the model carries on.
+        """
         plain = merged(model, self.base)
         with writing(self.model) as folder:
             save_repo(folder, plain, tokenizer, catalog, vocabulary, base_model=base_model)
+            if source is not None:
+                carry(source, folder)
             write_json(folder / "training_log.json", log)
             write_manifest(folder, self.station, self.settings, self.inputs)
         shutil.rmtree(self.folder, ignore_errors=True)  # only its own: another run-… folder may be the user's

@@ -98,7 +98,7 @@ def test_removed_items_are_no_answer_but_keep_their_sid():
     assert np.flatnonzero(~fewer.live).tolist() == [1, 5] and catalog.live.all()
     assert np.array_equal(fewer.codes, catalog.codes) and len(fewer) == 40
     assert fewer.fingerprint == catalog.fingerprint
-    with pytest.raises(HfGrError, match="item 'nobody' is not in the catalogue of 40 items; nothing was removed"):
+    with pytest.raises(HfGrError, match="item 'nobody' is not in the catalogue of 40 items; nothing was changed"):
         catalog.removed(["i001", "nobody"])
 
 

@@ -224,7 +224,7 @@ def grpo(config: SidGRPOConfig) -> Path:
     trainer.train(resume_from_checkpoint=run.last_checkpoint())
     trained = trained_model(trainer)
     if main:
-        run.finish(trained, tokenizer, catalog, vocabulary, trainer.state.log_history, config.model)
+        run.finish(trained, tokenizer, catalog, vocabulary, trainer.state.log_history, config.model, path)
         report("grpo", inputs, run.model)
     PartialState().wait_for_everyone()
     return run.model

@@ -127,7 +127,7 @@ def place(
     Raises:
         HfGrError: If there are more items than free SIDs.
     """
-    codes, taken = codes.copy(), np.unique(taken, axis=0)
+    codes, taken = codes.copy(), taken[np.unique(_numbered(taken), return_index=True)[1]]
     places = math.prod(int(mask.sum()) for mask in allowed) - len(taken)
     if len(codes) > places:
         raise HfGrError(
@@ -146,8 +146,7 @@ def place(
             found = share(codes[rows, level], costs(rows, codes, level), groups)
             moved[rows] |= found != codes[rows, level]
             codes[rows, level] = found
-        everyone = np.concatenate([codes[:, level], taken[:, level]])
-        parent = np.unique(parent * len(mask) + everyone, return_inverse=True)[1]
+        parent = _deeper(parent, np.concatenate([codes[:, level], taken[:, level]]))
     return codes
 
 
@@ -164,11 +163,24 @@ def _digits(codes: np.ndarray, spare: int) -> tuple[np.ndarray, int]:
     """Digit of every item, int32 [N], and how many digits there are."""
     if spare < 0:
         raise HfGrError(f"spare_digits is {spare}; use 0 or more.")
-    _, bucket, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
-    size = min(int(sizes.max()) + spare, len(codes))
+    bucket = _numbered(codes)
+    size = min(int(np.bincount(bucket).max()) + spare, len(codes))
     digits = np.empty(len(codes), np.int32)
     digits[np.argsort(bucket, kind="stable")] = np.arange(len(codes)) % size
     return digits, size
+
+
+def _numbered(codes: np.ndarray) -> np.ndarray:
+    """Number of every row's SID among the distinct ones in ascending order, int64 [N]."""
+    number = np.zeros(len(codes), np.int64)
+    for column in codes.T:
+        number = _deeper(number, column)
+    return number
+
+
+def _deeper(prefix: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Numbers int64 [N] of prefixes that are one code longer."""
+    return np.unique(prefix * (int(codes.max(initial=0)) + 1) + codes, return_inverse=True)[1]
 
 
 def _costs_of(vectors: np.ndarray, quantizer: Quantizer, allowed: Sequence[np.ndarray]) -> _Costs:

@@ -134,7 +134,7 @@ def sft(config: SidSFTConfig) -> Path:
     trained = trained_model(trainer)
     if main:
         base = config.continue_from or config.model_name_or_path
-        run.finish(trained, tokenizer, catalog, vocabulary, trainer.state.log_history, base)
+        run.finish(trained, tokenizer, catalog, vocabulary, trainer.state.log_history, base, config.catalog)
         report("sft", inputs, run.model)
     PartialState().wait_for_everyone()
     return run.model

@@ -4,21 +4,49 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from hf_gr.errors import HfGrError
-from hf_gr.quantizers import RQKMeans, RQKMeansConfig, resolve_collisions
+from hf_gr.quantizers import Quantizer, QuantizerConfig, resolve_collisions
 from hf_gr.quantizers.collisions import digit_vectors, place, transport
 
 
 SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=3)
 
 
-def quantizer_of(sizes: list[int] | tuple[int, ...], dim: int = 3, seed: int = 0) -> RQKMeans:
+class Residual(Quantizer):
+    """Residual codebooks that are given, not fitted."""
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__(config)
+        self.codebooks = torch.nn.ParameterList(
+            torch.nn.Parameter(torch.zeros(size, config.dim), requires_grad=False) for size in config.codebook_sizes
+        )
+        self.post_init()
+
+    def _distances(self, batch: torch.Tensor, codes: torch.Tensor, level: int) -> torch.Tensor:
+        residual = batch - self._decode(codes[:, :level], None)
+        return (residual[:, None] - self.codebooks[level]).square().sum(2)
+
+    def _encode(self, batch: torch.Tensor) -> torch.Tensor:
+        codes = torch.zeros(len(batch), self.num_levels, dtype=torch.int64)
+        for level in range(self.num_levels):
+            codes[:, level] = self._distances(batch, codes, level).argmin(1)
+        return codes
+
+    def _decode(self, codes: torch.Tensor, side: torch.Tensor | None) -> torch.Tensor:
+        found = torch.zeros(len(codes), self.config.dim)
+        for codebook, column in zip(self.codebooks, codes.T, strict=False):
+            found = found + codebook[column]
+        return found
+
+
+def quantizer_of(sizes: list[int] | tuple[int, ...], dim: int = 3, seed: int = 0) -> Residual:
     """Codebooks of small integers, coarse before fine: costs are exact, and ties are common."""
-    quantizer = RQKMeans(RQKMeansConfig(dim=dim, codebook_sizes=sizes))
+    quantizer = Residual(QuantizerConfig(dim=dim, codebook_sizes=sizes))
     random = np.random.default_rng(seed)
     for level, codebook in enumerate(quantizer.codebooks):
         reach = max(6 - 2 * level, 1)
@@ -33,7 +61,7 @@ def vectors_of(rows: int, seed: int, dim: int = 3) -> np.ndarray:
 def placed_by_hand(
     codes: np.ndarray,
     vectors: np.ndarray,
-    quantizer: RQKMeans,
+    quantizer: Residual,
     allowed: list[np.ndarray],
     taken: set[tuple[int, ...]],
 ) -> np.ndarray:
@@ -134,8 +162,8 @@ def test_more_items_than_sids_are_refused(method: str):
         place(np.zeros((1, 2), np.int32), vectors[:1], quantizer, allowed, np.zeros((3, 2), np.int32))
 
 
-def line_quantizer(*codebooks: list[float]) -> RQKMeans:
-    quantizer = RQKMeans(RQKMeansConfig(dim=1, codebook_sizes=[len(codebook) for codebook in codebooks]))
+def line_quantizer(*codebooks: list[float]) -> Residual:
+    quantizer = Residual(QuantizerConfig(dim=1, codebook_sizes=[len(codebook) for codebook in codebooks]))
     for codebook, values in zip(quantizer.codebooks, codebooks, strict=True):
         codebook.data.copy_(codebook.new_tensor(values)[:, None])
     return quantizer
@@ -177,7 +205,7 @@ def test_an_unknown_method_is_refused():
         resolve_collisions(np.zeros((1, 1), np.int32), np.zeros((1, 3), np.float32), quantizer_of((2,)), "sinkhorm")
 
 
-def loss_of(codes: np.ndarray, vectors: np.ndarray, quantizer: RQKMeans) -> float:
+def loss_of(codes: np.ndarray, vectors: np.ndarray, quantizer: Residual) -> float:
     return float(np.square(vectors - quantizer.decode(codes)).sum())
 
 

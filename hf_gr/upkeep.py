@@ -1,0 +1,212 @@
+"""Items come and go: `hf-gr add-items` and `hf-gr remove-items`, on a catalogue or on a trained model.
+
+A new item gets a vector by the recipe of the old ones, and codes from the frozen quantizer among those whose tokens
+are trained. Nobody else's SID moves, so the model needs no training to recommend it.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .artifacts import MANIFEST, fingerprint, read_json, report, write_json, writing
+from .catalog import CATALOG_FILES, SidCatalog
+from .dataset import check_items
+from .embedding.newcomers import embed_new_items
+from .errors import HfGrError
+from .hub import update_catalog
+from .offline import local_folder
+from .quantizers.base import Quantizer
+from .quantizers.collisions import place
+from .quantizers.loading import load_quantizer
+from .vocabulary import VOCABULARY_FILE, SidVocabulary
+
+
+_REWRITTEN = (*CATALOG_FILES, VOCABULARY_FILE, "config.json", "README.md", MANIFEST)
+
+
+def add_items(
+    folder: str | Path,
+    items: pa.Table | str | Path,
+    *,
+    vectors_file: str | Path | None = None,
+    images_root: str | Path | None = None,
+    out: str | Path | None = None,
+    update: bool = False,
+    device: str | None = None,
+) -> Path:
+    """Adds items to a catalogue or trained model, which can then recommend them without training.
+
+    Items that had been removed come back with their old SID, and with the columns given now. New items start with
+    popularity 0 and the catalogue's columns; those they lack are null, others are dropped.
+
+    Args:
+        folder: Folder of `hf-gr quantize`, `sft` or `grpo`, replaced in one step when all is done; or, with `out`, a
+            Hub repo.
+        items: Table or Parquet file with `item_id`, `title`, and what the item vectors are made of.
+        vectors_file: Vectors of new items, where those of the catalogue came from a file.
+        images_root: Folder that the paths in the column `image` start from.
+        out: Folder to write to instead of `folder`.
+        update: Whether items that are there already get the columns given now (their SIDs stay).
+        device: Device of the encoders; chosen if left out.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        HfGrError: On items that are there already, a folder without quantizer or embedder, vectors that cannot be
+            made, or a catalogue whose trained SIDs are used up.
+    """
+    source, target = _source(folder, out)
+    catalog = _load(source)
+    table = check_items(items if isinstance(items, pa.Table) else _read(Path(items)), "new items")
+    rows = np.array([catalog.row_of.get(item_id, -1) for item_id in table["item_id"].to_pylist()])
+    known = np.flatnonzero(rows >= 0)
+    there = known[catalog.live[rows[known]]]
+    if len(there) and not update:
+        raise HfGrError(
+            f"{len(there)} of the items are in {source} already (first: {table['item_id'][int(there[0])].as_py()!r}); "
+            "leave them out, or pass --update to change their titles and other columns."
+        )
+    changed, new = catalog, table.filter(pa.array(rows < 0))
+    if len(known):
+        changed = changed.updated(table.take(known))
+    if new.num_rows:
+        quantizer, recipe = _encoder(source)
+        vectors = embed_new_items(recipe, new, images_root, vectors_file, device)
+        changed = changed.extended(new, new_codes(changed, vectors, quantizer))
+    counts = {"new": new.num_rows, "back": len(known) - len(there), "updated": len(there)}
+    return _write("add-items", source, target, changed, counts)
+
+
+def remove_items(folder: str | Path, item_ids: Sequence[str], *, out: str | Path | None = None) -> Path:
+    """Makes items of a catalogue or trained model no answer any more; [`add_items`] brings them back.
+
+    Their SIDs stay theirs, and histories may go on naming them.
+
+    Args:
+        folder: As for [`add_items`].
+        item_ids: To be removed; those that are removed already may be among them.
+        out: Folder to write to instead of `folder`.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        HfGrError: On ids that are not in the catalogue, or if no item would be left.
+    """
+    source, target = _source(folder, out)
+    catalog = _load(source)
+    changed = catalog.removed(item_ids)
+    if not changed.live.any():
+        raise HfGrError(f"{source}: no item would be left; keep at least one.")
+    return _write("remove-items", source, target, changed, {"removed": int(catalog.live.sum() - changed.live.sum())})
+
+
+def new_codes(catalog: SidCatalog, vectors: np.ndarray, quantizer: Quantizer) -> np.ndarray:
+    """SIDs of new items beside those of a catalogue, which stay.
+
+    Only codes that an item of the catalogue carries are given, so that their tokens are trained. Collisions are
+    resolved greedily, except in a `keep` catalogue; a `digit` catalogue gives the next free digit of the bucket, and
+    where there is none, the next-best codes before it.
+
+    Args:
+        catalog: Of `quantizer`.
+        vectors: float32 [n, d] of the new items.
+        quantizer: The one that the catalogue was made with.
+
+    Returns:
+        int32 [n, L].
+
+    Raises:
+        HfGrError: If the quantizer is not the catalogue's, or the items do not fit on free SIDs of trained codes.
+    """
+    digits = catalog.num_levels - quantizer.num_levels
+    sizes = catalog.codebook_sizes[: quantizer.num_levels]
+    if list(sizes) != quantizer.config.codebook_sizes or digits != (catalog.collisions == "digit"):
+        raise HfGrError(
+            f"the quantizer has codebooks {quantizer.config.codebook_sizes}, but the catalogue (collisions: "
+            f"{catalog.collisions}) {list(catalog.codebook_sizes)}; use the quantizer that it was made with."
+        )
+    trained = [
+        np.bincount(catalog.codes[:, level], minlength=size) > 0 for level, size in enumerate(catalog.codebook_sizes)
+    ]
+    codes = quantizer.encode(vectors, allowed=trained[: quantizer.num_levels])
+    if catalog.collisions == "keep":
+        return codes
+    lowest = [np.full(len(codes), mask.argmax(), np.int32) for mask in trained[quantizer.num_levels :]]
+    return place(np.column_stack([codes, *lowest]), vectors, quantizer, trained, catalog.codes)
+
+
+def _source(folder: str | Path, out: str | Path | None) -> tuple[Path, Path]:
+    """The folder to read, and the one to write."""
+    if out is None and not Path(folder).is_dir():
+        raise HfGrError(f"{folder} is no folder; give the folder of a catalogue or model, or --out for a Hub repo.")
+    source = local_folder(folder)
+    return source, Path(folder if out is None else out)
+
+
+def _load(source: Path) -> SidCatalog:
+    catalog = SidCatalog.load(source)
+    if (source / VOCABULARY_FILE).is_file():
+        expected = SidVocabulary.load(source).catalog_fingerprint
+        if catalog.fingerprint != expected:
+            raise HfGrError(
+                f"{source}: the catalogue (fingerprint {catalog.fingerprint}) is not the one this model was trained "
+                f"on ({expected}); bring the model's own files back."
+            )
+    return catalog
+
+
+def _read(file: Path) -> pa.Table:
+    try:
+        return pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise HfGrError(f"cannot read {file} ({str(error).splitlines()[0]}); give a Parquet file of items.") from None
+
+
+def _encoder(source: Path) -> tuple[Quantizer, Path]:
+    for name in ("quantizer", "embedder"):
+        if not (source / name).is_dir():
+            raise HfGrError(
+                f"{source / name} is missing, which new items need; copy it from the catalogue folder, or run "
+                "`hf-gr quantize` again and train on what it writes."
+            )
+    return load_quantizer(source / "quantizer"), source / "embedder"
+
+
+def _write(station: str, source: Path, target: Path, catalog: SidCatalog, counts: dict[str, int]) -> Path:
+    in_place = target.resolve() == source.resolve()
+    with writing(target) as folder:
+        _copy(source, folder, linked=in_place)
+        if (folder / VOCABULARY_FILE).is_file():
+            update_catalog(folder, catalog)
+        else:
+            catalog.save(folder)
+        if (folder / MANIFEST).is_file():  # what came from the Hub has none
+            manifest = read_json(folder / MANIFEST)
+            history = [*manifest.get("upkeep", []), {"station": station} | counts]
+            write_json(folder / MANIFEST, manifest | {"fingerprint": fingerprint(folder), "upkeep": history})
+    done = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"[{station}] {done}; {int(catalog.live.sum())} of {len(catalog)} items live", flush=True)
+    report(station, {}, target)
+    return target
+
+
+def _copy(source: Path, folder: Path, *, linked: bool) -> None:
+    """Copies a folder; what stays as it is may be linked where the old folder goes away, as weights are large."""
+
+    def keep(file: str, copy: str) -> str:
+        if linked and Path(file).name not in _REWRITTEN:
+            try:
+                os.link(os.path.realpath(file), copy)
+            except OSError:  # a file system without hard links
+                shutil.copy2(file, copy)
+            return copy
+        return str(shutil.copy2(file, copy))
+
+    shutil.copytree(source, folder, copy_function=keep, dirs_exist_ok=True)
