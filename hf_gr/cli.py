@@ -1,4 +1,5 @@
-"""The command line: `hf-gr prepare | embed | quantize | sft | grpo | evaluate | recommend | push`.
+"""The command line: `hf-gr prepare | embed | quantize | sft | grpo | evaluate | recommend | add-items |
+remove-items | push`.
 
 Stations take `--config FILE.yaml` and every key of their config as an option, by TRL's parser; `recipes/*.py` run the
 same commands under `accelerate launch`.
@@ -127,6 +128,34 @@ def recommend(
         sid = " ".join(map(str, answer["sid"]))
         table.add_row(str(rank), answer["item_id"], answer["title"], f"{answer['score']:.3f}", sid)
     Console().print(table)
+
+
+@app.command("add-items")
+def add_items(
+    catalog: Annotated[str, typer.Argument(help="Folder of a catalogue or model; updated in place, in one step.")],
+    items: Annotated[Path, typer.Argument(help="Parquet file: item_id, title, and what vectors are made of.")],
+    vectors_file: Annotated[Path | None, typer.Option(help="Vectors of new items, if old ones are of a file.")] = None,
+    images_root: Annotated[Path | None, typer.Option(help="Folder that paths of images start from.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to instead.")] = None,
+    update: Annotated[bool, typer.Option("--update", help="Also change columns of items already there.")] = False,
+) -> None:
+    """Add items, or bring removed ones back. Nobody else's SID moves; a model recommends them without training."""
+    from .upkeep import add_items as run
+
+    run(catalog, items, vectors_file=vectors_file, images_root=images_root, out=out, update=update)
+
+
+@app.command("remove-items")
+def remove_items(
+    catalog: Annotated[str, typer.Argument(help="Folder of a catalogue or model; updated in place, in one step.")],
+    items: Annotated[str, typer.Argument(help="Item ids by commas, or a text file with one id a line.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write to instead.")] = None,
+) -> None:
+    """Make items no answer any more. They keep their SIDs, and add-items brings them back."""
+    from .upkeep import remove_items as run
+
+    ids = Path(items).read_text().split("\n") if Path(items).is_file() else items.split(",")
+    run(catalog, [item_id.strip() for item_id in ids if item_id.strip()], out=out)
 
 
 @app.command()
