@@ -40,6 +40,8 @@ class R3VAEConfig(NeuralQuantizerConfig):
             `"soft"`: the mixture in both, as published.
         sc_weight: Weight of [`semantic_cohesion`] of the residuals that share a code in a batch, raised on each level.
         pd_weight: Weight of [`preference_discrimination`] of a level's codes, lowered on each level.
+        side_dropout: Share of the items of a batch whose α gives way to the batch's mean, as `decode` without side has
+            it. Without this the encoder hides in α what the codes ought to say [ours].
         warm_up: Share of the epochs that train encoder and decoder alone, before the codebooks start; at least one
             epoch.
         start: `"kmeans"`: codes start as the mean residuals of K-means clusters of directions. `"random"`: drawn with
@@ -55,6 +57,8 @@ class R3VAEConfig(NeuralQuantizerConfig):
     estimator: Literal["straight_through", "soft"] = "straight_through"
     sc_weight: float = 0.0
     pd_weight: float = 0.0
+    side_dropout: float = 0.5
+    learning_rate: float = 3e-3
     warm_up: float = 0.1
     start: Literal["kmeans", "random"] = "kmeans"
     revive: bool = True
@@ -137,7 +141,8 @@ class R3VAE(NeuralQuantizer):
             self._latents = [*self._latents, latents.detach()][-self._kept :]
             return {"reconstruction": self.reconstruction_loss(batch, latents)}
         side, residual = self._split(latents)
-        quantized = side * self.reference
+        hidden = (torch.rand(len(side), 1) < self.config.side_dropout).to(side.device)
+        quantized = torch.where(hidden, side.mean(), side) * self.reference
         cohesion = discrimination = latents.new_zeros(())
         self._residuals = []
         for level, codebook in enumerate(self.codebooks):
