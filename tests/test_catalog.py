@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,18 @@ def test_what_is_saved_is_loaded(sizes, tmp_path):
     assert sorted(p.name for p in (tmp_path / "new" / "catalog").iterdir()) == sorted(CATALOG_FILES)
     assert_same(SidCatalog.load(tmp_path / "new" / "catalog"), catalog)
     assert json.loads((tmp_path / "new" / "catalog" / "catalog.json").read_text())["live_items"] == 38
+
+
+def test_a_catalogue_says_how_collisions_were_resolved(tmp_path):
+    catalog = tiny_catalog()
+    made = SidCatalog.from_codes(catalog.codes, catalog.items, (4, 4, 4), collisions="sinkhorn")
+    made.save(tmp_path)
+    assert SidCatalog.load(tmp_path).collisions == made.removed(["i001"]).collisions == "sinkhorn"
+    assert made.fingerprint == catalog.fingerprint
+    description = json.loads((tmp_path / "catalog.json").read_text())
+    del description["collisions"]  # as the first version wrote it
+    (tmp_path / "catalog.json").write_text(json.dumps(description))
+    assert SidCatalog.load(tmp_path).collisions == catalog.collisions == "keep"
 
 
 def test_code_vectors_may_be_unknown_and_strided(tmp_path):
@@ -133,3 +146,73 @@ def test_parts_that_do_not_agree_are_refused():
     with pytest.raises(HfGrError, match="catalogue items: item_id 'i000' occurs 3 times"):
         SidCatalog.from_codes(CODES, ITEMS.set_column(0, "item_id", pa.array(["i000"] * 3)), (2, 2))
     assert_same(SidCatalog.from_codes(CODES, ITEMS, (2, 2)), SidCatalog.from_codes(CODES, ITEMS, [2, 2], np.zeros(3)))
+
+
+def test_extended_puts_new_items_at_the_end():
+    catalog = replace(tiny_catalog(), collisions="greedy").removed(["i002"])
+    items = pa.table({"color": ["red", "blue"], "title": ["A", "B"], "item_id": ["a", "b"]})
+    more = catalog.extended(items, np.array([[0, 1, 2], [3, 3, 3]]))
+    assert len(more) == 42 and more.item_ids[-2:] == ["a", "b"] and more.titles[-2:] == ["A", "B"]
+    assert more.codes[-2:].tolist() == [[0, 1, 2], [3, 3, 3]] and more.codes.dtype == np.int32
+    assert more.items.schema == catalog.items.schema and more.categories[-2:] == [[], []]
+    assert np.flatnonzero(~more.live).tolist() == [2] and more.popularity[-2:].tolist() == [0, 0]
+    assert more.items.slice(0, 40).equals(catalog.items) and np.array_equal(more.codes[:40], catalog.codes)
+    assert np.array_equal(more.popularity[:40], catalog.popularity) and more.collisions == "greedy"
+    assert len(more.code_vectors) == 3
+    for bad, message in (("i003", "'i003' are in the catalogue already"), ("a", "outside the codebook sizes")):
+        with pytest.raises(HfGrError, match=message):
+            catalog.extended(pa.table({"item_id": [bad], "title": ["C"]}), np.array([[0, 4, 0]]))
+    with pytest.raises(HfGrError, match="column 'categories' of the items is int64, but list"):
+        catalog.extended(items.append_column("categories", pa.array([1, 2])), np.zeros((2, 3)))
+
+
+def test_updated_changes_what_is_given_and_brings_items_back():
+    catalog = tiny_catalog().removed(["i002", "i005"])
+    given = pa.table({"item_id": ["i005", "i001"], "title": ["five", "one"], "color": ["red", "blue"]})
+    now = catalog.updated(given)
+    assert (now.titles[1], now.titles[5]) == ("one", "five")
+    assert [now.titles[row] for row in (0, 2, 39)] == ["Title 0", "Title 2", "Title 39"]
+    assert now.items.schema == catalog.items.schema and now.categories == catalog.categories
+    assert np.flatnonzero(~now.live).tolist() == [2] and np.flatnonzero(~catalog.live).tolist() == [2, 5]
+    assert now.fingerprint == catalog.fingerprint
+    with pytest.raises(HfGrError, match="item 'x' is not in the catalogue"):
+        catalog.updated(pa.table({"item_id": ["x"], "title": [""]}))
+
+
+def test_features_number_prefixes_in_mixed_radix():
+    codes = np.array([[2, 1, 5], [2, 1, 0], [0, 3, 7]])
+    table = SidCatalog.from_codes(codes, tiny_items(3), (4, 4, 8)).features()
+    assert table.column_names == ["item_id", "prefix_1", "prefix_2", "prefix_3"]
+    assert table["item_id"].to_pylist() == ["i000", "i001", "i002"]
+    assert [table[f"prefix_{n}"].to_pylist() for n in (1, 2, 3)] == [[2, 2, 0], [9, 9, 3], [77, 72, 31]]
+    assert {str(kind) for kind in table.schema.types[1:]} == {"int64"}
+
+
+@pytest.mark.parametrize("buckets", [None, 1000])
+def test_features_stay_when_items_come_and_go(buckets):
+    catalog = tiny_catalog()
+    more = catalog.removed(["i004"]).extended(pa.table({"item_id": ["a"], "title": ["A"]}), np.array([[0, 1, 2]]))
+    assert more.features(buckets).slice(0, 40).equals(catalog.features(buckets))
+
+
+def test_hashed_features_keep_prefixes_together_and_spread_them():
+    random = np.random.default_rng(0)
+    codes = np.unique(random.integers(0, 256, (4000, 3)), axis=0)
+    catalog = SidCatalog.from_codes(codes, tiny_items(len(codes)), (256, 256, 256))
+    plain, hashed = catalog.features(), catalog.features(512)
+    for name in plain.column_names[1:]:
+        numbers, rows = plain[name].to_numpy(), hashed[name].to_numpy()
+        assert rows.dtype == np.int64 and rows.min() >= 0 and rows.max() < 512
+        _, first, group = np.unique(numbers, return_index=True, return_inverse=True)
+        assert np.array_equal(rows, rows[first][group])  # equal prefixes, equal rows
+        loads = np.bincount(rows[first], minlength=512)
+        assert loads.var() / loads.mean() == pytest.approx(1, abs=0.3)  # as of rows drawn at random
+    with pytest.raises(HfGrError, match="buckets is 0"):
+        catalog.features(0)
+
+
+def test_numbers_beyond_int64_need_buckets():
+    catalog = SidCatalog.from_codes(np.full((3, 8), 255), tiny_items(3), (256,) * 8)
+    with pytest.raises(HfGrError, match="outnumber int64; give buckets"):
+        catalog.features()
+    assert len(set(catalog.features(100)["prefix_8"].to_pylist())) == 1

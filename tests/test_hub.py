@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, pipeline
 from hf_gr.dataset import write_dataset
 from hf_gr.errors import HfGrError
 from hf_gr.evaluation import EvaluateConfig, evaluate
-from hf_gr.hub import PIPELINE_TAG, push_to_hub, save_repo, update_card
+from hf_gr.hub import PIPELINE_TAG, carry, push_to_hub, save_repo, update_card
 from hf_gr.vocabulary import add_vocabulary
 
 
@@ -34,12 +34,19 @@ REPO_FILES = {
     "tokenizer_config.json",
     "vocabulary.json",
 }
+CARRIED_FILES = {  # what new items need
+    "quantizer/config.json",
+    "quantizer/model.safetensors",
+    "embedder/embeddings.json",
+    "embedder/missing.safetensors",
+}
 TRAINER_FILES = (
     "training_args.bin",
     "optimizer.pt",
     "trainer_state.json",
     "manifest.json",
     "checkpoint-5/model.safetensors",
+    "quantizer/fit.pt",
 )
 
 
@@ -149,9 +156,9 @@ def test_update_card_wants_a_card(tmp_path, metrics):
 def pushed(tmp_path_factory, metrics):
     """A Hub that holds two commits of a repo, made for different catalogues, and the folder of the last."""
     folder = write_repo(tmp_path_factory.mktemp("pushed") / "model", seed=1)
-    for name in TRAINER_FILES:
+    for name in (*TRAINER_FILES, *CARRIED_FILES):
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(b"not for others")
+        (folder / name).write_bytes(b"for others" if name in CARRIED_FILES else b"not for others")
     with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", hub.url)
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -168,7 +175,7 @@ def test_only_the_repo_goes_up(pushed):
     repo = hub.repos[REPO]
     assert repo.private
     _, files = repo.at("main")
-    assert set(files) == REPO_FILES | {".gitattributes"}
+    assert set(files) == REPO_FILES | CARRIED_FILES | {".gitattributes"}
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     card = files["README.md"].decode()
     assert f'model="{REPO}"' in card and "your-name" not in card and "| HR@5 |" in card
@@ -239,6 +246,19 @@ def test_the_repo_works_by_its_name(pushed, tmp_path):
     assert not any("gr_pipeline.py" in line for line in hub.log)  # no remote code was even fetched
     assert fresh_process(_REMOTE.format(repo=REPO), tmp_path, HF_ENDPOINT=hub.url) == {"first": expected}
     assert any("gr_pipeline.py" in line for line in hub.log)
+
+
+def test_what_new_items_need_comes_down_again(pushed, tmp_path):
+    code = f"from pathlib import Path; from hf_gr.hub import carry; carry('{REPO}', Path('model')); print('[]')"
+    fresh_process(code, tmp_path, HF_ENDPOINT=pushed[0].url)
+    found = {file.relative_to(tmp_path / "model").as_posix() for file in (tmp_path / "model").glob("*/*")}
+    assert found == CARRIED_FILES
+    assert (tmp_path / "model" / "quantizer" / "config.json").read_bytes() == b"for others"
+
+
+def test_a_model_without_what_new_items_need_stays_valid(tmp_path):
+    carry(write_repo(tmp_path / "older"), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_without_the_package_the_remote_code_says_what_to_install(pushed, tmp_path):

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 from tiny import NUM_ITEMS, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
+from tiny_runs import TinyData
 from transformers import pipeline
 
 from hf_gr.artifacts import MANIFEST, fingerprint, write_manifest
@@ -20,8 +21,10 @@ from hf_gr.cli import main
 from hf_gr.dataset import write_dataset
 from hf_gr.embedding import EmbedConfig, embed
 from hf_gr.errors import HfGrError
+from hf_gr.grpo import SidGRPOConfig, grpo
 from hf_gr.hub import carry, repo_files, save_repo
 from hf_gr.quantizers import QuantizeConfig, load_quantizer, quantize
+from hf_gr.sft import SidSFTConfig, sft
 from hf_gr.upkeep import add_items, new_codes, remove_items
 from hf_gr.vocabulary import SidVocabulary, add_vocabulary
 
@@ -285,6 +288,18 @@ def test_what_new_items_need_is_of_the_repo(model):
     names = {file.relative_to(model).as_posix() for file in repo_files(model)}
     assert {"quantizer/config.json", "quantizer/model.safetensors", "embedder/embeddings.json"} <= names
     assert not any(name.endswith(MANIFEST) for name in names)
+
+
+def test_training_carries_on_what_new_items_need(catalogs, made, vectors_file, tmp_path):
+    """From the catalogue into the model of SFT, from there into that of GRPO, which then takes new items."""
+    data = TinyData(made["greedy"].with_name("data"), catalogs["greedy"])
+    first = sft(SidSFTConfig(**data.sft(tmp_path / "sft", max_steps=1)))
+    final = grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", first, max_steps=1)))
+    for folder in ("quantizer", "embedder"):
+        assert contents(final / folder) == contents(first / folder) == contents(made["greedy"] / folder)
+    add_items(final, new_items(["n4"]), vectors_file=vectors_file)
+    (answer,) = pipeline("generative-recommendation", model=str(final))({"history": [], "allow": ["n4"]}, top_k=1)
+    assert answer["title"] == "New n4"
 
 
 def test_a_copy_shares_no_file_with_the_model(model, tmp_path):
