@@ -1,4 +1,4 @@
-"""The command line: `hf-gr prepare | embed | quantize | sft | grpo | evaluate | recommend | add-items |
+"""The command line: `hf-gr prepare | embed | quantize | inspect | sft | grpo | evaluate | recommend | add-items |
 remove-items | push`.
 
 Stations take `--config FILE.yaml` and every key of their config as an option, by TRL's parser; `recipes/*.py` run the
@@ -59,6 +59,29 @@ def quantize(context: typer.Context) -> None:
     from .quantizers.station import quantize as run
 
     run(parse_config(QuantizeConfig, context.args))
+
+
+@app.command()
+def inspect(
+    catalog: Annotated[str, typer.Argument(help="Folder of quantize, or any folder or Hub repo with a catalogue.")],
+    embeddings: Annotated[Path | None, typer.Option(help="Folder with the vectors of its items.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Dataset folder, for how the items are used.")] = None,
+    out: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("inspection.html"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="JSON file for the numbers.")] = None,
+) -> None:
+    """What a catalogue's SIDs are worth: a table, and a page with plots and with what codes mean."""
+    from .artifacts import write_json
+    from .quantizers.inspection import inspect as run
+    from .quantizers.inspection import print_inspection
+    from .quantizers.inspection_page import write_inspection_page
+
+    found = run(catalog, embeddings, dataset)
+    print_inspection(found)
+    print(f"[inspect] wrote {write_inspection_page(out, found)}")
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(json_file, found.as_json())
+        print(f"[inspect] wrote {json_file}")
 
 
 @app.command(context_settings=_PARSED_BY_TRL)

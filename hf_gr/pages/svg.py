@@ -32,16 +32,17 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def drawn(draw: Callable[[Axes], None], title: str, *, height: float = 3.6) -> str:
+def drawn(draw: Callable[[Axes], None], title: str, *, width: float = 6.4, height: float = 3.6) -> str:
     """The SVG of a plot.
 
     Args:
         draw: Puts the plot into its axes; `TEXT` is the colour of the page's text.
         title: What a screen reader says.
-        height: In inches, 6.4 of which are the page's column.
+        width: In inches; 6.4 fill one of the page's two columns, 13 both, with letters of one size.
+        height: In inches.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         axes.grid(axis="y", color=TEXT, alpha=0.12, linewidth=0.8)
         axes.set_axisbelow(True)

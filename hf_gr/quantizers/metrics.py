@@ -264,12 +264,12 @@ def nearest_neighbours(vectors: np.ndarray, k: int = 10, seed: int = 0) -> tuple
     asked = min(count, max(_QUERIES, _PAIRS // count))
     rows = np.sort(np.random.default_rng(seed).choice(count, asked, replace=False)) if asked < count else None
     rows = np.arange(count) if rows is None else rows
-    queries = _units(vectors[rows])
+    queries = unit_rows(vectors[rows])
     rows, queries = rows[queries.any(axis=1)], queries[queries.any(axis=1)]
     near = np.empty((len(rows), 0), np.int64)
     cosines = np.empty((len(rows), 0), np.float32)
     for start in range(0, count if len(rows) else 0, CHUNK):
-        chunk = _units(vectors[start : start + CHUNK])
+        chunk = unit_rows(vectors[start : start + CHUNK])
         values, found = faiss.knn(queries, chunk, min(k + 1, len(chunk)), metric=faiss.METRIC_INNER_PRODUCT)
         found = found + start
         values[found == rows[:, None]] = -np.inf  # the item itself, which goes last
@@ -361,7 +361,7 @@ def _cluster_sums(cluster: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[np
     held = np.zeros((0, vectors.shape[1] + 1))  # the cluster that the chunk before may have left open
     for start in range(0, len(order), CHUNK):
         rows = order[start : start + CHUNK]
-        units = _units(vectors[rows])
+        units = unit_rows(vectors[rows])
         ends = np.append(np.flatnonzero(np.diff(cluster[rows])) + 1, len(rows))
         members = sp.csr_array((np.ones(len(rows)), np.arange(len(rows)), np.append(0, ends)))  # a cluster a row
         sums = np.column_stack([members @ units, members @ np.square(units).sum(axis=1)])
@@ -374,8 +374,8 @@ def _cluster_sums(cluster: np.ndarray, vectors: np.ndarray) -> Iterator[tuple[np
     yield held[:, :-1], held[:, -1]
 
 
-def _units(vectors: np.ndarray) -> np.ndarray:
-    """float32 [n, d] at length 1, zero vectors as they are."""
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """The vectors [n, d] at length 1, float32, zero vectors as they are."""
     vectors = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)
