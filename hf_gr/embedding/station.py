@@ -165,7 +165,9 @@ def _image(config: EmbedConfig, dataset: InteractionDataset, cache: Path, folder
 
 
 def _file(config: EmbedConfig, dataset: InteractionDataset) -> _Part:
-    return read_vectors(str(config.vectors_file), dataset.item_ids), {"vectors_file": config.vectors_file}
+    return read_vectors(str(config.vectors_file), dataset.item_ids), {
+        "vectors_file": Path(str(config.vectors_file)).name
+    }
 
 
 def _graph(config: EmbedConfig, dataset: InteractionDataset) -> sp.csr_array:

@@ -176,3 +176,17 @@ def test_an_encoder_with_weights_left_out_is_refused(tiny_vision: Path, tmp_path
     save_file({k: v for k, v in weights.items() if "query" not in k}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(HfGrError, match=r"lacks 2 weights of its network \(first: .*\.bias\)"):
         VisionEncoder(str(folder), device="cpu")
+
+
+@pytest.mark.slow
+def test_lite0_from_its_wheel_puts_like_near_like(tmp_path: Path):
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (64, 64, 3), np.uint8)
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (90, 90), "darkred").save(tmp_path / "darkred.png")
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    paths = {name: tmp_path / f"{name}.png" for name in ("red", "darkred", "noise")}
+    vectors = encode_images(paths, device="cpu", progress=False)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert vectors.shape == (3, 1280)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
