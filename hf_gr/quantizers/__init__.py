@@ -5,6 +5,7 @@ from .coba import CoBa, CoBaConfig
 from .collisions import resolve_collisions
 from .loading import load_quantizer
 from .metrics import codebook_report, collision_report, print_collisions
+from .opq import OPQ, OPQConfig
 from .r3_vae import R3VAE, R3VAEConfig
 from .rq_kmeans import RQKMeans, RQKMeansConfig
 from .rq_vae import RQVAE, RQVAEConfig
@@ -13,10 +14,12 @@ from .station import METHODS, QuantizeConfig, quantize
 
 __all__ = [
     "METHODS",
+    "OPQ",
     "R3VAE",
     "RQVAE",
     "CoBa",
     "CoBaConfig",
+    "OPQConfig",
     "QuantizeConfig",
     "Quantizer",
     "QuantizerConfig",

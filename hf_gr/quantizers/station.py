@@ -22,6 +22,7 @@ from .coba import CoBa
 from .collisions import SPARE_DIGITS, CollisionMethod, check_room, digit_vectors, resolve_collisions
 from .metrics import collision_report, print_collisions
 from .neural import NeuralQuantizer
+from .opq import OPQ
 from .r3_vae import R3VAE
 from .rq_kmeans import RQKMeans
 from .rq_vae import RQVAE
@@ -37,7 +38,7 @@ class QuantizeConfig:
     dataset: str = field(metadata={"help": "Dataset folder to read."})
     embeddings: str = field(metadata={"help": "Folder with the item vectors of that dataset."})
     output_dir: str = field(metadata={"help": "Folder to write the quantizer and the SID catalogue to."})
-    method: str = field(default="rq_kmeans", metadata={"help": "Quantizer: rq_kmeans, rq_vae, coba, r3_vae."})
+    method: str = field(default="rq_kmeans", metadata={"help": "Quantizer: rq_kmeans, opq, rq_vae, coba, r3_vae."})
     levels: int = field(default=3, metadata={"help": "Codes in a SID."})
     codebook_size: int = field(default=64, metadata={"help": "Codes to choose from on each level."})
     method_config: dict | str | None = field(
@@ -76,7 +77,13 @@ class QuantizeConfig:
                 raise HfGrError(f"method_config {self.method_config!r} is not JSON ({error}).") from None
 
 
-METHODS: dict[str, type[Quantizer]] = {"coba": CoBa, "r3_vae": R3VAE, "rq_kmeans": RQKMeans, "rq_vae": RQVAE}
+METHODS: dict[str, type[Quantizer]] = {
+    "coba": CoBa,
+    "opq": OPQ,
+    "r3_vae": R3VAE,
+    "rq_kmeans": RQKMeans,
+    "rq_vae": RQVAE,
+}
 
 
 def quantize(config: QuantizeConfig) -> Path:

@@ -9,6 +9,7 @@ from ..errors import HfGrError
 
 
 CHUNK = 65_536  # rows read at a time
+_HASHED = 8192  # rows hashed at a time
 _NAMED = 3  # items that a message names
 
 
@@ -44,12 +45,13 @@ def check_distinct(vectors: np.ndarray, codebook_sizes: Sequence[int], item_ids:
     _, first, group, sizes = np.unique(
         _row_hashes(vectors), return_index=True, return_inverse=True, return_counts=True
     )
-    fullest = np.flatnonzero(group == sizes.argmax())
+    most = np.flatnonzero(sizes == sizes.max())
+    fullest = np.flatnonzero(group == most[first[most].argmin()])  # hashes have no order: of several, the earliest
     if len(first) < largest:
         raise HfGrError(
-            f"only {len(first)} of {len(vectors)} item vectors differ, fewer than the {largest} codes of level "
-            f"{level} ({_names(fullest, item_ids)} are all the same); check what was embedded, or set codebook_size "
-            f"to {len(first)} or less."
+            f"{len(vectors)} item vectors take only {len(first)} different values, fewer than the {largest} codes of "
+            f"level {level} ({_names(fullest, item_ids)} are all the same); check what was embedded, or set "
+            f"codebook_size to {len(first)} or less."
         )
     if len(first) < len(vectors):
         warn(
@@ -81,18 +83,16 @@ def shuffled_batches(num_rows: int, batch_size: int, random: np.random.Generator
 
 
 def _row_hashes(vectors: np.ndarray) -> np.ndarray:
-    """uint64 [N]: equal for equal rows, different for different ones but for a chance of some N²/2⁶⁴."""
-    factors = np.random.default_rng(0).integers(0, 2**63, vectors.shape[1], dtype=np.uint64) * np.uint64(2)
-    factors += np.uint64(1)
-    hashes = np.empty(len(vectors), np.uint64)
-    for start in range(0, len(vectors), CHUNK):
-        values = np.ascontiguousarray(vectors[start : start + CHUNK], dtype=np.float32) + np.float32(0)  # -0 is 0
-        words = values.view(np.uint32).astype(np.uint64)
-        hashes[start : start + CHUNK] = (words * (words + np.uint64(1)) * factors).sum(axis=1, dtype=np.uint64)
+    """int64 [N]: equal for equal rows (-0 is 0), different for different ones but for a chance of some N²/2⁶⁴."""
+    hashes = np.empty(len(vectors), np.int64)
+    for start in range(0, len(vectors), _HASHED):
+        values = np.ascontiguousarray(vectors[start : start + _HASHED], dtype=np.float32) + np.float32(0)
+        rows = values.view(np.dtype((np.void, values.itemsize * values.shape[1])))
+        hashes[start : start + _HASHED] = [hash(row) for row in rows[:, 0].tolist()]  # of bytes: fast and mixes well
     return hashes
 
 
 def _names(rows: np.ndarray, item_ids: Sequence[str] | None) -> str:
-    shown = [repr(item_ids[row]) if item_ids is not None else f"row {row}" for row in rows[:_NAMED].tolist()]
+    shown = [repr(str(item_ids[row])) if item_ids is not None else f"row {row}" for row in rows[:_NAMED].tolist()]
     more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
     return f"item{'s' if len(rows) > 1 else ''} {', '.join(shown)}{more}"
