@@ -58,11 +58,10 @@ class CoBa(RQVAE):
     def align(self, vectors: np.ndarray, graph: sp.csr_array | None) -> np.ndarray:
         if graph is None or self.config.hops == 0:
             return vectors
-        return propagate(vectors, graph, self.config.alpha, self.config.hops)
+        return propagate(vectors, graph, self.config.alpha, self.config.hops, keep_lengths=True)
 
     def _compared(self, residual: torch.Tensor, level: int) -> torch.Tensor:
-        counts, _ = self._averages(level)
-        return super()._compared(residual, level) * self._load(counts)
+        return super()._compared(residual, level) * self._load(self._counts(level))
 
     def _load(self, counts: torch.Tensor) -> torch.Tensor:
         """What the distances to every code are multiplied by, float32 [K]; 1 at even use."""
@@ -72,10 +71,8 @@ class CoBa(RQVAE):
     def _losses(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         parts = super()._losses(batch)
         if self.config.uniformity:
-            levels = range(self.num_levels)
-            parts["uniformity"] = (
-                self.config.uniformity * torch.stack([self._repulsion(level) for level in levels]).sum()
-            )
+            repulsions = torch.stack([self._repulsion(level) for level in range(self.num_levels)])
+            parts["uniformity"] = self.config.uniformity * repulsions.sum()
         return parts
 
     def _repulsion(self, level: int) -> torch.Tensor:
@@ -85,5 +82,6 @@ class CoBa(RQVAE):
 
 
 def repulsion(codes: torch.Tensor, delta: torch.Tensor | float) -> torch.Tensor:
-    """mean_{i≠j} max(0, δ − ‖e_i − e_j‖)² of codes float32 [K, w]."""
-    return torch.relu(delta - torch.nn.functional.pdist(codes)).square().mean()
+    """mean_{i≠j} max(0, δ − ‖e_i − e_j‖)² of codes float32 [K, w]; 0 for a code alone."""
+    short = torch.relu(delta - torch.nn.functional.pdist(codes))
+    return short.square().sum() / max(len(short), 1)

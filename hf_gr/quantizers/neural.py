@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import initialization
 
 from ..errors import HfGrError
-from .base import Quantizer, QuantizerConfig
+from .base import BATCH_SIZE, Quantizer, QuantizerConfig
 from .vectors import CHUNK, sample_rows, shuffled_batches
 
 
@@ -49,6 +49,9 @@ class NeuralQuantizerConfig(QuantizerConfig):
 
 class NeuralQuantizer(Quantizer):
     """z = Enc((x − μ)/σ) is quantized to ẑ, and x̂ = μ + σ·Dec(ẑ); μ [d] and the one number σ are the data's [ours].
+
+    σ² is the mean of the dimensions' variances, so a constant dimension does no harm; where nothing varies at all
+    (one code is enough then), σ is 1.
 
     A method implements `_start`, `_losses` and, where codebooks change outside the gradient, `_after_step` and
     `_after_epoch`.
@@ -106,15 +109,17 @@ class NeuralQuantizer(Quantizer):
             self._reset(vectors, seed)
             config = self.config
             steps = config.epochs * sum(math.ceil(length / config.batch_size) for length in _chunks(len(vectors)))
-            optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate)
+            optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, fused=True)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, steps))
-            state = _FitState(self, optimizer, schedule)
+            state = _FitState(self, optimizer, schedule, {"seed": seed, "rows": len(vectors)})
             first = state.load(checkpoint) if checkpoint is not None and checkpoint.is_file() else 0
             name = config.model_type.removeprefix("hf_gr_")
             with tqdm(total=config.epochs, initial=first, desc=name, unit="epoch", disable=not progress) as bar:
                 for epoch in range(first, config.epochs):
-                    # depends on the number of the epoch alone, so a resumed fit sees what an unkilled one does
-                    order = shuffled_batches(len(vectors), config.batch_size, np.random.default_rng([seed, epoch]))
+                    # all chance depends on seed and epoch alone, so a resumed fit sees what an unkilled one does
+                    random = np.random.default_rng([seed, epoch])
+                    torch.manual_seed(int(random.integers(2**62)))
+                    order = shuffled_batches(len(vectors), config.batch_size, random)
                     self.fit_log.append(self._epoch(vectors, order, optimizer, schedule))
                     self._after_epoch((epoch + 1) / config.epochs)
                     bar.set_postfix({key: f"{value:.4f}" for key, value in self.fit_log[-1].items()})
@@ -129,27 +134,30 @@ class NeuralQuantizer(Quantizer):
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
     ) -> dict[str, float]:
-        sums: dict[str, float] = {}
+        names: list[str] = []
+        total = torch.zeros((), device=self.device)  # read once an epoch: every reading makes an accelerator wait
         for rows in order:
             parts = self._losses(self._tensor(vectors[rows]))
-            loss = torch.stack(list(parts.values())).sum()
-            if not loss.isfinite():
-                raise HfGrError(f"the loss of {self.config.model_type} became {loss.item()}; lower learning_rate.")
+            names, values = list(parts), torch.stack(list(parts.values()))
             optimizer.zero_grad()
-            loss.backward()
+            values.sum().backward()
             nn.utils.clip_grad_norm_(self.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             self._after_step()
-            for name, part in parts.items():
-                sums[name] = sums.get(name, 0.0) + part.item() * len(rows)
-        return {name: total / len(vectors) for name, total in sums.items()}
+            total = total + values.detach() * len(rows)
+        means = dict(zip(names, (total / len(vectors)).tolist(), strict=True))
+        if not math.isfinite(sum(means.values())):
+            raise HfGrError(
+                f"the loss of {self.config.model_type} is no longer finite ({means}); lower learning_rate."
+            )
+        return means
 
     @torch.no_grad()
     def _reset(self, vectors: np.ndarray, seed: int) -> None:
         mean, variance = _moments(vectors)
         self.mean.copy_(torch.from_numpy(mean))
-        self.scale.fill_(math.sqrt(variance))
+        self.scale.fill_(math.sqrt(variance) or 1.0)
         self.fit_log = []
         for module in [*self.encoder, *self.decoder]:
             if isinstance(module, nn.Linear):
@@ -171,17 +179,20 @@ class NeuralQuantizer(Quantizer):
 class _FitState:
     """What a killed fit needs to go on, in one file that replaces its predecessor atomically."""
 
-    def __init__(self, model: NeuralQuantizer, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+    def __init__(
+        self, model: NeuralQuantizer, optimizer: torch.optim.Optimizer, schedule: Any, data: dict[str, int]
+    ) -> None:
         self._model, self._optimizer, self._schedule = model, optimizer, schedule
+        self._fit = {"config": model.config.to_json_string(), **data}
 
     def save(self, file: Path, epoch: int) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         half = file.with_suffix(".tmp")
         state = {
+            "fit": self._fit,
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": {"last_epoch": self._schedule.last_epoch},
-            "random": torch.get_rng_state(),
             "log": self._model.fit_log,
             "epoch": epoch,
         }
@@ -189,12 +200,13 @@ class _FitState:
         half.replace(file)
 
     def load(self, file: Path) -> int:
-        """Epochs done."""
+        """Epochs done. Raises [`HfGrError`] if the file is of a fit with other settings, seed or number of vectors."""
         state = torch.load(file, weights_only=True, map_location=self._model.device)
+        if state["fit"] != self._fit:
+            raise HfGrError(f"{file} is of another fit (config, seed or vectors differ); remove it to start anew.")
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.last_epoch = state["schedule"]["last_epoch"]
-        torch.set_rng_state(state["random"].cpu())
         self._model.fit_log = state["log"]
         return state["epoch"]
 
@@ -208,14 +220,16 @@ def _mlp(widths: Sequence[int]) -> nn.Sequential:
 
 def _moments(vectors: np.ndarray) -> tuple[np.ndarray, float]:
     """Mean of every dimension, float32 [d], and the mean over dimensions of their variances; read in chunks."""
-    total, squares = np.zeros(vectors.shape[1]), 0.0
-    for start in range(0, len(vectors), CHUNK):
-        chunk = np.asarray(vectors[start : start + CHUNK], dtype=np.float64)
+    # as differences from the first vector, lest a large mean eat the digits of a small variance
+    shift = np.array(vectors[0], dtype=np.float64)
+    total, squares = np.zeros_like(shift), np.zeros_like(shift)
+    for start in range(0, len(vectors), BATCH_SIZE):
+        chunk = vectors[start : start + BATCH_SIZE] - shift
         total += chunk.sum(axis=0)
-        squares += float(np.square(chunk).sum())
+        squares += np.einsum("nd,nd->d", chunk, chunk)
     mean = total / len(vectors)
-    variance = squares / (len(vectors) * vectors.shape[1]) - float(np.square(mean).mean())
-    return mean.astype(np.float32), variance
+    variance = (squares / len(vectors) - np.square(mean)).clip(min=0).mean()
+    return (mean + shift).astype(np.float32), float(variance)
 
 
 def _chunks(num_rows: int) -> list[int]:

@@ -34,7 +34,8 @@ class RQVAEConfig(NeuralQuantizerConfig):
             through the rotation and scaling that takes z to ẑ (Fifty et al., 2024), of the whole latent [ours].
             `"gumbel"`: through a softmax over −distance/temperature with Gumbel noise (Jang et al., 2017); takes
             `codebook_update="gradient"`.
-        temperature: Of the Gumbel softmax.
+        temperature: Of the Gumbel softmax, in units of the mean distance. The noise drowns the distances from about
+            a third on: at 1 hardly anything is learned.
     """
 
     model_type = "hf_gr_rq_vae"
@@ -45,7 +46,7 @@ class RQVAEConfig(NeuralQuantizerConfig):
     ema_decay: float = 0.99
     revive: bool = True
     estimator: Literal["straight_through", "rotation", "gumbel"] = "straight_through"
-    temperature: float = 1.0
+    temperature: float = 0.03
 
 
 class RQVAE(NeuralQuantizer):
@@ -63,18 +64,20 @@ class RQVAE(NeuralQuantizer):
             nn.Parameter(torch.empty(size, width), requires_grad=learned) for size in config.codebook_sizes
         )
         for level, size in enumerate(config.codebook_sizes):
-            self.register_buffer(f"counts_{level}", torch.empty(size))  # moving averages, a batch
-            self.register_buffer(f"sums_{level}", torch.empty(size, width))
+            # moving averages, a batch: how many residuals chose a code, and their sum
+            self.register_buffer(f"counts_{level}", torch.empty(size))
+            if not learned:
+                self.register_buffer(f"sums_{level}", torch.empty(size, width))
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # residuals and codes of the last batch, by level
-        self._used = [torch.zeros(size, dtype=torch.int64) for size in config.codebook_sizes]  # since the epoch began
+        self._used = [torch.zeros(size) for size in config.codebook_sizes]  # times, since the epoch began
         self.post_init()
 
     def code_vectors(self, level: int) -> np.ndarray:
         self.check_fitted()
         return self.codebooks[level].detach().cpu().numpy().copy()
 
-    def _averages(self, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.get_buffer(f"counts_{level}"), self.get_buffer(f"sums_{level}")
+    def _counts(self, level: int) -> torch.Tensor:
+        return self.get_buffer(f"counts_{level}")
 
     def _start(self, latents: torch.Tensor, seed: int) -> None:
         residual = latents.cpu().numpy()
@@ -85,14 +88,15 @@ class RQVAE(NeuralQuantizer):
                 codebook.copy_(torch.from_numpy(centres))
             else:
                 codebook.copy_(torch.randn(codebook.shape) * float(residual.std()))
-            self._forget(level, torch.ones(len(codebook), dtype=torch.bool))
+            self._forget(level, torch.arange(len(codebook), device=codebook.device))
         self._used = [torch.zeros_like(used, device=self.device) for used in self._used]
 
     def _forget(self, level: int, codes: torch.Tensor) -> None:
-        """Starts the moving averages of some codes, bool [K], as if they had had their even share."""
-        counts, sums = self._averages(level)
+        """Starts the moving averages of some codes, int64 [n], as if they had had their even share."""
+        counts = self._counts(level)
         counts[codes] = self.config.batch_size / len(counts)
-        sums[codes] = self.codebooks[level].detach()[codes] * counts[codes, None]
+        if self.config.codebook_update == "ema":
+            self.get_buffer(f"sums_{level}")[codes] = self.codebooks[level].detach()[codes] * counts[codes, None]
 
     def _compared(self, residual: torch.Tensor, level: int) -> torch.Tensor:
         """What codes are chosen by: the least of squared distances float32 [n, K_level]."""
@@ -113,20 +117,21 @@ class RQVAE(NeuralQuantizer):
         commitment = codebook_loss = latents.new_zeros(())
         self._seen = []
         for level, codebook in enumerate(self.codebooks):
-            compared = self._compared(residual, level)
+            with torch.set_grad_enabled(config.estimator == "gumbel"):
+                compared = self._compared(residual, level)
             if config.estimator == "gumbel":
                 # distances have no scale of their own: their mean is 1
                 weights = F.gumbel_softmax(-compared / (config.temperature * compared.mean().detach()), hard=True)
-                codes, chosen = weights.argmax(1), weights @ codebook
+                codes, passed = weights.argmax(1), weights @ codebook
+                chosen = codebook[codes]
             else:
                 codes = compared.argmin(1)
-                chosen = codebook[codes]
+                chosen = passed = codebook[codes]
             self._seen.append((residual.detach(), codes))
-            self._used[level] += torch.bincount(codes, minlength=len(codebook))
             commitment = commitment + (residual - chosen.detach()).square().mean()
             if config.codebook_update == "gradient":
                 codebook_loss = codebook_loss + (residual.detach() - chosen).square().mean()
-            residual, quantized = residual - chosen.detach(), quantized + chosen
+            residual, quantized = residual - chosen.detach(), quantized + passed
         parts = {"commitment": config.beta * commitment}
         if config.codebook_update == "gradient":
             parts["codebook"] = codebook_loss
@@ -136,21 +141,24 @@ class RQVAE(NeuralQuantizer):
     def _after_step(self) -> None:
         decay = self.config.ema_decay
         for level, (residual, codes) in enumerate(self._seen):
-            chosen = F.one_hot(codes, len(self.codebooks[level])).to(residual.dtype)
-            counts, sums = self._averages(level)
-            counts.lerp_(chosen.sum(0), 1 - decay)
-            sums.lerp_(chosen.T @ residual, 1 - decay)
+            counts, codebook = self._counts(level), self.codebooks[level]
+            # a product with one-hot rows, as adding at indices has no fixed order on a GPU
+            chosen = residual.new_zeros(len(codes), len(codebook)).scatter_(1, codes[:, None], 1.0)
+            times = chosen.sum(0)
+            self._used[level] += times
+            counts.lerp_(times, 1 - decay)
             if self.config.codebook_update == "ema":
-                self.codebooks[level].copy_(sums / counts.clamp(min=1e-6)[:, None])
+                sums = self.get_buffer(f"sums_{level}").lerp_(chosen.T @ residual, 1 - decay)
+                # a code long unused has nothing left to average, and stays where it is
+                codebook.copy_(torch.where(counts[:, None] > 1e-6, sums / counts[:, None], codebook))
 
     @torch.no_grad()
     def _after_epoch(self, progress: float) -> None:
         for level, used in enumerate(self._used):
-            dead = used == 0
-            if self.config.revive and dead.any() and progress < 0.8:
-                residual = self._seen[level][0]
-                chosen = torch.randint(len(residual), (int(dead.sum()),)).to(residual.device)
-                self.codebooks[level][dead] = residual[chosen]
+            if self.config.revive and progress < 0.8:
+                residual = self._seen[level][0].unique(dim=0)  # two codes on one place would leave one of them dead
+                dead = (used == 0).nonzero()[: len(residual), 0]
+                self.codebooks[level][dead] = residual[torch.randperm(len(residual))[: len(dead)].to(dead.device)]
                 self._forget(level, dead)
             used.zero_()
 
