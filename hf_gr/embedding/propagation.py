@@ -11,11 +11,17 @@ import scipy.sparse as sp
 from ..errors import HfGrError
 
 
+_BLOCK_ROWS = 65_536
 _BLOCK_VALUES = 2**27  # values of one [N, columns] block, 512 MiB; four such blocks are held at a time
 
 
 def propagate(
-    vectors: np.ndarray, graph: sp.csr_array, alpha: float = 0.2, hops: int = 3, out: np.ndarray | None = None
+    vectors: np.ndarray,
+    graph: sp.csr_array,
+    alpha: float = 0.2,
+    hops: int = 3,
+    out: np.ndarray | None = None,
+    keep_lengths: bool = False,
 ) -> np.ndarray:
     """Mixes every item's vector with those of its neighbours.
 
@@ -28,6 +34,8 @@ def propagate(
         alpha: Share of its own vector that an item keeps at every hop, above 0 and at most 1.
         hops: How far a vector spreads.
         out: Where to write, float32 [N, d]; may be memory-mapped, or `vectors` itself. A new array if left out.
+        keep_lengths: Whether rows are brought back to the lengths they had [ours]. Mixing shortens them, by some 40 %
+            on two data sets, but not those of items without a neighbour, which would then be of another kind.
 
     Returns:
         `out`, float32 [N, d].
@@ -42,6 +50,7 @@ def propagate(
     betas = (1 - alpha) ** np.arange(hops + 1)
     betas = (betas / betas.sum()).astype(np.float32)
     width = max(1, _BLOCK_VALUES // max(1, len(vectors)))
+    before, after = np.zeros(len(vectors)), np.zeros(len(vectors))  # squared lengths
     for start in range(0, vectors.shape[1], width):
         columns = slice(start, start + width)
         own = np.array(vectors[:, columns], np.float32, order="C")
@@ -52,7 +61,13 @@ def propagate(
             mixed += np.float32(alpha) * own
             total += beta * mixed
         total[alone] = own[alone]
+        before += np.square(own, dtype=np.float64).sum(axis=1)
+        after += np.square(total, dtype=np.float64).sum(axis=1)
         result[:, columns] = total
+    if keep_lengths:
+        scale = np.sqrt(np.divide(before, after, out=np.ones_like(after), where=after > 0)).astype(np.float32)
+        for start in range(0, len(result), _BLOCK_ROWS):
+            result[start : start + _BLOCK_ROWS] *= scale[start : start + _BLOCK_ROWS, None]
     return result
 
 

@@ -121,7 +121,9 @@ def embed(config: EmbedConfig) -> Path:
     vectors = fuse(fill_missing(parts, maps), weights)
     if config.propagate:
         info |= {"propagate": {"alpha": config.alpha, "hops": config.hops, "window": config.window}}
-        vectors = propagate(vectors, _graph(config, dataset), config.alpha, config.hops, out=vectors)
+        vectors = propagate(
+            vectors, _graph(config, dataset), config.alpha, config.hops, out=vectors, keep_lengths=True
+        )
     with writing(output) as folder:
         ItemVectors(vectors, info).save(folder)
         save_maps(maps, folder)

@@ -83,3 +83,13 @@ def test_the_graph_is_left_as_it_was():
 def test_what_cannot_work_is_refused(options: dict, message: str):
     with pytest.raises(HfGrError, match=message):
         propagate(**({"vectors": VECTORS, "graph": GRAPH} | options))
+
+
+def test_rows_can_keep_the_lengths_they_had(monkeypatch):
+    monkeypatch.setattr("hf_gr.embedding.propagation._BLOCK_VALUES", 3 * len(VECTORS))
+    mixed, kept = propagate(VECTORS, GRAPH), propagate(VECTORS, GRAPH, keep_lengths=True)
+    lengths = np.linalg.norm(VECTORS, axis=1)
+    assert not np.allclose(np.linalg.norm(mixed, axis=1), lengths)
+    assert np.allclose(np.linalg.norm(kept, axis=1), lengths, rtol=1e-5)
+    cosines = (mixed * kept).sum(1) / (np.linalg.norm(mixed, axis=1) * lengths)
+    assert np.allclose(cosines, 1, atol=1e-5)
