@@ -71,6 +71,8 @@ RECOMMENDER: dict[str, Any] = {
     "per_device_train_batch_size": 64,
     "learning_rate": 3e-3,
     "weight_decay": 0.1,
+    "bf16": False,
+    "train_sampling_strategy": "group_by_length",
     "save_strategy": "no",
     "logging_steps": 100,
     "dataloader_num_workers": 0,
@@ -99,7 +101,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--cells", default="", help="names by commas, without seeds for all of them; default: the grid"
     )
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, each on its share of the cores")
     parser.add_argument(
         "--against", default="rq_vae-256", help="codebook that the others of its seeds are compared with"
