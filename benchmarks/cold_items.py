@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--share", type=float, default=0.05, help="of the items that are left out")
     parser.add_argument("--method", default="rq_kmeans")
     parser.add_argument("--codebook-size", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--sources", default="text,behavior", help="of the item vectors")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
