@@ -42,6 +42,7 @@ class R3VAEConfig(NeuralQuantizerConfig):
         pd_weight: Weight of [`preference_discrimination`] of a level's codes, lowered on each level.
         side_dropout: Share of the items of a batch whose α gives way to the batch's mean, as `decode` without side has
             it. Without this the encoder hides in α what the codes ought to say [ours].
+        learning_rate: As in the base, with a higher default.
         warm_up: Share of the epochs that train encoder and decoder alone, before the codebooks start; at least one
             epoch.
         start: `"kmeans"`: codes start as the mean residuals of K-means clusters of directions. `"random"`: drawn with
@@ -83,7 +84,7 @@ class R3VAE(NeuralQuantizer):
         self._kept = -(-config.sample_size // config.batch_size)  # batches that the codebooks start from, at most
         self._latents: list[torch.Tensor] = []  # of this epoch, while the encoder warms up
         self._residuals: list[torch.Tensor] = []  # of the last batch, by level
-        self._used = [torch.zeros(size, dtype=torch.int64) for size in config.codebook_sizes]  # since the epoch began
+        self._used = [torch.zeros(size, dtype=torch.bool) for size in config.codebook_sizes]  # since the epoch began
         self.post_init()
 
     def code_vectors(self, level: int) -> np.ndarray:
@@ -148,7 +149,7 @@ class R3VAE(NeuralQuantizer):
         for level, codebook in enumerate(self.codebooks):
             codes, answer = self._answer(residual, level)
             self._residuals.append(residual.detach())
-            self._used[level] += torch.bincount(codes, minlength=len(codebook))
+            self._used[level].index_fill_(0, codes, True)
             cohesion = cohesion + semantic_cohesion(residual, codes, len(codebook))
             discrimination = discrimination + preference_discrimination(codebook)
             residual, quantized = residual - answer, quantized + answer
@@ -166,9 +167,10 @@ class R3VAE(NeuralQuantizer):
             self._latents = []
             return
         for used, residual, codebook in zip(self._used, self._residuals, self.codebooks, strict=True):
-            dead = used == 0
-            if self.config.revive and dead.any() and progress < 0.8:
-                codebook[dead] = residual[torch.randint(len(residual), (int(dead.sum()),)).to(residual.device)]
+            if self.config.revive and progress < 0.8:
+                places = residual.unique(dim=0)  # two codes on one place would leave one of them dead
+                dead = (~used).nonzero()[: len(places), 0]
+                codebook[dead] = places[torch.randperm(len(places))[: len(dead)].to(dead.device)]
             used.zero_()
 
     def _fit(self, vectors: np.ndarray, seed: int, progress: bool, checkpoint: Path | None) -> None:
@@ -179,15 +181,16 @@ class R3VAE(NeuralQuantizer):
     def _settle(self, vectors: np.ndarray) -> None:
         """Means over all vectors of what `decode` needs: α, and every code's ê."""
         total = torch.zeros(1, dtype=torch.float64, device=self.device)
-        counts = [torch.zeros(len(codebook), dtype=torch.int64, device=self.device) for codebook in self.codebooks]
+        counts = [torch.zeros(len(codebook), dtype=torch.float64, device=self.device) for codebook in self.codebooks]
         sums = [torch.zeros_like(codebook, dtype=torch.float64) for codebook in self.codebooks]
         for start in range(0, len(vectors), BATCH_SIZE):
             side, residual = self._split(self.latents(self._tensor(vectors[start : start + BATCH_SIZE])))
             total += side.double().sum(0)
             for level, codebook in enumerate(self.codebooks):
                 codes, answer = self._answer(residual, level)
-                counts[level] += torch.bincount(codes, minlength=len(codebook))
-                sums[level].index_add_(0, codes, answer.double())
+                groups = _one_hot(codes, len(codebook), total)
+                counts[level] += groups.sum(0)
+                sums[level] += groups.T @ answer.double()
                 residual = residual - answer
         self.mean_side.copy_(total / len(vectors))
         for level, codebook in enumerate(self.codebooks):
@@ -221,13 +224,12 @@ class R3VAE(NeuralQuantizer):
 def semantic_cohesion(vectors: torch.Tensor, codes: torch.Tensor, size: int) -> torch.Tensor:
     """Mean cosine of the pairs of vectors float32 [n, w] that share a code, int64 [n] below `size`; 0 without pairs.
 
-    In O(n·w): over a group of unit vectors, the cosines of all ordered pairs sum to ‖Σu‖² − Σ‖u‖².
+    Linear in n: over a group of unit vectors, the cosines of all ordered pairs sum to ‖Σu‖² − Σ‖u‖².
     """
-    units = F.normalize(vectors, dim=1)
-    sums = units.new_zeros(size, units.shape[1]).index_add(0, codes, units)
-    counts = torch.bincount(codes, minlength=size)
+    units, groups = F.normalize(vectors, dim=1), _one_hot(codes, size, vectors)
+    counts = groups.sum(0)
     pairs = (counts * (counts - 1)).sum()
-    return (sums.square().sum() - units.square().sum()) / pairs.clamp(min=1)
+    return ((groups.T @ units).square().sum() - units.square().sum()) / pairs.clamp(min=1)
 
 
 def preference_discrimination(codebook: torch.Tensor) -> torch.Tensor:
@@ -238,6 +240,13 @@ def preference_discrimination(codebook: torch.Tensor) -> torch.Tensor:
 
 def _means(points: torch.Tensor, clusters: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
     """Mean point [K, w] of every cluster; the row of `otherwise` for a cluster without points."""
-    counts = torch.bincount(clusters, minlength=len(otherwise))[:, None]
-    sums = torch.zeros_like(otherwise).index_add_(0, clusters, points)
-    return torch.where(counts > 0, sums / counts.clamp(min=1), otherwise)
+    counts, sums = clusters.new_zeros(len(otherwise)), torch.zeros_like(otherwise)
+    for some, at in zip(points.split(BATCH_SIZE), clusters.split(BATCH_SIZE), strict=True):
+        groups = _one_hot(at, len(otherwise), points)
+        counts, sums = counts + groups.sum(0), sums + groups.T @ some
+    return torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], otherwise)
+
+
+def _one_hot(codes: torch.Tensor, size: int, like: torch.Tensor) -> torch.Tensor:
+    """[n, size]; sums are products with it, as adding at indices has no fixed order on a GPU."""
+    return like.new_zeros(len(codes), size).scatter_(1, codes[:, None], 1.0)

@@ -256,8 +256,8 @@ def test_codes_that_no_item_chose_are_revived():
     before = [codebook.detach().clone() for codebook in model.codebooks]
     for revive, progress, moved in ((False, 0.5, False), (True, 0.9, False), (True, 0.5, True)):
         model.config.revive, model._residuals = revive, residuals
-        model._used = [torch.ones(size, dtype=torch.int64) for size in SIZES]
-        model._used[1][2] = 0
+        model._used = [torch.ones(size, dtype=torch.bool) for size in SIZES]
+        model._used[1][2] = False
         model._after_epoch(progress)
         assert not model._used[0].any()
         now = [codebook.detach() for codebook in model.codebooks]
