@@ -111,9 +111,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--only", metavar="CELL", help=argparse.SUPPRESS)  # one cell, in this process
     chosen = parser.parse_args(arguments)
     if chosen.only:
-        run_cell(next(cell for cell in GRID if cell.name == chosen.only), chosen)
+        run_cell(cells_named(chosen.only)[0], chosen)
         return {}
-    cells = [cell for cell in GRID if _wanted(cell, chosen.cells)]
+    cells = cells_named(chosen.cells) if chosen.cells else GRID
     with ThreadPoolExecutor(chosen.jobs) as pool:
         list(pool.map(lambda cell: _run_apart(cell, chosen), cells))
     rows = [read_json(file) for cell in cells if (file := chosen.out / cell.name / "row.json").is_file()]
@@ -128,8 +128,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return result
 
 
-def _wanted(cell: Cell, names: str) -> bool:
-    return not names or cell.name in names.split(",") or re.sub(r"-s\d+$", "", cell.name) in names.split(",")
+def cells_named(names: str) -> list[Cell]:
+    """Cells of the grid by name, all seeds of a name without one; other names are METHOD-SIZE-sSEED."""
+    found = []
+    for name in names.split(","):
+        known = [cell for cell in GRID if name in (cell.name, re.sub(r"-s\d+$", "", cell.name))]
+        if not known:
+            parts = re.fullmatch(r"(\w+)-(\d+)-s(\d+)", name)
+            if parts is None:
+                sys.exit(f"error: no cell is called {name!r}; cells are {', '.join(c.name for c in GRID)}.")
+            known = [Cell(parts[1], int(parts[2]), int(parts[3]))]
+        found += known
+    return found
 
 
 def _run_apart(cell: Cell, chosen: argparse.Namespace) -> None:

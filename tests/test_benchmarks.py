@@ -8,6 +8,10 @@ from types import ModuleType
 
 import pytest
 import torch
+from tiny import tiny_interactions, tiny_items
+
+from hf_gr.dataset import InteractionDataset, write_dataset
+from hf_gr.embedding import EmbedConfig, embed
 
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -129,3 +133,57 @@ def test_peak_memory_is_that_of_the_run(load):
     timed = measure.alternating({"big": lambda: torch.ones(32 << 20), "none": lambda: None}, 1)
     assert 100 < timed["big"].peak_mb < 200  # 128 MiB
     assert timed["none"].peak_mb < 50
+
+
+@pytest.fixture
+def shop(tmp_path) -> tuple[str, str]:
+    """A data set of 150 items, and vectors of them."""
+    write_dataset(tmp_path / "dataset", tiny_interactions(200, 150), tiny_items(150), source="a test")
+    config = EmbedConfig(str(tmp_path / "dataset"), str(tmp_path / "vectors"), sources=["behavior"], behavior_dim=8)
+    return str(tmp_path / "dataset"), str(embed(config))
+
+
+def test_codebooks_measures_every_method_on_the_same_vectors(load, shop, tmp_path):
+    file = tmp_path / "codebooks.json"
+    arguments = ["--dataset", shop[0], "--embeddings", shop[1], "--codebook-size", "8", "--json", str(file)]
+    load("codebooks").main([*arguments, "--methods", "rq_kmeans,opq"])
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["name"] for row in rows] == ["rq_kmeans", "opq"]
+    for row in rows:
+        assert row["fit_s"] > 0 and row["encode_items_per_s"] > 0 and row["peak_mb"] > 100
+        assert {way["items_without_own_sid"] for way in row["after"].values()} == {0}
+        assert row["report"]["items"] == 150 and len(row["report"]["error"]) == 3
+
+
+@pytest.mark.slow
+def test_the_study_correlates_finished_cells_and_runs_none_twice(load, shop, tmp_path, capfd):
+    study, file = load("codebook_study"), tmp_path / "study.json"
+    cells = ["rq_kmeans-8-s0", "rq_kmeans-12-s0", "opq-8-s0", "opq-12-s0"]
+    arguments = ["--dataset", shop[0], "--embeddings", shop[1], "--out", str(tmp_path / "cells"), "--epochs", "1"]
+    arguments += ["--cells", ",".join(cells), "--against", "opq-8", "--json", str(file)]
+    study.main([*arguments, "--plot", str(tmp_path / "study.png")])
+    result = json.loads(file.read_text())
+    assert [row["cell"] for row in result["rows"]] == cells
+    assert all(-1 <= row["low"] <= row["high"] <= 1 for row in result["correlations"].values())
+    assert set(result["differences"]) == {"rq_kmeans-8", "rq_kmeans-12", "opq-12"}
+    recalls = {row["cell"]: row["recall@10"] for row in result["rows"]}
+    expected = recalls["opq-12-s0"] - recalls["opq-8-s0"]
+    assert result["differences"]["opq-12"]["value"] == pytest.approx(expected, abs=1e-9)
+    assert (tmp_path / "study.png").stat().st_size > 10_000
+    before = {row: (tmp_path / "cells" / row / "row.json").stat().st_mtime_ns for row in cells}
+    study.main(arguments)
+    assert before == {row: (tmp_path / "cells" / row / "row.json").stat().st_mtime_ns for row in cells}
+
+
+@pytest.mark.slow
+def test_cold_items_are_in_no_training_event_and_are_judged(load, shop, tmp_path):
+    file = tmp_path / "cold.json"
+    arguments = ["--dataset", shop[0], "--out", str(tmp_path / "cold"), "--share", "0.1", "--epochs", "1"]
+    load("cold_items").main([*arguments, "--sources", "behavior", "--codebook-size", "8", "--json", str(file)])
+    result = json.loads(file.read_text())
+    assert 0 < result["cold_items"] < 40 and result["cold"]["cases"] > 0
+    warm, whole = InteractionDataset.load(tmp_path / "cold" / "warm"), InteractionDataset.load(shop[0])
+    assert warm.num_items == 150 - result["cold_items"]
+    cold = set(whole.item_ids) - set(warm.item_ids)
+    cases = InteractionDataset.load(tmp_path / "cold" / "cold_cases").split().test
+    assert {whole.item_ids[row] for row in cases.targets} <= cold
