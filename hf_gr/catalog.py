@@ -226,7 +226,7 @@ class SidCatalog:
 
         Items that share a prefix share its number, so what a ranker learns of popular items holds for new and rare
         ones near them. Numbers depend on an item's own codes alone: they stay when items come and go. SIDs as hashed
-        features of a ranker: Singh et al. 2024 [known]; mixed radix and hash are ours.
+        features of a ranker: Singh et al. 2024; prefixes: Zheng et al. 2025 [known]; mixed radix and hash are ours.
 
         Example: with codebooks of 4, 4 and 8 codes, SID (2, 1, 5) has the prefixes (2), (2, 1) and (2, 1, 5) of
         numbers 2, 2·4 + 1 = 9 and 9·8 + 5 = 77.

@@ -157,12 +157,12 @@ def update_card(folder: str | Path, metrics: dict) -> None:
     temporary.replace(file)
 
 
-def carry(source: str | Path, folder: Path) -> None:
+def carry(source: str | Path, folder: str | Path) -> None:
     """Copies what new items need, `quantizer/` and `embedder/`, from a catalogue, model folder or repo that has it."""
     source = local_folder(source, files=[f"{name}/*" for name in _CARRIED])
     for name in _CARRIED:
         if (source / name).is_dir():
-            shutil.copytree(source / name, folder / name)
+            shutil.copytree(source / name, Path(folder) / name, dirs_exist_ok=True)
 
 
 def update_catalog(folder: Path, catalog: SidCatalog) -> None:

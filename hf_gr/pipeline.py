@@ -401,10 +401,11 @@ class GenerativeRecommendationPipeline(Pipeline):
 
     def save_pretrained(self, save_directory: Any, **_: Any) -> None:
         """Writes a whole model repo. (The inherited one would declare this task as remote code.)"""
-        from .hub import save_repo
+        from .hub import carry, save_repo
 
         recommender = self.recommender
         save_repo(save_directory, self.model, self.tokenizer, recommender.catalog, recommender.vocabulary)
+        carry(self.model.config.name_or_path, save_directory)
 
 
 def _load_vocabulary(path: str, revision: str | None) -> "SidVocabulary":

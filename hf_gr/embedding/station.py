@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from ..artifacts import fingerprint, is_current, report, write_manifest, writing
 from ..dataset import InteractionDataset, SplitKind
 from ..errors import HfGrError
+from ..processes import main_process_first
 from .behavior import behavior_vectors, cooccurrence
 from .fusion import fuse
 from .image import DEFAULT_IMAGE_ENCODER, VisionEncoder, encode_images, item_images
@@ -93,7 +94,8 @@ def embed(config: EmbedConfig) -> Path:
     """Writes one vector per item: its parts, normalised, weighted, concatenated and, if asked, propagated.
 
     Only the training part of the split teaches behaviour and graph. A run that was killed while it encoded goes on
-    where it stopped (see [`encode_text`] and [`encode_images`]).
+    where it stopped (see [`encode_text`] and [`encode_images`]). Of several processes only the main one works and
+    writes; the others wait.
 
     Returns:
         The folder written (or found up to date).
@@ -102,11 +104,17 @@ def embed(config: EmbedConfig) -> Path:
         HfGrError: On unknown sources, a broken dataset, or vectors that are not finite.
     """
     weights = _check(config)
-    output = Path(config.output_dir)
+    with main_process_first() as main:
+        if main:
+            _embed(config, weights, Path(config.output_dir))
+    return Path(config.output_dir)
+
+
+def _embed(config: EmbedConfig, weights: dict[str, float], output: Path) -> None:
     settings, inputs = _settings(config, weights), _inputs(config)
     if not config.force and is_current(output, STATION, settings, inputs):
         report(STATION, {"dataset": config.dataset}, output, current=True)
-        return output
+        return
     dataset = InteractionDataset.load(config.dataset)
     # chunks of encoded texts and images; an encoder folder that was trained again must not find its old ones
     cache = output.with_name(f".{output.name}.cache")
@@ -130,7 +138,6 @@ def embed(config: EmbedConfig) -> Path:
         write_manifest(folder, STATION, settings, inputs)
     shutil.rmtree(cache, ignore_errors=True)
     report(STATION, {"dataset": config.dataset}, output)
-    return output
 
 
 def _part(source: str, config: EmbedConfig, dataset: InteractionDataset, cache: Path, inputs: dict[str, str]) -> _Part:

@@ -1,5 +1,6 @@
 """The page that `hf-gr inspect` writes."""
 
+import itertools
 import json
 from html import escape
 from pathlib import Path
@@ -207,8 +208,7 @@ def _by_prefix(lines: dict[str, list[float]], title: str, label: str, chance: li
         if chance is not None:
             axes.plot(at, chance, color=TEXT, linewidth=1, linestyle="--", label="by chance")
         _codes_axis(axes, len(at))
-        axes.margins(y=0.1)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max([*itertools.chain(*lines.values(), chance or []), 1e-3]))
         axes.set_ylabel(label)
         axes.set_title(title)
         axes.legend(loc="best", fontsize=10)
@@ -242,6 +242,7 @@ def _losses(log: list[dict[str, float]]) -> str:
         for index, name in enumerate(dict.fromkeys(name for entry in log for name in entry)):
             points = [(epoch, entry[name]) for epoch, entry in enumerate(log, 1) if name in entry]
             axes.plot(*zip(*points, strict=True), color=COLOURS[index % len(COLOURS)], label=name)
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("epoch")
         axes.set_ylabel("part of the loss")
         axes.set_title("losses of the fit")
