@@ -31,7 +31,7 @@ class NeuralQuantizerConfig(QuantizerConfig):
         batch_size: Vectors per step.
         learning_rate: Peak of AdamW's; warmed up over the first twentieth of the steps, then on a cosine to 0.
         weight_decay: AdamW's, on the weights of encoder and decoder.
-        sample_size: Vectors that the start of the codebooks is computed from, at most.
+        sample_size: Vectors that the start of the codebooks is computed from, at most (but one for each code).
     """
 
     hidden_sizes: list[int] | tuple[int, ...] = (512, 256)
@@ -162,7 +162,7 @@ class NeuralQuantizer(Quantizer):
         for module in [*self.encoder, *self.decoder]:
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
-        sample = self._tensor(sample_rows(vectors, self.config.sample_size, seed))
+        sample = self._tensor(sample_rows(vectors, max(self.config.sample_size, *self.config.codebook_sizes), seed))
         self._start(torch.cat([self.latents(part) for part in sample.split(CHUNK)]), seed)
 
     def _groups(self) -> list[dict[str, Any]]:
