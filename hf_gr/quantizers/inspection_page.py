@@ -184,8 +184,7 @@ def _vector_sections(found: Inspection) -> list[str]:
         lines = {"catalogue": found.catalogue["error"]}
         if found.quantizer is not None:
             lines[_BEFORE] = found.quantizer["error"]
-            if found.quantizer["error_of_codes"] != found.quantizer["error"]:
-                lines["codes alone"] = found.quantizer["error_of_codes"]
+            lines["codes alone"] = found.quantizer["error_of_codes"]
         plots.append(_by_prefix(lines, "error by number of codes", "‖x − x̂‖² ÷ ‖x − mean‖²"))
     if "semantic_cohesion" in found.catalogue:
         plots.append(_cohesion(found.catalogue))
@@ -201,14 +200,19 @@ def _vector_sections(found: Inspection) -> list[str]:
 
 
 def _by_prefix(lines: dict[str, list[float]], title: str, label: str, chance: list[float] | None = None) -> str:
+    shown: dict[str, list[float]] = {}
+    for name, values in lines.items():
+        if values not in shown.values():  # one line, by its first name, for what is the same
+            shown[name] = values
+
     def draw(axes: Axes) -> None:
-        at = np.arange(1, len(next(iter(lines.values()))) + 1)
-        for index, (name, values) in reversed(list(enumerate(lines.items()))):
+        at = np.arange(1, len(next(iter(shown.values()))) + 1)
+        for index, (name, values) in reversed(list(enumerate(shown.items()))):
             axes.plot(at, values, marker="o", color=COLOURS[index], label=name)
         if chance is not None:
             axes.plot(at, chance, color=TEXT, linewidth=1, linestyle="--", label="by chance")
         _codes_axis(axes, len(at))
-        axes.set_ylim(0, 1.1 * max([*itertools.chain(*lines.values(), chance or []), 1e-3]))
+        axes.set_ylim(0, 1.1 * max([*itertools.chain(*shown.values(), chance or []), 1e-3]))
         axes.set_ylabel(label)
         axes.set_title(title)
         axes.legend(loc="best", fontsize=10)
