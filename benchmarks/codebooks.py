@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--levels", type=int, default=3)
     parser.add_argument("--codebook-size", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=1, help="fits of each method")
+    parser.add_argument("--settings", type=json.loads, default={}, help='for every method, such as {"epochs": 30}')
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # one fit, in this process: NAME:SEED
     chosen = parser.parse_args(arguments)
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 def _apart(chosen: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--only", f"{name}:{seed}", "--dataset", chosen.dataset]
     command += ["--embeddings", chosen.embeddings, "--levels", str(chosen.levels)]
-    command += ["--codebook-size", str(chosen.codebook_size)]
+    command += ["--codebook-size", str(chosen.codebook_size), "--settings", json.dumps(chosen.settings)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"error: {name} with seed {seed} failed: {done.stderr.strip().splitlines()[-1]}")
@@ -75,7 +76,7 @@ def _apart(chosen: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
 
 def fit_one(chosen: argparse.Namespace) -> dict[str, Any]:
     name, seed = chosen.only.rsplit(":", 1)
-    method, settings = CONTENDERS[name]
+    method, settings = CONTENDERS[name][0], CONTENDERS[name][1] | chosen.settings
     dataset = InteractionDataset.load(chosen.dataset)
     split = dataset.split()
     graph = cooccurrence(split.train, dataset.num_items, 5)
