@@ -7,8 +7,8 @@ reconstruction with two regularisers, Semantic Cohesion (SC) and Preference Disc
 What is ours:
 
 - The published ê is the mixture Σ_k w_k c_k. It says more than the code does: trained with it, a decoder that is
-  given the codes alone errs more than three times as much as in training (Amazon Beauty). Here ê is c_{s_l}, and the mixture is its gradient
-  (`estimator="straight_through"`), so that training sees what the codes say.
+  given the codes alone errs more than three times as much as in training (Amazon Beauty). Here ê is c_{s_l}, and
+  the mixture is its gradient (`estimator="straight_through"`), so that training sees what the codes say.
 - `decode` adds, for a code, the mean ê of the fitted items that have it: c_k itself with the default, and the best
   constant where ê depends on more than the code. α comes by `side`, else it is its mean.
 - A first part of the epochs trains the autoencoder alone, and the codebooks start from its latents. Started from an
