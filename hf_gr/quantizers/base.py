@@ -116,7 +116,11 @@ class Quantizer(PreTrainedModel):
 
     @torch.inference_mode()
     def encode(
-        self, vectors: np.ndarray, batch_size: int = BATCH_SIZE, allowed: Sequence[np.ndarray] | None = None
+        self,
+        vectors: np.ndarray,
+        batch_size: int = BATCH_SIZE,
+        allowed: Sequence[np.ndarray] | None = None,
+        item_ids: Sequence[str] | None = None,
     ) -> np.ndarray:
         """Codes int32 [N, L] of vectors.
 
@@ -124,11 +128,12 @@ class Quantizer(PreTrainedModel):
             vectors: float32 [N, d].
             batch_size: Rows at a time.
             allowed: For every level, bool [K_l]: which codes may be given. All may, if left out.
+            item_ids: Names of the rows, for error messages.
 
         Raises:
             HfGrError: On NaN, another width, a level where nothing is allowed, or a quantizer that was never fitted.
         """
-        check_vectors(vectors, self.config.dim)
+        check_vectors(vectors, self.config.dim, item_ids)
         self.check_fitted()
         masks = None if allowed is None else self._masks(allowed)
         codes = np.empty((len(vectors), self.num_levels), np.int32)

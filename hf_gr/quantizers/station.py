@@ -123,7 +123,11 @@ def _quantize(config: QuantizeConfig, output: Path) -> None:
     checkpoint = output.with_name(f".{output.name}.fit-{settings_key(STATION, settings, inputs)}.pt")
     quantizer.fit(vectors, item_ids=dataset.item_ids, seed=config.seed, checkpoint=checkpoint)
     codes, sizes = resolve_collisions(
-        quantizer.encode(vectors), vectors, quantizer, config.collisions, config.spare_digits
+        quantizer.encode(vectors, item_ids=dataset.item_ids),
+        vectors,
+        quantizer,
+        config.collisions,
+        config.spare_digits,
     )
     counts = popularity(split.train, dataset.num_items)
     code_vectors = [quantizer.code_vectors(level) for level in range(quantizer.num_levels)]

@@ -16,8 +16,9 @@ _NAMED = 3  # items that a message names
 def check_vectors(vectors: np.ndarray, dim: int, item_ids: Sequence[str] | None = None) -> None:
     """Raises [`HfGrError`] that names the first bad items unless the vectors are finite and [N, dim]."""
     if vectors.ndim != 2 or vectors.shape[1] != dim:
+        whose = f" (of {_names(np.arange(len(vectors)), item_ids)})" if item_ids is not None else ""
         raise HfGrError(
-            f"this quantizer takes vectors of width {dim}, not shape {list(vectors.shape)}; "
+            f"this quantizer takes vectors of width {dim}, not shape {list(vectors.shape)}{whose}; "
             "embed with the settings it was fitted with, or fit it again."
         )
     for start in range(0, len(vectors), CHUNK):

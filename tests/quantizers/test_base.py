@@ -8,7 +8,7 @@ import torch
 from transformers import initialization
 
 from hf_gr.errors import HfGrError
-from hf_gr.quantizers import Quantizer, QuantizerConfig
+from hf_gr.quantizers import Quantizer, QuantizerConfig, RQKMeans, RQKMeansConfig
 
 
 class RoundingConfig(QuantizerConfig):
@@ -164,3 +164,14 @@ def test_a_fit_is_told_seed_progress_and_checkpoint(quantizer: Rounding, tmp_pat
     assert quantizer.fit(VECTORS, seed=3, checkpoint=str(tmp_path / "state")) is quantizer
     assert quantizer.given == (3, True, tmp_path / "state")
     assert quantizer.align(VECTORS, None) is VECTORS
+
+
+def test_encode_names_the_items_of_bad_vectors():
+    quantizer = RQKMeans(RQKMeansConfig(dim=3, codebook_sizes=[2])).fit(np.eye(3, dtype=np.float32), progress=False)
+    ids = ["a1", "b2", "c3", "d4", "e5"]
+    with pytest.raises(HfGrError, match=r"width 3, not shape \[5, 4\] \(of items 'a1', 'b2', 'c3' and 2 more\)"):
+        quantizer.encode(np.ones((5, 4), np.float32), item_ids=ids)
+    broken = np.ones((5, 3), np.float32)
+    broken[3, 1] = np.nan
+    with pytest.raises(HfGrError, match="vectors of item 'd4' hold NaN"):
+        quantizer.encode(broken, item_ids=ids)
