@@ -40,7 +40,7 @@ class R3VAEConfig(NeuralQuantizerConfig):
             `"soft"`: the mixture in both, as published.
         sc_weight: Weight of [`semantic_cohesion`] of the residuals that share a code in a batch, raised on each level.
         pd_weight: Weight of [`preference_discrimination`] of a level's codes, lowered on each level. Both are small:
-            on half of Amazon Beauty (ten seeds, short fits) even these weights gave 10.4 % collisions where 0 gave 9.1 %.
+            on half of Amazon Beauty (ten seeds, short fits) even these gave 10.4 % collisions where 0 gave 9.1 %.
         side_dropout: Share of the items of a batch whose α gives way to the batch's mean, as `decode` without side has
             it. Without this the encoder hides in α what the codes ought to say [ours].
         learning_rate: As in the base, with a higher default.
