@@ -56,6 +56,12 @@ def test_clusters_come_by_size_with_their_words_and_most_popular_titles():
     assert largest_clusters(catalog_of(TITLES, CODES), top=1, below=1)[0].below[0].prefix == (5, 1)
 
 
+def test_words_below_a_code_are_those_of_its_own_items():
+    titles, codes = ["oak desk", "elm desk", "wax lamp", "tin lamp"], [[0, 1], [0, 1], [3, 1], [3, 1]]
+    found = largest_clusters(catalog_of(titles, codes))
+    assert [cluster.below[0].words for cluster in found] == [["desk"], ["lamp"]]
+
+
 def test_with_vectors_the_most_typical_titles_come_first():
     vectors = np.array([[1, 0], [1, 0.2], [1, -2], [0, 1], [0, 1], [1, 1]], np.float32)
     first = largest_clusters(catalog_of(TITLES, CODES), vectors)[0]
