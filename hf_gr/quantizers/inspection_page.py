@@ -56,9 +56,9 @@ def write_inspection_page(file: str | Path, found: Inspection) -> Path:
 
 
 _NOTE = (
-    "<p>Arrows say which way is better. By level, the columns are levels for the use of codes, and prefixes of 1, 2, "
-    "… codes for everything below it. Small numbers are the quantizer's own codes, before collisions were "
-    "resolved, where they read otherwise.</p>"
+    "<p>Arrows say which way is better; overlaps compare codebooks of one size only. By level, the columns are levels "
+    "for the use of codes, and prefixes of 1, 2, … codes for everything below it. Small numbers are the quantizer's "
+    "own codes, before collisions were resolved, where they read otherwise.</p>"
 )
 _USE_NOTE = (
     "<p>Every cell of a strip is a code (or a few neighbours, of a large codebook), the fullest first. The stronger "
