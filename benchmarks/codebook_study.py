@@ -84,9 +84,9 @@ PREDICTORS = {  # numbers of a codebook → what they are called
     "preference_discrimination": "Preference Discrimination, whole SIDs",
     "preference_discrimination_1": "Preference Discrimination, first code",
     "nearest_1": "nearest neighbours on the first code",
-    "nearest_gain_1": "the same, gain over chance",
+    "nearest_gain_1": "nearest neighbours, gain over chance",
     "together_1": "co-occurrence neighbours on the first code",
-    "together_gain_1": "the same, gain over chance",
+    "together_gain_1": "co-occurrence neighbours, gain over chance",
     "together_2": "co-occurrence neighbours on two codes",
     "error": "reconstruction error",
     "perplexity": "perplexity ÷ size, mean of the levels",
@@ -117,14 +117,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with ThreadPoolExecutor(chosen.jobs) as pool:
         list(pool.map(lambda cell: _run_apart(cell, chosen), cells))
     rows = [read_json(file) for cell in cells if (file := chosen.out / cell.name / "row.json").is_file()]
-    result = {"rows": rows, "groups": groups(rows), "correlations": correlations(rows)}
+    result = {
+        "rows": rows,
+        "groups": groups(rows),
+        "correlations": {name: correlations(of) for name, of in _selections(rows).items()},
+    }
     result["differences"] = differences(rows, chosen.out, chosen.against)
     result |= {"epochs": chosen.epochs, "recommender": RECOMMENDER} | measure.provenance("cpu")
     show(result)
     if chosen.json:
         measure.write_json(chosen.json, result)
     if chosen.plot:
-        plot(rows, result["correlations"], chosen.plot)
+        plot(rows, result["correlations"]["all"], chosen.plot)
     return result
 
 
@@ -281,6 +285,13 @@ def _hits(predictions: Path) -> np.ndarray:
     return np.array([target in items[:10] for items, target in pairs], np.float64)
 
 
+def _selections(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Codebooks that are looked at together: across sizes, one size alone, with and without those that mean nothing."""
+    real = [row for row in rows if row["variant"] != "shuffled"]
+    largest = max(row["size"] for row in rows)
+    return {"all": rows, "all but shuffled": real, f"of size {largest}": [r for r in real if r["size"] == largest]}
+
+
 def correlations(rows: list[dict[str, Any]], draws: int = 2000) -> dict[str, dict[str, Any]]:
     """Spearman's ρ of every number with Recall@10, and its 95 % interval from resampled codebooks."""
     random, found = np.random.default_rng(0), {}
@@ -310,9 +321,12 @@ def show(result: dict[str, Any]) -> None:
     print("\n| codebook | seeds | Recall@10 less that of the baseline | 95 % interval |\n|---|---|---|---|")
     for kind, row in result["differences"].items():
         print(f"| {kind} | {len(row['seeds'])} | {row['value']:+.4f} | {row['low']:+.4f} to {row['high']:+.4f} |")
-    print("\n| number of the codebook | ρ with Recall@10 | 95 % interval | codebooks |\n|---|---|---|---|")
-    for row in sorted(result["correlations"].values(), key=lambda row: -abs(row["rho"])):
-        print(f"| {row['label']} | {row['rho']:+.2f} | {row['low']:+.2f} to {row['high']:+.2f} | {row['codebooks']} |")
+    selections = result["correlations"]
+    print(f"\n| ρ with Recall@10 of | {' | '.join(selections)} |\n|---|{'---|' * len(selections)}")
+    for name, label in PREDICTORS.items():
+        found = [selection[name] for selection in selections.values() if name in selection]
+        cells = [f"{r['rho']:+.2f} ({r['low']:+.2f} to {r['high']:+.2f}; {r['codebooks']})" for r in found]
+        print(f"| {label} | {' | '.join(cells)} |")
 
 
 def plot(rows: list[dict[str, Any]], found: dict[str, dict[str, Any]], file: Path) -> None:

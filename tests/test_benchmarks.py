@@ -164,7 +164,10 @@ def test_the_study_correlates_finished_cells_and_runs_none_twice(load, shop, tmp
     study.main([*arguments, "--plot", str(tmp_path / "study.png")])
     result = json.loads(file.read_text())
     assert [row["cell"] for row in result["rows"]] == cells
-    assert all(-1 <= row["low"] <= row["high"] <= 1 for row in result["correlations"].values())
+    assert set(result["correlations"]) == {"all", "all but shuffled", "of size 12"}
+    assert {row["codebooks"] for row in result["correlations"]["all"].values()} == {4}
+    for found in result["correlations"].values():
+        assert all(-1 <= row["low"] <= row["high"] <= 1 for row in found.values())
     assert set(result["differences"]) == {"rq_kmeans-8", "rq_kmeans-12", "opq-12"}
     recalls = {row["cell"]: row["recall@10"] for row in result["rows"]}
     expected = recalls["opq-12-s0"] - recalls["opq-8-s0"]

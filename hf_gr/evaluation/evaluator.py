@@ -18,6 +18,7 @@ from ..artifacts import fingerprint, is_current, read_json, report, versions, wr
 from ..dataset import Cases, Histories, InteractionDataset
 from ..errors import HfGrError
 from ..offline import local_folder
+from ..processes import joined, launched
 from . import metrics as m
 from .baselines import ItemKNN, Popularity
 from .judging import compare, judge, usable_ks, user_numbers
@@ -176,21 +177,11 @@ def _inputs(config: EvaluateConfig) -> dict[str, Path]:
 
 def _world(config: EvaluateConfig) -> "PartialState | None":
     """The processes that share the work, if there is a model: nothing else is worth sharing or needs torch."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if not config.model:
-        if launched > 1:
-            raise HfGrError("without a model there is nothing to share between processes; start a single one.")
-        return None
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
-    world = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as `Accelerator` decides it
-    if world.num_processes != launched:
-        raise HfGrError(
-            f"{launched} processes were started, but Accelerate joins {world.num_processes}; on a machine without "
-            "accelerators set ACCELERATE_USE_CPU=true."
-        )
-    return world
+    if config.model:
+        return joined()
+    if launched() > 1:
+        raise HfGrError("without a model there is nothing to share between processes; start a single one.")
+    return None
 
 
 def _sample(cases: Cases, config: EvaluateConfig) -> Cases:

@@ -1,5 +1,7 @@
 """K-means by faiss with every code put to use, and K-means whose codes all get their share."""
 
+from collections.abc import Iterable
+
 import faiss
 import numpy as np
 import torch
@@ -91,6 +93,13 @@ def compared(points: torch.Tensor, centres: torch.Tensor, prices: torch.Tensor |
     """Squared distances [n, K] plus prices [K], less ‖point‖², which no argmin over the centres needs."""
     offsets = centres.square().sum(1)
     return torch.addmm(offsets if prices is None else offsets + prices, points, centres.T, alpha=-2)
+
+
+def residual_of(points: torch.Tensor, codebooks: Iterable[torch.Tensor], codes: torch.Tensor) -> torch.Tensor:
+    """What the first codes, int64 [n, l], leave of points [n, w]."""
+    for codebook, chosen in zip(codebooks, codes.T, strict=False):
+        points = points - codebook[chosen]
+    return points
 
 
 def squared_distances(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:

@@ -211,6 +211,19 @@ class _FitState:
         return state["epoch"]
 
 
+def one_hot(codes: torch.Tensor, size: int, like: torch.Tensor) -> torch.Tensor:
+    """[n, size] of codes int64 [n]; sums are products with it, as adding at indices has no fixed order on a GPU."""
+    return like.new_zeros(len(codes), size).scatter_(1, codes[:, None], 1.0)
+
+
+def revive(codebook: torch.Tensor, used: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """Puts codes that nobody used, `used` bool [K], on residuals [n, w] drawn at random; returns which, int64."""
+    places = residual.unique(dim=0)  # two codes on one place would leave one of them dead
+    dead = (~used).nonzero()[: len(places), 0]
+    codebook[dead] = places[torch.randperm(len(places))[: len(dead)].to(dead.device)]
+    return dead
+
+
 def _mlp(widths: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for into, out in itertools.pairwise(widths):

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from .base import BATCH_SIZE
 from .kmeans import kmeans, nearest
-from .neural import NeuralQuantizer, NeuralQuantizerConfig
+from .neural import NeuralQuantizer, NeuralQuantizerConfig, one_hot, revive
 
 
 class R3VAEConfig(NeuralQuantizerConfig):
@@ -169,9 +169,7 @@ class R3VAE(NeuralQuantizer):
             return
         for used, residual, codebook in zip(self._used, self._residuals, self.codebooks, strict=True):
             if self.config.revive and progress < 0.8:
-                places = residual.unique(dim=0)  # two codes on one place would leave one of them dead
-                dead = (~used).nonzero()[: len(places), 0]
-                codebook[dead] = places[torch.randperm(len(places))[: len(dead)].to(dead.device)]
+                revive(codebook, used, residual)
             used.zero_()
 
     def _fit(self, vectors: np.ndarray, seed: int, progress: bool, checkpoint: Path | None) -> None:
@@ -189,7 +187,7 @@ class R3VAE(NeuralQuantizer):
             total += side.double().sum(0)
             for level, codebook in enumerate(self.codebooks):
                 codes, answer = self._answer(residual, level)
-                groups = _one_hot(codes, len(codebook), total)
+                groups = one_hot(codes, len(codebook), total)
                 counts[level] += groups.sum(0)
                 sums[level] += groups.T @ answer.double()
                 residual = residual - answer
@@ -227,7 +225,7 @@ def semantic_cohesion(vectors: torch.Tensor, codes: torch.Tensor, size: int) -> 
 
     Linear in n: over a group of unit vectors, the cosines of all ordered pairs sum to ‖Σu‖² − Σ‖u‖².
     """
-    units, groups = F.normalize(vectors, dim=1), _one_hot(codes, size, vectors)
+    units, groups = F.normalize(vectors, dim=1), one_hot(codes, size, vectors)
     counts = groups.sum(0)
     pairs = (counts * (counts - 1)).sum()
     return ((groups.T @ units).square().sum() - units.square().sum()) / pairs.clamp(min=1)
@@ -243,11 +241,6 @@ def _means(points: torch.Tensor, clusters: torch.Tensor, otherwise: torch.Tensor
     """Mean point [K, w] of every cluster; the row of `otherwise` for a cluster without points."""
     counts, sums = clusters.new_zeros(len(otherwise)), torch.zeros_like(otherwise)
     for some, at in zip(points.split(BATCH_SIZE), clusters.split(BATCH_SIZE), strict=True):
-        groups = _one_hot(at, len(otherwise), points)
+        groups = one_hot(at, len(otherwise), points)
         counts, sums = counts + groups.sum(0), sums + groups.T @ some
     return torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], otherwise)
-
-
-def _one_hot(codes: torch.Tensor, size: int, like: torch.Tensor) -> torch.Tensor:
-    """[n, size]; sums are products with it, as adding at indices has no fixed order on a GPU."""
-    return like.new_zeros(len(codes), size).scatter_(1, codes[:, None], 1.0)

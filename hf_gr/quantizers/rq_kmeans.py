@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import initialization
 
 from .base import Quantizer, QuantizerConfig
-from .kmeans import balanced_kmeans, compared, kmeans, nearest, squared_distances
+from .kmeans import balanced_kmeans, compared, kmeans, nearest, residual_of, squared_distances
 from .vectors import sample_rows
 
 
@@ -83,9 +83,7 @@ class RQKMeans(Quantizer):
         return self.codebooks[level].detach().cpu().numpy().copy()
 
     def _distances(self, batch: torch.Tensor, codes: torch.Tensor, level: int) -> torch.Tensor:
-        residual = batch
-        for earlier in range(level):
-            residual = residual - self.codebooks[earlier][codes[:, earlier]]
+        residual = residual_of(batch, self.codebooks, codes[:, :level])
         return squared_distances(residual, self.codebooks[level]).add_(self._prices(level))
 
     def _encode(self, batch: torch.Tensor) -> torch.Tensor:

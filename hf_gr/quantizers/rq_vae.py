@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import HfGrError
-from .kmeans import kmeans, nearest, squared_distances
-from .neural import NeuralQuantizer, NeuralQuantizerConfig
+from .kmeans import kmeans, nearest, residual_of, squared_distances
+from .neural import NeuralQuantizer, NeuralQuantizerConfig, one_hot, revive
 
 
 class RQVAEConfig(NeuralQuantizerConfig):
@@ -142,8 +142,7 @@ class RQVAE(NeuralQuantizer):
         decay = self.config.ema_decay
         for level, (residual, codes) in enumerate(self._seen):
             counts, codebook = self._counts(level), self.codebooks[level]
-            # a product with one-hot rows, as adding at indices has no fixed order on a GPU
-            chosen = residual.new_zeros(len(codes), len(codebook)).scatter_(1, codes[:, None], 1.0)
+            chosen = one_hot(codes, len(codebook), residual)
             times = chosen.sum(0)
             self._used[level] += times
             counts.lerp_(times, 1 - decay)
@@ -156,10 +155,7 @@ class RQVAE(NeuralQuantizer):
     def _after_epoch(self, progress: float) -> None:
         for level, used in enumerate(self._used):
             if self.config.revive and progress < 0.8:
-                residual = self._seen[level][0].unique(dim=0)  # two codes on one place would leave one of them dead
-                dead = (used == 0).nonzero()[: len(residual), 0]
-                self.codebooks[level][dead] = residual[torch.randperm(len(residual))[: len(dead)].to(dead.device)]
-                self._forget(level, dead)
+                self._forget(level, revive(self.codebooks[level], used > 0, self._seen[level][0]))
             used.zero_()
 
     def _encode(self, batch: torch.Tensor) -> torch.Tensor:
@@ -170,10 +166,7 @@ class RQVAE(NeuralQuantizer):
         return torch.stack(codes, 1)
 
     def _distances(self, batch: torch.Tensor, codes: torch.Tensor, level: int) -> torch.Tensor:
-        residual = self.latents(batch)
-        for earlier in range(level):
-            residual = residual - self.codebooks[earlier][codes[:, earlier]]
-        return self._compared(residual, level)
+        return self._compared(residual_of(self.latents(batch), self.codebooks, codes[:, :level]), level)
 
     def _decode(self, codes: torch.Tensor, side: torch.Tensor | None) -> torch.Tensor:
         chosen = [self.codebooks[level][codes[:, level]] for level in range(codes.shape[1])]
