@@ -286,7 +286,7 @@ def _hits(predictions: Path) -> np.ndarray:
 
 
 def _selections(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Codebooks that are looked at together: across sizes, one size alone, with and without those that mean nothing."""
+    """Codebooks that are looked at together: all of them, those that mean something, and of these one size alone."""
     real = [row for row in rows if row["variant"] != "shuffled"]
     largest = max(row["size"] for row in rows)
     return {"all": rows, "all but shuffled": real, f"of size {largest}": [r for r in real if r["size"] == largest]}
