@@ -1,35 +1,135 @@
-"""Trunk and branches: several answers to one prompt in one row, the prompt computed once.
+"""Trunk and branches: everything that is predicted from one history in one row, the history computed once.
 
-A row is `[padding | prompt | branch 0 | branch 1 | …]`. A branch sees the prompt and itself; its positions go on from
-the prompt's end. The result equals that of one row per answer.
+A *trunk* is what was read (a history, a prompt); a *branch* is an answer that continues the trunk's first tokens. A
+branch sees the trunk up to where it is attached, and itself; its positions go on from there. So every target of a
+history, the several next items of each position, or the G rollouts of a prompt are computed in one pass, and log-
+probabilities and gradients equal those of one row per answer. An answer that stands in the trunk itself, as the codes of
+the next item do in a history of codes, takes no columns of its own.
+
+[`pack`] builds rows from lists of tokens, [`share_prompts`] from tensors on any device. Known: tree attention masks for
+decoding (SpecInfer, 2023); our choice: this form, and one for training, scoring and explaining alike.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
+import torch.nn.functional as F
+
+from .errors import HfGrError
+
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+IGNORED = -100
+
+
+class Row(TypedDict):
+    """A trunk and its n answers, as lists.
+
+    Attributes:
+        input_ids: The trunk.
+        attach: Of each answer, how many tokens of the trunk it continues (at least 1).
+        answers: Its tokens.
+        labels: Each of them again, or −100 where it is given and not predicted (a forced thinking token).
+        weights: What the answer counts in the loss.
+    """
+
+    input_ids: list[int]
+    attach: list[int]
+    answers: list[list[int]]
+    labels: list[list[int]]
+    weights: list[float]
 
 
 @dataclass(frozen=True)
-class SharedPrompts:
-    """U rows that hold R answers of C tokens, M branches at most in a row.
+class Packed:
+    """B rows of T columns that hold some trunks and their n answers. All int64 but `weights`.
 
     Attributes:
-        input_ids: int64 [U, P + M·C].
-        position_ids: int64 [U, P + M·C].
-        visible: bool [U, P + M·C, P + M·C], which column (last axis) each column sees.
-        row: int64 [R], the row of each answer.
-        predictors: int64 [R, C], the column whose hidden state predicts each answer token.
+        input_ids: [B, T].
+        position_ids: [B, T].
+        trunk: [B, T], number of the trunk that a column belongs to; −1 on padding.
+        branch: [B, T], 0 in the trunk, else number of the branch within the row.
+        attachment: [B, T], the last position of its trunk that a column sees (in the trunk: its own).
+        labels: [n, A], the predicted tokens of each answer, in order; −100 after the last.
+        predictors: [n, A], the column (counted through all rows: row · T + column) that predicts each; 0 after the last.
+        anchors: [n], the column of the last trunk token that the answer continues.
+        thoughts: [n, L], the columns of its thinking tokens; −1 where it has none.
+        weights: float32 [n].
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    visible: torch.Tensor
-    row: torch.Tensor
+    trunk: torch.Tensor
+    branch: torch.Tensor
+    attachment: torch.Tensor
+    labels: torch.Tensor
     predictors: torch.Tensor
+    anchors: torch.Tensor
+    thoughts: torch.Tensor
+    weights: torch.Tensor
+
+    @property
+    def simple(self) -> bool:
+        """Whether every row is one trunk and nothing else, padded on the right: then causal attention suffices."""
+        alone = (self.trunk == self.trunk[:, :1]) | (self.trunk == -1)
+        return bool(((self.branch == 0) & alone).all() & (self.trunk[:, 0] >= 0).all())
+
+    @property
+    def visible(self) -> torch.Tensor:
+        """Which column (last axis) each column sees, bool [B, T, T]."""
+        column = torch.arange(self.trunk.shape[1], device=self.trunk.device)
+        rows = torch.arange(len(self.trunk), device=self.trunk.device)[:, None, None]
+        return self._sees(rows, column[:, None], column)
+
+    def _sees(self, row: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        of_trunk = (self.branch[row, key] == 0) & (self.position_ids[row, key] <= self.attachment[row, query])
+        own = (self.branch[row, key] == self.branch[row, query]) & (key <= query)
+        in_branch = self.branch[row, query] > 0
+        return (self.trunk[row, key] == self.trunk[row, query]) & (of_trunk | (own & in_branch))
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """Additive attention mask [U, 1, columns, columns]."""
+        """Additive attention mask [B, 1, T, T] of what is visible, for `sdpa` and `eager`."""
         return additive_mask(self.visible, dtype)
+
+    def block_mask(self) -> "BlockMask":
+        """The same for FlexAttention, which leaves out blocks that nobody sees; for rows of thousands of columns."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        def sees(row: torch.Tensor, _: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            return self._sees(row, query, key)
+
+        rows, columns = self.trunk.shape
+        return create_block_mask(sees, rows, None, columns, columns, device=str(self.trunk.device))
+
+    def inputs(self, attention: str, dtype: torch.dtype) -> dict[str, Any]:
+        """Arguments of a model's forward.
+
+        Args:
+            attention: The model's attention implementation. Any will do for [`simple`] rows.
+            dtype: Of the model, for the additive mask.
+        """
+        if self.simple:
+            return {"input_ids": self.input_ids, "attention_mask": (self.trunk >= 0).long()}
+        mask = self.block_mask() if attention == "flex_attention" else self.mask(dtype)
+        return {"input_ids": self.input_ids, "position_ids": self.position_ids, "attention_mask": mask}
+
+    def to(self, device: torch.device | str) -> "Packed":
+        return Packed(**{name: value.to(device) for name, value in vars(self).items()})
+
+    def as_batch(self) -> dict[str, torch.Tensor]:
+        """The tensors as a trainer's batch. Labels get a column in front, as trainers count labels from the second on:
+        a language model's first token is predicted by nothing."""
+        return vars(self) | {"labels": F.pad(self.labels, (1, 0), value=IGNORED)}
+
+    @classmethod
+    def of_batch(cls, batch: Mapping[str, Any]) -> "Packed":
+        """The inverse of [`as_batch`]; other entries of the batch are left out."""
+        taken = {field.name: batch[field.name] for field in fields(cls)}
+        return cls(**taken | {"labels": taken["labels"][:, 1:]})
 
 
 def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -42,43 +142,230 @@ def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.where(visible, 0.0, lowest).to(dtype)[:, None]
 
 
-def share_prompts(prompts: torch.Tensor, prompt_mask: torch.Tensor, answers: torch.Tensor) -> SharedPrompts:
-    """Puts the answers of equal prompts on one row.
+def pack(rows: Sequence[Row], *, think_ids: Sequence[int] = (), max_columns: int = 0) -> Packed:
+    """Puts trunks with their branches into as few rows as fit, each whole, the longest first.
+
+    Args:
+        rows: At least one; each as long as [`fit`] leaves it.
+        think_ids: Token ids of the L thinking tokens, which are found in the answers.
+        max_columns: Columns a packed row may have. 0: as many as the longest trunk with its branches needs, so that
+            short ones share rows and nothing is padded for their sake.
+    """
+    parts = [_Part.of(row, think_ids) for row in rows]
+    columns = max(max_columns, max(len(part.ids) for part in parts))
+    places = _first_fit([len(part.ids) for part in parts], columns)
+    columns = max(start + len(part.ids) for (_, start), part in zip(places, parts, strict=True))
+    num_rows = 1 + max(row for row, _ in places)
+    table = torch.zeros(5, num_rows, columns, dtype=torch.int64)
+    table[2] = -1
+    branches = [0] * num_rows
+    answers: list[_Answer] = []
+    for number, ((row, start), part) in enumerate(zip(places, parts, strict=True)):
+        span = slice(start, start + len(part.ids))
+        branch = torch.tensor(part.branch)
+        table[0, row, span] = torch.tensor(part.ids)
+        table[1, row, span] = torch.tensor(part.positions)
+        table[2, row, span] = number
+        table[3, row, span] = torch.where(branch > 0, branch + branches[row], 0)
+        table[4, row, span] = torch.tensor(part.attachment)
+        branches[row] += max(part.branch)
+        answers += [answer.moved(row * columns + start) for answer in part.answers]
+    longest = max((len(answer.labels) for answer in answers), default=0)
+
+    def padded(lists: list[list[int]], width: int, fill: int) -> torch.Tensor:
+        filled = [entries + [fill] * (width - len(entries)) for entries in lists]
+        return torch.tensor(filled, dtype=torch.int64).view(len(lists), width)
+
+    return Packed(
+        *table.unbind(0),
+        labels=padded([answer.labels for answer in answers], longest, IGNORED),
+        predictors=padded([answer.predictors for answer in answers], longest, 0),
+        anchors=torch.tensor([answer.anchor for answer in answers], dtype=torch.int64),
+        thoughts=padded([answer.thoughts for answer in answers], len(think_ids), -1),
+        weights=torch.tensor([weight for row in rows for weight in row["weights"]]),
+    )
+
+
+def fit(row: Row, max_columns: int) -> list[Row]:
+    """A row as several of at most `max_columns` columns, each a copy of the trunk with a part of the branches.
+
+    Raises:
+        HfGrError: If the trunk with one branch is longer than that.
+    """
+    if _columns(row) <= max_columns:
+        return [row]
+    found: list[Row] = []
+    order = sorted(range(len(row["attach"])), key=lambda answer: row["attach"][answer])
+    start = 0
+    while start < len(order):
+        end = start
+        while end < len(order) and _columns(part := _part(row, order[start : end + 1])) <= max_columns:
+            best, end = part, end + 1
+        if end == start:
+            raise HfGrError(
+                f"a history with one answer takes {_columns(part)} tokens, but rows have at most {max_columns}; raise "
+                "max_columns or lower max_history."
+            )
+        found.append(best)
+        start = end
+    return found
+
+
+def separate(row: Row) -> list[Row]:
+    """One row per answer, which continues a trunk of its own: for models that take no mask of ours."""
+    found = []
+    for attach, answer, labels, weight in _answers(row):
+        trunk = row["input_ids"][:attach] + answer[:-1]
+        found.append(Row(input_ids=trunk, attach=[attach], answers=[answer], labels=[labels], weights=[weight]))
+    return found
+
+
+def share_prompts(prompts: torch.Tensor, prompt_mask: torch.Tensor, answers: torch.Tensor) -> Packed:
+    """Puts the answers of equal prompts on one row; tensors all the way, on their device.
 
     Args:
         prompts: int64 [R, P], padded on the left.
         prompt_mask: int64 [R, P], 0 on padding.
-        answers: int64 [R, C], all of C tokens. Rows of one prompt may stand anywhere.
+        answers: int64 [R, A], all of A tokens. Rows of one prompt may stand anywhere.
+
+    Returns:
+        A row `[padding | prompt | branch 1 | branch 2 | …]` for every distinct prompt; answers in the order given.
     """
     length, tokens = prompts.shape[1], answers.shape[1]
+    device = prompts.device
     _, row = torch.unique(prompts.masked_fill(prompt_mask == 0, -1), dim=0, return_inverse=True)
     num_rows = int(row.max()) + 1
     order = torch.argsort(row, stable=True)
     counts = torch.bincount(row, minlength=num_rows)
     branch = torch.empty_like(row)
-    branch[order] = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row[order]]
+    branch[order] = torch.arange(len(row), device=device) - (counts.cumsum(0) - counts)[row[order]]
     width = int(counts.max())
 
-    first = torch.empty(num_rows, dtype=torch.int64, device=row.device)
-    first[row] = torch.arange(len(row), device=row.device)
+    first = torch.empty(num_rows, dtype=torch.int64, device=device)
+    first[row] = torch.arange(len(row), device=device)
     real = prompt_mask[first].bool()
-    input_ids = torch.zeros(num_rows, length + width * tokens, dtype=torch.int64, device=row.device)
+    columns = length + width * tokens
+    input_ids = torch.zeros(num_rows, columns, dtype=torch.int64, device=device)
     input_ids[:, :length] = prompts[first]
-    columns = length + branch[:, None] * tokens + torch.arange(tokens, device=row.device)
-    input_ids[row[:, None], columns] = answers
+    own = length + branch[:, None] * tokens + torch.arange(tokens, device=device)
+    input_ids[row[:, None], own] = answers
 
-    in_branch = torch.arange(width * tokens, device=row.device)
-    trunk_positions = (real.cumsum(1) - 1).clamp(min=0)
-    branch_positions = real.sum(1, keepdim=True) + in_branch % tokens
-    causal = torch.ones(length, length, dtype=torch.bool, device=row.device).tril() & real[:, None]
-    own = (in_branch[:, None] // tokens == in_branch // tokens) & (in_branch[:, None] >= in_branch)
-    below = torch.cat([real[:, None].expand(-1, len(in_branch), -1), own.expand(num_rows, -1, -1)], dim=2)
-    above = torch.cat([causal, causal.new_zeros(num_rows, length, len(in_branch))], dim=2)
-    predictors = torch.cat([torch.full_like(columns[:, :1], length - 1), columns[:, :-1]], dim=1)
-    return SharedPrompts(
+    ends = real.sum(1, keepdim=True)
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    in_branch = torch.arange(width * tokens, device=device).expand(num_rows, -1)
+    filled = in_branch // tokens < counts[:, None]
+    number = torch.arange(num_rows, device=device)[:, None]
+    trunk = torch.cat([torch.where(real, number, -1), torch.where(filled, number, -1)], dim=1)
+    predictors = torch.cat([torch.full_like(own[:, :1], length - 1), own[:, :-1]], dim=1) + (row * columns)[:, None]
+    return Packed(
         input_ids,
-        torch.cat([trunk_positions, branch_positions], dim=1),
-        torch.cat([above, below], dim=1),
-        row,
-        predictors,
+        torch.cat([positions, ends + in_branch % tokens], dim=1),
+        trunk,
+        torch.cat([torch.zeros_like(positions), in_branch // tokens + 1], dim=1),
+        torch.cat([positions, (ends - 1).expand_as(in_branch)], dim=1),
+        labels=answers,
+        predictors=predictors,
+        anchors=predictors[:, 0],
+        thoughts=predictors.new_empty(len(answers), 0),
+        weights=torch.ones(len(answers), device=device),
     )
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Where an answer stands; columns counted from the start of its part."""
+
+    labels: list[int]
+    predictors: list[int]
+    anchor: int
+    thoughts: list[int]
+
+    def moved(self, start: int) -> "_Answer":
+        thoughts = [column + start if column >= 0 else column for column in self.thoughts]
+        return _Answer(self.labels, [column + start for column in self.predictors], self.anchor + start, thoughts)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A trunk with its branches, laid out one after the other; lists over its columns, and its answers."""
+
+    ids: list[int]
+    positions: list[int]
+    branch: list[int]
+    attachment: list[int]
+    answers: list[_Answer]
+
+    @classmethod
+    def of(cls, row: Row, think_ids: Sequence[int]) -> "_Part":
+        length = _trunk_columns(row)
+        ids = row["input_ids"][:length]
+        positions, branch, attachment = list(range(length)), [0] * length, list(range(length))
+        answers, branches = [], 0
+        for attach, tokens, labels, _ in _answers(row):
+            if _in_trunk(row, attach, tokens):
+                own = range(attach, attach + len(tokens))
+            else:
+                branches += 1
+                own = range(len(ids), len(ids) + len(tokens))
+                fed = len(tokens) - 1  # nothing is predicted after the last
+                ids += tokens[:-1]
+                positions += range(attach, attach + fed)
+                branch += [branches] * fed
+                attachment += [attach - 1] * fed
+            before = [attach - 1, *own[:-1]]
+            predicted = [place for place, label in enumerate(labels) if label != IGNORED]
+            answers.append(
+                _Answer(
+                    [labels[place] for place in predicted],
+                    [before[place] for place in predicted],
+                    attach - 1,
+                    [own[tokens.index(think)] if think in tokens else -1 for think in think_ids],
+                )
+            )
+        return cls(ids, positions, branch, attachment, answers)
+
+
+def _answers(row: Row) -> list[tuple[int, list[int], list[int], float]]:
+    return list(zip(row["attach"], row["answers"], row["labels"], row["weights"], strict=True))
+
+
+def _in_trunk(row: Row, attach: int, tokens: list[int]) -> bool:
+    return row["input_ids"][attach : attach + len(tokens) - 1] == tokens[:-1]
+
+
+def _trunk_columns(row: Row) -> int:
+    """How much of the trunk somebody sees or stands in."""
+    return max(
+        attach + (len(tokens) - 1 if _in_trunk(row, attach, tokens) else 0) for attach, tokens, _, _ in _answers(row)
+    )
+
+
+def _columns(row: Row) -> int:
+    own = (len(tokens) - 1 for attach, tokens, _, _ in _answers(row) if not _in_trunk(row, attach, tokens))
+    return _trunk_columns(row) + sum(own)
+
+
+def _part(row: Row, chosen: Sequence[int]) -> Row:
+    """The row with some of its answers, its trunk no longer than they need."""
+    part = Row(
+        input_ids=row["input_ids"],
+        attach=[row["attach"][answer] for answer in chosen],
+        answers=[row["answers"][answer] for answer in chosen],
+        labels=[row["labels"][answer] for answer in chosen],
+        weights=[row["weights"][answer] for answer in chosen],
+    )
+    part["input_ids"] = row["input_ids"][: _trunk_columns(part)]
+    return part
+
+
+def _first_fit(lengths: Sequence[int], columns: int) -> list[tuple[int, int]]:
+    """Row and first column of every part: the longest first, each into the first row with room for it."""
+    room: list[int] = []
+    places = [(0, 0)] * len(lengths)
+    for number in sorted(range(len(lengths)), key=lambda part: -lengths[part]):
+        row = next((row for row, left in enumerate(room) if left >= lengths[number]), len(room))
+        if row == len(room):
+            room.append(columns)
+        places[number] = (row, columns - room[row])
+        room[row] -= lengths[number]
+    return places

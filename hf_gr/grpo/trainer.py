@@ -23,7 +23,7 @@ from ..dataset import Histories, InteractionDataset
 from ..decoding import search, tree_support
 from ..errors import HfGrError
 from ..grammar import SidGrammar
-from ..models import add_inner_call, code_logits
+from ..models import add_inner_call, answer_logits
 from ..offline import resolve
 from ..rewards import trl_reward
 from ..training import Run, check_sharding, load_lm, trained_model, tuned
@@ -108,34 +108,25 @@ def policy_log_probs(
         answers: int64 [R, L], complete SIDs.
         temperature: Divides the logits.
     """
-    rows = torch.arange(len(answers), device=answers.device)
     if tree_support(plain, prompts.shape[1] + answers.shape[1])[0]:
         shared = share_prompts(prompts, prompt_mask, answers)
-        rows, columns = shared.row, shared.predictors
-        inputs = {
-            "input_ids": shared.input_ids,
-            "position_ids": shared.position_ids,
-            "attention_mask": shared.mask(plain.dtype),
-        }
+        predictors, inputs = shared.predictors, shared.inputs(plain.config._attn_implementation, plain.dtype)
     else:
-        columns = prompts.shape[1] - 1 + torch.arange(answers.shape[1], device=answers.device).expand_as(answers)
-        mask = torch.cat([prompt_mask, torch.ones_like(answers)], dim=1)
-        inputs = {"input_ids": torch.cat([prompts, answers], dim=1), "attention_mask": mask}
-    index = grammar.step_index(answers)
+        ids = torch.cat([prompts, answers], dim=1)
+        inputs = {"input_ids": ids, "attention_mask": torch.cat([prompt_mask, torch.ones_like(answers)], dim=1)}
+        columns = torch.arange(ids.numel(), device=ids.device).view_as(ids)
+        predictors = columns[:, prompts.shape[1] - 1 : -1]
+    places = list(grammar.code_columns)
 
     def score(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        state = grammar.initial(len(answers))
         log_probs = torch.zeros(answers.shape, device=answers.device)  # a forced token has log-probability 0
         entropies = torch.zeros_like(log_probs)
-        for step, place in enumerate(grammar.code_columns):
-            options = grammar.successors(state, step)
-            logits = options.masked(code_logits(plain, hidden[rows, columns[:, place]], grammar.step_tokens(step)))
+        read = hidden.flatten(0, 1)[predictors[:, places]]
+        for place, logits, option in zip(places, *answer_logits(plain, read, answers[:, places], grammar), strict=True):
             policy = torch.log_softmax(logits / temperature, dim=1)
-            option = options.option_of(index[:, place])
             log_probs[:, place] = policy.gather(1, option[:, None])[:, 0]
-            finite = policy.masked_fill(~options.allowed, 0.0)
+            finite = policy.masked_fill(logits.isneginf(), 0.0)
             entropies[:, place] = -(finite.exp() * finite).sum(1)
-            state = grammar.advance(state, step, option)
         return log_probs, entropies
 
     return model(**inputs, inner=score)

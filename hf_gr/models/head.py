@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from ..grammar import SidGrammar
+
 
 def code_logits(model: PreTrainedModel, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Logits of `tokens` only.
@@ -28,6 +30,31 @@ def code_logits(model: PreTrainedModel, hidden: torch.Tensor, tokens: torch.Tens
         return head(hidden)[:, tokens].float()
     bias = None if head.bias is None else head.bias[tokens]
     return F.linear(hidden, head.weight[tokens], bias).float()
+
+
+def answer_logits(
+    model: PreTrainedModel, hidden: torch.Tensor, codes: torch.Tensor, grammar: SidGrammar
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Logits of what the grammar allows at every code of n given answers, −inf where it does not.
+
+    Args:
+        model: For its head.
+        hidden: float [n, C, d], what each code is read from.
+        codes: int64 [n, C], the answers' code tokens in the order written.
+        grammar: On the device of `hidden`.
+
+    Returns:
+        For each of the C steps, the logits float32 [n, D] and the option (int64 [n], into D) that the answer takes.
+    """
+    index = grammar.step_index(codes.repeat_interleave(grammar.stride, dim=1))[:, list(grammar.code_columns)]
+    states = grammar.initial(len(codes))
+    logits, chosen = [], []
+    for step in range(grammar.num_codes):
+        options = grammar.successors(states, step)
+        logits.append(options.masked(code_logits(model, hidden[:, step], grammar.step_tokens(step))))
+        chosen.append(options.option_of(index[:, step]))
+        states = grammar.advance(states, step, chosen[-1])
+    return logits, chosen
 
 
 def add_inner_call(model: PreTrainedModel) -> None:
