@@ -149,11 +149,15 @@ def pack(rows: Sequence[Row], *, think_ids: Sequence[int] = (), max_columns: int
         rows: At least one; each as long as [`fit`] leaves it.
         think_ids: Token ids of the L thinking tokens, which are found in the answers.
         max_columns: Columns a packed row may have. 0: as many as the longest trunk with its branches needs, so that
-            short ones share rows and nothing is padded for their sake.
+            short ones share rows and nothing is padded for their sake; trunks that have no branches at all then stay
+            alone, since plain causal attention is faster than a mask.
     """
     parts = [_Part.of(row, think_ids) for row in rows]
-    columns = max(max_columns, max(len(part.ids) for part in parts))
-    places = _first_fit([len(part.ids) for part in parts], columns)
+    lengths = [len(part.ids) for part in parts]
+    if max_columns or any(max(part.branch) for part in parts):
+        places = _first_fit(lengths, max(max_columns, *lengths))
+    else:
+        places = [(row, 0) for row in range(len(parts))]
     columns = max(start + len(part.ids) for (_, start), part in zip(places, parts, strict=True))
     num_rows = 1 + max(row for row, _ in places)
     table = torch.zeros(5, num_rows, columns, dtype=torch.int64)
