@@ -2,8 +2,9 @@
 
 from transformers import PreTrainedModel
 
+from ..models import TREE_MODEL_TYPES
 
-TREE_MODEL_TYPES = ("llama", "qwen2", "qwen3", "mistral", "gemma")
+
 TREE_ATTENTION = ("sdpa", "eager")
 
 

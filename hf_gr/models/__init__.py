@@ -1,7 +1,20 @@
-"""What is more than a plain pretrained LM: models from scratch, and heads over SID tokens only."""
+"""What is more than a plain pretrained LM: models from scratch, dropout, and heads over SID tokens only."""
 
-from .head import add_inner_call, answer_logits, code_logits
-from .scratch import byte_tokenizer, from_scratch
+from .architectures import TREE_MODEL_TYPES
+from .dropout import add_dropout
+from .head import add_inner_call, answer_logits, code_logits, last_hidden
+from .scratch import ScratchConfig, byte_tokenizer, from_scratch, sid_tokenizer
 
 
-__all__ = ["add_inner_call", "answer_logits", "byte_tokenizer", "code_logits", "from_scratch"]
+__all__ = [
+    "TREE_MODEL_TYPES",
+    "ScratchConfig",
+    "add_dropout",
+    "add_inner_call",
+    "answer_logits",
+    "byte_tokenizer",
+    "code_logits",
+    "from_scratch",
+    "last_hidden",
+    "sid_tokenizer",
+]
