@@ -4,11 +4,14 @@ from .architectures import TREE_MODEL_TYPES
 from .dropout import add_dropout
 from .head import add_inner_call, answer_logits, code_logits, last_hidden
 from .scratch import ScratchConfig, byte_tokenizer, from_scratch, sid_tokenizer
+from .thinking import ThinkingConfig, ThinkingHeads
 
 
 __all__ = [
     "TREE_MODEL_TYPES",
     "ScratchConfig",
+    "ThinkingConfig",
+    "ThinkingHeads",
     "add_dropout",
     "add_inner_call",
     "answer_logits",
