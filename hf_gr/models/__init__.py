@@ -2,6 +2,7 @@
 
 from .architectures import TREE_MODEL_TYPES
 from .dropout import add_dropout
+from .feedback import feedback, read
 from .head import add_inner_call, answer_logits, code_logits, last_hidden
 from .scratch import ScratchConfig, byte_tokenizer, from_scratch, sid_tokenizer
 from .thinking import ThinkingConfig, ThinkingHeads
@@ -17,7 +18,9 @@ __all__ = [
     "answer_logits",
     "byte_tokenizer",
     "code_logits",
+    "feedback",
     "from_scratch",
     "last_hidden",
+    "read",
     "sid_tokenizer",
 ]
