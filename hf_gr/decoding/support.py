@@ -8,7 +8,7 @@ from ..models import TREE_MODEL_TYPES
 TREE_ATTENTION = ("sdpa", "eager")
 
 
-def tree_support(model: PreTrainedModel, longest_row: int) -> tuple[bool, str]:
+def tree_support(model: PreTrainedModel, longest_row: int, *, training: bool = False) -> tuple[bool, str]:
     """Whether branches and tree beams may be used with this model, and why (not).
 
     They need full attention that takes an additive 4-D mask. A mask of our own silently replaces a sliding window, so
@@ -18,12 +18,13 @@ def tree_support(model: PreTrainedModel, longest_row: int) -> tuple[bool, str]:
     Args:
         model: Any causal LM.
         longest_row: Tokens of the longest row that will be fed, prompt and answer together.
+        training: Whether rows are fed at once, without a cache: then FlexAttention with its block mask will do as well.
     """
     config = model.config.to_dict()
     if config["model_type"] not in TREE_MODEL_TYPES:
         return False, f"architecture {config['model_type']!r} is not among {', '.join(TREE_MODEL_TYPES)}"
     attention = model.config._attn_implementation
-    if attention not in TREE_ATTENTION:
+    if attention not in TREE_ATTENTION and not (training and attention == "flex_attention"):
         return False, f"attention implementation {attention!r} takes no 4-D mask"
     window = config.get("sliding_window")
     slides = config.get("use_sliding_window", True) and window is not None
