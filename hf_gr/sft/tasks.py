@@ -4,29 +4,22 @@ Every task reads the training part only, and no removed item is ever an answer, 
 of every data set: those of [`branches.Row`].
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
 
 from ..branches import IGNORED
 from ..catalog import SidCatalog
 from ..dataset import Cases, Histories
 from ..errors import HfGrError
-from ..vocabulary import SidVocabulary
+from ..vocabulary import SidVocabulary, encode_text
+from .rows import Answers, following, lists, matrix, offsets, rows_of, windows_of
 
 
-_TOKENS = List(Value("int64"))
-FEATURES = Features(
-    {
-        "input_ids": _TOKENS,
-        "attach": _TOKENS,
-        "answers": List(_TOKENS),
-        "labels": List(_TOKENS),
-        "weights": List(Value("float64")),
-    }
-)
+TITLE = "\nTitle:"  # asks for a title after SIDs
 
 
 def answer_tokens(vocabulary: SidVocabulary, catalog: SidCatalog, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -81,11 +74,11 @@ def next_item(
     """
     if steps < 1 or not 0 < decay <= 1:
         raise HfGrError(f"steps is {steps} and decay {decay}; use at least 1 step and a decay above 0, up to 1.")
-    first, last = _windows(train, vocabulary.max_history + 1)
-    row, position, target, step = _following(first, last, catalog.live[train.items], steps)
-    return _rows(
-        _lists([[*prompt, vocabulary.start_id]] * len(first)),
-        _matrix(vocabulary.event_tokens(train, catalog)),
+    first, last = windows_of(train, vocabulary.max_history + 1)
+    row, position, target, step = following(first, last, catalog.live[train.items], steps)
+    return rows_of(
+        lists([[*prompt, vocabulary.start_id]] * len(first)),
+        matrix(vocabulary.event_tokens(train, catalog)),
         (first, last),
         row,
         position,
@@ -103,110 +96,252 @@ def held_out(cases: Cases, catalog: SidCatalog, vocabulary: SidVocabulary, *, pr
     kept = np.flatnonzero(catalog.live[cases.targets])
     last = histories.ptr[1:][kept]
     first = np.maximum(histories.ptr[:-1][kept], last - vocabulary.max_history)
-    return _rows(
-        _lists([[*prompt, vocabulary.start_id]] * len(kept)),
-        _matrix(vocabulary.event_tokens(histories, catalog)),
+    return rows_of(
+        lists([[*prompt, vocabulary.start_id]] * len(kept)),
+        matrix(vocabulary.event_tokens(histories, catalog)),
         (first, last),
         np.arange(len(kept)),
         last,
         _sids(vocabulary, catalog, cases.targets[kept]),
-        np.ones(len(kept)),
     )
 
 
-def _windows(histories: Histories, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """First event of windows of at most `length` events that cover every history, counted from its end, and the event
-    after their last; int64 [rows], users in order, of each the latest window first."""
-    counts = -(-histories.lengths // length)
-    number = _ranges(np.zeros_like(counts), counts)
-    last = np.repeat(histories.ptr[1:], counts) - number * length
-    return np.maximum(np.repeat(histories.ptr[:-1], counts), last - length), last
-
-
-def _following(
-    first: np.ndarray, last: np.ndarray, live: np.ndarray, steps: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Targets of every position of windows `first:last` of events, those of one position together.
-
-    Returns:
-        int64 [n] each: row (number of the window), position (the event that the history ends before), target (an event
-        of the window that is `live`, at most `steps` − 1 after the position), and how many after.
-    """
-    row, position = np.repeat(np.arange(len(first)), last - first), _ranges(first, last)
-    target = position[:, None] + np.arange(steps)
-    inside = target < last[row][:, None]
-    place, step = (inside & live[np.where(inside, target, 0)]).nonzero()
-    return row[place], position[place], target[place, step], step
-
-
-def _rows(
-    fronts: pa.ListArray,
-    events: pa.ListArray,
-    windows: tuple[np.ndarray, np.ndarray],
-    row: np.ndarray,
-    position: np.ndarray,
-    answers: tuple[pa.ListArray, pa.ListArray],
-    weights: np.ndarray,
+def title_to_sid(
+    catalog: SidCatalog, vocabulary: SidVocabulary, tokenizer: PreTrainedTokenizerBase, *, max_text: int = 64
 ) -> Dataset:
-    """Rows whose trunk is a front and the tokens of a window of events.
+    """What an item is called, to its SID: the trunk is title, `<items>`, as a query of a cold user is asked.
+
+    One row for every live item that has a title, whether anybody took it or not (LC-Rec) [known]; titles are cut to
+    `max_text` tokens.
+    """
+    titles = _texts(tokenizer, catalog.titles, max_text)
+    items = np.flatnonzero(catalog.live & _filled(titles))
+    return _of_items(
+        items,
+        lists([[*title, vocabulary.start_id] for title in titles]),
+        _sids(vocabulary, catalog, items),
+    )
+
+
+def sid_to_title(
+    catalog: SidCatalog, vocabulary: SidVocabulary, tokenizer: PreTrainedTokenizerBase, *, max_text: int = 64
+) -> Dataset:
+    """The reverse of [`title_to_sid`]: the trunk is `<items>`, the codes, "Title:"; the answer the title and the
+    end-of-text token, over the whole vocabulary."""
+    titles = _texts(tokenizer, catalog.titles, max_text)
+    items = np.flatnonzero(catalog.live & _filled(titles))
+    marker = encode_text(tokenizer, TITLE)
+    codes = vocabulary.item_tokens(catalog).tolist()
+    return _of_items(
+        items,
+        lists([[vocabulary.start_id, *sid, *marker] for sid in codes]),
+        _named(titles, [], tokenizer, items),
+    )
+
+
+def title_history_to_sid(
+    train: Histories,
+    catalog: SidCatalog,
+    vocabulary: SidVocabulary,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_text: int = 64,
+    max_titles: int = 20,
+) -> Dataset:
+    """The next item's SID from the titles of a history, one a line.
+
+    Windows as in [`next_item`], but of at most `max_titles` + 1 events, since a title takes many more tokens than a
+    SID [ours]; at every position but a window's first (where no title was read yet) a branch `<items>` and the SID.
+    """
+    titles, line = _texts(tokenizer, catalog.titles, max_text), encode_text(tokenizer, "\n")
+    windows = windows_of(train, min(vocabulary.max_history, max_titles) + 1)
+    row, position, target, _ = following(*windows, catalog.live[train.items], 1)
+    read = position > windows[0][row]
+    row, position, target = row[read], position[read], target[read]
+    tokens, labels = answer_tokens(vocabulary, catalog, train.items[target])
+    opened = np.full_like(tokens[:, :1], vocabulary.start_id)
+    return rows_of(
+        lists([[]] * len(windows[0])),
+        lists([[*title, *line] for title in titles]).take(train.items),
+        windows,
+        row,
+        position,
+        (matrix(np.hstack([opened, tokens])), matrix(np.hstack([np.full_like(opened, IGNORED), labels]))),
+    )
+
+
+def sid_history_to_title(
+    train: Histories,
+    catalog: SidCatalog,
+    vocabulary: SidVocabulary,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_text: int = 64,
+) -> Dataset:
+    """The next item's title from a history: rows of [`next_item`], at every position a branch "Title:", the title and
+    the end-of-text token."""
+    titles, marker = _texts(tokenizer, catalog.titles, max_text), encode_text(tokenizer, TITLE)
+    windows = windows_of(train, vocabulary.max_history + 1)
+    row, position, target, _ = following(*windows, (catalog.live & _filled(titles))[train.items], 1)
+    return rows_of(
+        lists([[vocabulary.start_id]] * len(windows[0])),
+        matrix(vocabulary.event_tokens(train, catalog)),
+        windows,
+        row,
+        position,
+        _named(titles, marker, tokenizer, train.items[target]),
+    )
+
+
+def query_to_sid(
+    train: Histories,
+    catalog: SidCatalog,
+    vocabulary: SidVocabulary,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    max_text: int = 64,
+) -> Dataset:
+    """The next item from what the user asks for and the history, which is what a pipeline's `query` is.
+
+    Data sets hold no queries, so they are made of the target's own words: of each user one event is drawn, and one to
+    three of its item's categories, or its brand, or one to three words of its title stand before `<items>` and the
+    history before it [ours].
 
     Args:
-        fronts: Tokens that open each row.
-        events: Tokens of every event.
-        windows: First event of every row and the one after its last.
-        row: int64 [n], ascending: which row each answer belongs to. Rows without one are left out.
-        position: int64 [n], the event before which the answer is attached.
-        answers: Tokens and labels of the n answers.
-        weights: float64 [n].
+        train: Items as catalogue rows. Users who took nothing that is live and has words are left out.
+        catalog, vocabulary, tokenizer: Of the model.
+        seed: Of the draws.
+        max_text: Tokens that a query keeps.
     """
-    counts = np.bincount(row, minlength=len(fronts))
-    before = _offsets(events.value_lengths())
-    opened = fronts.value_lengths().to_numpy()
-    attach = opened[row] + before[position] - before[windows[0][row]]
-    kept = np.flatnonzero(counts)
-    first, last, fronts = windows[0][kept], windows[1][kept], fronts.take(kept)
-    read = _offsets(before[last] - before[first])
-    flat = events.take(_ranges(first, last)).flatten().to_numpy()
-    trunks = np.insert(flat, np.repeat(read[:-1], opened[kept]), fronts.flatten().to_numpy())
-    by_row = _offsets(counts[kept])
-    columns = {
-        "input_ids": _split(trunks, read + _offsets(opened[kept])),
-        "attach": _split(attach, by_row),
-        "answers": _split(answers[0], by_row),
-        "labels": _split(answers[1], by_row),
-        "weights": _split(weights, by_row),
-    }
-    return Dataset.from_dict(columns, features=FEATURES)
+    random = np.random.default_rng(seed)
+    words = _words(catalog)
+    usable = np.flatnonzero((catalog.live & _filled(words))[train.items])
+    users, counts = np.unique(np.searchsorted(train.ptr, usable, side="right") - 1, return_counts=True)
+    drawn = usable[offsets(counts)[:-1] + random.integers(counts)]
+    queries = [_query(words[item], random) for item in train.items[drawn]]
+    return rows_of(
+        lists([[*query, vocabulary.start_id] for query in _texts(tokenizer, queries, max_text)]),
+        matrix(vocabulary.event_tokens(train, catalog)),
+        (np.maximum(train.ptr[users], drawn - vocabulary.max_history), drawn),
+        np.arange(len(drawn)),
+        drawn,
+        _sids(vocabulary, catalog, train.items[drawn]),
+    )
 
 
-def _sids(vocabulary: SidVocabulary, catalog: SidCatalog, items: np.ndarray) -> tuple[pa.ListArray, pa.ListArray]:
+def mixture(tasks: Mapping[str, Dataset], weights: Mapping[str, float], seed: int) -> Dataset:
+    """The rows of an epoch, one task after the other: of each task `weights[name]` times its rows.
+
+    Args:
+        tasks: Rows of tasks by name; those that `weights` does not name are left out.
+        weights: 1: every row once; 0.5: half of them, drawn anew by `seed`; 2.5: each twice and half of them again.
+        seed: Of the draws.
+
+    Raises:
+        HfGrError: On names that are no task, weights below 0, or if no row is left.
+    """
+    for name, weight in weights.items():
+        if name not in tasks:
+            raise HfGrError(f"the mixture names a task {name!r}, but has rows of {', '.join(tasks)}.")
+        if weight < 0:
+            raise HfGrError(f"the mixture gives {name} the weight {weight}; use 0 or more.")
+    random = np.random.default_rng(seed)
+    parts = []
+    for name, weight in weights.items():
+        rows, size = tasks[name], len(tasks[name])
+        whole = int(weight)
+        some = random.permutation(size)[: round((weight - whole) * size)]
+        parts.append(rows.select(np.concatenate([np.tile(np.arange(size), whole), np.sort(some)]).astype(np.int64)))
+    if not sum(map(len, parts)):
+        raise HfGrError(f"the mixture {dict(weights)} has no rows; raise a weight.")
+    return concatenate_datasets([part for part in parts if len(part)])
+
+
+TASKS: dict[str, Callable[..., Dataset]] = {
+    task.__name__: task
+    for task in (next_item, title_to_sid, sid_to_title, title_history_to_sid, sid_history_to_title, query_to_sid)
+}
+
+
+def build(
+    name: str,
+    train: Histories,
+    catalog: SidCatalog,
+    vocabulary: SidVocabulary,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prompt: str = "",
+    steps: int = 1,
+    decay: float = 0.5,
+    max_text: int = 64,
+    seed: int = 0,
+) -> Dataset:
+    """The rows of one of [`TASKS`] by its name; each takes of the arguments what it has use for."""
+    if name not in TASKS:
+        raise HfGrError(f"{name!r} is no task; choose from {', '.join(TASKS)}.")
+    if name == "next_item":
+        opened = encode_text(tokenizer, prompt)
+        return next_item(train, catalog, vocabulary, steps=steps, decay=decay, prompt=opened)
+    if name == "query_to_sid":
+        return query_to_sid(train, catalog, vocabulary, tokenizer, seed=seed, max_text=max_text)
+    of_catalog = name in ("title_to_sid", "sid_to_title")
+    given = (catalog, vocabulary, tokenizer) if of_catalog else (train, catalog, vocabulary, tokenizer)
+    return TASKS[name](*given, max_text=max_text)
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_text: int) -> list[list[int]]:
+    """Token ids of every text, at most `max_text` each."""
+    found = [encode_text(tokenizer, text)[:max_text] for text in texts]
+    if found and not any(token != tokenizer.unk_token_id for tokens in found for token in tokens):
+        raise HfGrError(
+            "the task needs texts, but items have none or the model reads none; set text: true or drop it."
+        )
+    return found
+
+
+def _filled(entries: Sequence[Sequence]) -> np.ndarray:
+    return np.array([len(entry) > 0 for entry in entries], bool)
+
+
+def _named(
+    titles: list[list[int]], marker: list[int], tokenizer: PreTrainedTokenizerBase, items: np.ndarray
+) -> Answers:
+    """Tokens and labels of answers that are titles of some items, after an unlabelled marker."""
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise HfGrError(f"the tokenizer of {tokenizer.name_or_path} has no eos_token, with which titles end; set it.")
+    tokens = lists([[*marker, *title, end] for title in titles])
+    labels = lists([[IGNORED] * len(marker) + [*title, end] for title in titles])
+    return tokens.take(items), labels.take(items)
+
+
+def _words(catalog: SidCatalog) -> list[list[list[str]]]:
+    """What may be asked of every item: its categories, its brand, the words of its title; those that it has."""
+    brands = catalog.items["brand"].to_pylist() if "brand" in catalog.items.column_names else [None] * len(catalog)
+    return [
+        [words for words in (list(filter(None, categories)), [brand] if brand else [], title.split()) if words]
+        for categories, brand, title in zip(catalog.categories, brands, catalog.titles, strict=True)
+    ]
+
+
+def _query(sources: list[list[str]], random: np.random.Generator) -> str:
+    """One to three words, in their order, of one of the sources."""
+    words = sources[random.integers(len(sources))]
+    places = np.sort(random.permutation(len(words))[: random.integers(1, 4)])
+    return " ".join(words[place] for place in places)
+
+
+def _of_items(items: np.ndarray, trunks: pa.ListArray, answers: Answers) -> Dataset:
+    """One row for each of some items: its trunk (of `trunks`, one for every item) and its answer."""
+    return rows_of(lists([[]] * len(items)), trunks, (items, items + 1), np.arange(len(items)), items + 1, answers)
+
+
+def _sids(vocabulary: SidVocabulary, catalog: SidCatalog, items: np.ndarray) -> Answers:
     tokens, labels = answer_tokens(vocabulary, catalog, items)
-    return _matrix(tokens), _matrix(labels)
+    return matrix(tokens), matrix(labels)
 
 
 def _interleaved(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """[n, 2 L] of two [n, L]: a column of the one, then of the other."""
     return np.stack([one, other], axis=2).reshape(len(one), 2 * one.shape[1])
-
-
-def _ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """The numbers of every range `first:last`, one range after the other."""
-    lengths = last - first
-    return np.arange(lengths.sum()) + np.repeat(first - _offsets(lengths)[:-1], lengths)
-
-
-def _offsets(lengths: np.ndarray | pa.Array) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
-def _split(values: np.ndarray | pa.Array, offsets: np.ndarray) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
-
-
-def _matrix(values: np.ndarray) -> pa.ListArray:
-    """The rows of an array [n, m] as lists."""
-    return _split(values.ravel(), np.arange(len(values) + 1) * values.shape[1])
-
-
-def _lists(lists: Iterable[Sequence[int]]) -> pa.ListArray:
-    return pa.array(lists, pa.list_(pa.int64()))
