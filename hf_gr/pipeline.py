@@ -24,6 +24,7 @@ from .errors import HfGrError
 if TYPE_CHECKING:
     from .decoding import Recommender
     from .grammar import ItemMask
+    from .models import ThinkingHeads
     from .vocabulary import SidVocabulary
 
 TASK = "generative-recommendation"
@@ -326,7 +327,8 @@ class GenerativeRecommendationPipeline(Pipeline):
         tokenizer: Of the model.
         catalog: Default: read from where the model came from.
         vocabulary: Likewise.
-        catalog_revision: Revision of the repo that the two are read from. transformers keeps the `revision` of
+        thinking: Likewise, where there are thinking heads and the vocabulary is read too.
+        catalog_revision: Revision of the repo that they are read from. transformers keeps the `revision` of
             `pipeline()` to itself; where catalogue and weights do not match, an error says so.
         batch_size: Requests per call of the model.
     """
@@ -344,16 +346,20 @@ class GenerativeRecommendationPipeline(Pipeline):
         *,
         catalog: SidCatalog | None = None,
         vocabulary: "SidVocabulary | None" = None,
+        thinking: "ThinkingHeads | None" = None,
         catalog_revision: str | None = None,
         batch_size: int = 16,
         **kwargs: Any,
     ):
-        from .decoding import Recommender
+        from .decoding import Recommender, load_thinking
 
         super().__init__(model, tokenizer, **kwargs)  # moves the model to its device
-        vocabulary = vocabulary or _load_vocabulary(model.config.name_or_path, catalog_revision)
+        path, whole = model.config.name_or_path, vocabulary is None
+        vocabulary = vocabulary or _load_vocabulary(path, catalog_revision)
         catalog = catalog or _load_catalog(model, catalog_revision)
-        self.recommender = Recommender(model, tokenizer, catalog, vocabulary)
+        if whole and thinking is None:
+            thinking = load_thinking(path, catalog, catalog_revision)
+        self.recommender = Recommender(model, tokenizer, catalog, vocabulary, thinking=thinking)
         self.batch_size = batch_size
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:

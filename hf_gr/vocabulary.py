@@ -27,7 +27,7 @@ START = "<items>"  # opens every history; a cold user's prompt is this token alo
 
 ContextKind = Literal["none", "rating", "behavior"]
 RowStart = Literal["random", "codes", "text", "mean"]
-Form = Literal["flat", "stepwise", "unordered"]
+Form = Literal["flat", "stepwise", "unordered", "upfront"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class SidVocabulary:
         context_ids: Token id of every context value.
         max_history: Events of a history that a prompt keeps, the most recent ones.
         catalog_fingerprint: The catalogue that these codes belong to.
-        form: How the model writes an item: `"flat"` (its codes), `"stepwise"` (a thinking token before each), or
-            `"unordered"` (its codes in any order).
+        form: How the model writes an item: `"flat"` (its codes), `"stepwise"` (a thinking token before each),
+            `"unordered"` (its codes in any order), or `"upfront"` (its codes; the thinking tokens end the prompt).
     """
 
     code_ids: tuple[tuple[int, ...], ...]
@@ -99,11 +99,15 @@ class SidVocabulary:
         return np.array([self.context_ids[value] for value in known], np.int64)[inverse]
 
     def prompts(self, histories: Histories, catalog: SidCatalog) -> list[list[int]]:
-        """Token ids of every history's prompt: `<items>` and the most recent `max_history` events."""
+        """Token ids of every history's prompt: `<items>` and the most recent `max_history` events.
+
+        With thoughts up front (for comparison with stepwise ones), the thinking tokens stand at the end.
+        """
         tokens = self.event_tokens(histories, catalog)
         ends, lengths = histories.ptr[1:], np.minimum(histories.lengths, self.max_history)
         recent = [tokens[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-        return [[self.start_id, *events.ravel().tolist()] for events in recent]
+        thoughts = self.think_ids if self.form == "upfront" else ()
+        return [[self.start_id, *events.ravel().tolist(), *thoughts] for events in recent]
 
     def event_tokens(self, histories: Histories, catalog: SidCatalog) -> np.ndarray:
         """Tokens of every event, int64 [E, L] or, with context, [E, L + 1]."""
@@ -145,6 +149,11 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
+def reads_text(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer has words, or is one of SIDs alone, to which all text is unknown."""
+    return encode_text(tokenizer, "a") != [tokenizer.unk_token_id]
+
+
 def context_values(histories: Histories, context: ContextKind) -> np.ndarray:
     """The value behind each event's context token, as strings [E]."""
     if context == "rating":
@@ -162,6 +171,7 @@ def add_vocabulary(
     catalog: SidCatalog,
     *,
     max_history: int,
+    form: Form = "flat",
     context: ContextKind = "none",
     histories: Histories | None = None,
     row_start: RowStart = "random",
@@ -174,12 +184,14 @@ def add_vocabulary(
         model: Its embedding (and LM head) grow by as many rows.
         catalog: Whose codes become tokens.
         max_history: Events that a prompt keeps.
+        form: How the model writes an item.
         context: What stands after each item of a history.
         histories: Training histories; needed only to know the context values.
         row_start: How the new rows start. `"random"`: drawn with the mean and the per-dimension standard deviation of
-            the LM's own rows. `"codes"`: the code vectors, projected at random to the LM's width and brought to that
-            mean and deviation. `"text"`: the mean embedding of the titles of the items that carry the code, brought to
-            the same scale. `"mean"`: transformers' `mean_resizing` (near-identical rows; for comparison only).
+            the LM's own rows (a model of SIDs alone has none: as its other weights were drawn). `"codes"`: the code
+            vectors, projected at random to the LM's width and brought to that mean and deviation. `"text"`: the mean
+            embedding of the titles of the items that carry the code, brought to the same scale. `"mean"`:
+            transformers' `mean_resizing` (near-identical rows; for comparison only).
         seed: Of the draw and the projection.
 
     Raises:
@@ -206,6 +218,7 @@ def add_vocabulary(
         context_ids={value: ids[token] for value, token in zip(values, contexts, strict=True)},
         max_history=max_history,
         catalog_fingerprint=catalog.fingerprint,
+        form=form,
     )
     model.resize_token_embeddings(max(len(tokenizer), model.config.vocab_size), mean_resizing=row_start == "mean")
     if row_start != "mean":
@@ -230,6 +243,8 @@ def _start_rows(
     for weight in weights:
         old = weight[:old_size].float().cpu()
         mean, std = old.mean(0), old.std(0)
+        if not reads_text(tokenizer):
+            mean, std = torch.zeros_like(mean), torch.full_like(std, model.config.initializer_range)
         rows = torch.randn(len(vocabulary.token_ids), weight.shape[1], generator=generator) * std + mean
         weight[vocabulary.token_ids] = rows.to(weight)
         if row_start == "random":
@@ -258,6 +273,8 @@ def _title_means(
     catalog: SidCatalog, level: int, embedding: torch.Tensor, tokenizer: PreTrainedTokenizerBase
 ) -> torch.Tensor:
     """Mean token embedding of the titles of the items that carry each code; the overall mean for unused codes."""
+    if not reads_text(tokenizer):
+        raise HfGrError("row_start is 'text', but the model was made from SIDs alone; use random or codes.")
     titles = tokenizer(catalog.titles, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     overall = embedding.mean(0)
     per_item = torch.stack([embedding[ids].mean(0) if len(ids) else overall for ids in titles])

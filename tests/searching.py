@@ -6,6 +6,7 @@ from itertools import permutations
 import numpy as np
 import torch
 from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
+from torch import nn
 from transformers import GemmaConfig, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from hf_gr.catalog import SidCatalog
@@ -46,19 +47,27 @@ def build(
 
 
 @torch.no_grad()
-def every_sid(case: Case, prompt: list[int], live: list[int] | None = None) -> dict[tuple[int, ...], float]:
-    """{SID: log-probability} over the live items, one plain forward pass for every way to write every SID."""
+def every_sid(
+    case: Case, prompt: list[int], live: list[int] | None = None, feed: nn.Linear | None = None
+) -> dict[tuple[int, ...], float]:
+    """{SID: log-probability} over the live items, one plain row for every way to write every SID."""
     codes = case.catalog.codes.tolist()
     sids = sorted({tuple(codes[item]) for item in (range(len(codes)) if live is None else live)})
     levels = range(len(sids[0]))
     orders = list(permutations(levels)) if case.vocabulary.form == "unordered" else [tuple(levels)]
     return {
-        sid: float(np.logaddexp.reduce([_written(case, prompt, sid, order, sids) for order in orders])) for sid in sids
+        sid: float(np.logaddexp.reduce([_written(case, prompt, sid, order, sids, feed) for order in orders]))
+        for sid in sids
     }
 
 
 def _written(
-    case: Case, prompt: list[int], sid: tuple[int, ...], order: tuple[int, ...], sids: list[tuple[int, ...]]
+    case: Case,
+    prompt: list[int],
+    sid: tuple[int, ...],
+    order: tuple[int, ...],
+    sids: list[tuple[int, ...]],
+    feed: nn.Linear | None,
 ) -> float:
     """Log-probability of one SID with its codes in one order, renormalised over what some SID still allows."""
     ids, read, total = list(prompt), [], 0.0
@@ -67,7 +76,7 @@ def _written(
             ids.append(case.vocabulary.think_ids[step])
         read.append(len(ids) - 1)
         ids.append(case.vocabulary.code_ids[codebook][sid[codebook]])
-    logits = case.model(torch.tensor([ids])).logits[0].double()
+    logits = _logits(case, ids, feed).double()
     for step, codebook in enumerate(order):
         held = order[:step]
         rest = [other for other in sids if all(other[c] == sid[c] for c in held)]
@@ -76,3 +85,23 @@ def _written(
         row = torch.log_softmax(logits[read[step], allowed], -1)
         total += float(row[allowed.index(case.vocabulary.code_ids[codebook][sid[codebook]])])
     return total
+
+
+def _logits(case: Case, ids: list[int], feed: nn.Linear | None) -> torch.Tensor:
+    """Logits [tokens, vocabulary] of a row; with `feed`, each thinking token is fed the hidden state before it."""
+    if feed is None:
+        return case.model(torch.tensor([ids])).logits[0]
+    embedded = case.model.get_input_embeddings()(torch.tensor([ids]))
+    for place, token in enumerate(ids):
+        if token in case.vocabulary.think_ids:
+            before = case.model.base_model(inputs_embeds=embedded[:, :place]).last_hidden_state[:, -1]
+            embedded[:, place] += feed(before)
+    return case.model(inputs_embeds=embedded).logits[0]
+
+
+def feed_of(case: Case) -> nn.Linear:
+    """A feed that changes the scores of its model."""
+    torch.manual_seed(1)
+    feed = nn.Linear(case.model.config.hidden_size, case.model.config.hidden_size, bias=False)
+    nn.init.normal_(feed.weight, std=0.3)
+    return feed

@@ -5,7 +5,7 @@ from .exhaustive import exhaustive_search
 from .generate import generate_search
 from .graphs import SearchGraphs
 from .prefix_cache import PrefixCache
-from .recommender import Recommender
+from .recommender import Recommender, load_thinking
 from .support import tree_support
 from .tree import Beams, tree_search
 
@@ -19,6 +19,7 @@ __all__ = [
     "beam_search",
     "exhaustive_search",
     "generate_search",
+    "load_thinking",
     "search",
     "tree_search",
     "tree_support",

@@ -6,8 +6,10 @@ from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
+from ..errors import HfGrError
 from ..grammar import DEAD, ItemFilter, SidGrammar, UnorderedGrammar
 from . import choose
 from .exhaustive import exhaustive_search
@@ -47,6 +49,7 @@ class SearchSettings(TypedDict, total=False):
     generator: torch.Generator | None
     prefix_cache: PrefixCache | None
     graphs: SearchGraphs | None
+    feed: nn.Linear | None
 
 
 def search(
@@ -66,6 +69,8 @@ def search(
     logger.debug("%s: %s", "tree search" if supported else "generate, slower", reason)
     if supported:
         return tree_search(model, prompts, grammar, num_beams=num_beams, **settings)
+    if settings.get("feed") is not None:
+        raise HfGrError(f"hidden feedback needs the tree search, which is not for this model: {reason}.")
     method = settings.get("method", "beam")
     beams = generate_search(
         model,
@@ -94,6 +99,7 @@ def beam_search(
     generator: torch.Generator | None = None,
     prefix_cache: PrefixCache | None = None,
     graphs: SearchGraphs | None = None,
+    feed: nn.Linear | None = None,
 ) -> Ranking:
     """The items that best continue each prompt.
 
@@ -108,12 +114,15 @@ def beam_search(
         top_k: Items wanted, K.
         method: `"beam"`; `"sample"` and `"gumbel"`: draws from the policy, in order of score; `"exhaustive"`: every
             item is scored (for catalogues of up to some thousand).
-        score, temperature, item_filter, generator, prefix_cache, graphs: As for [`tree_search`].
+        score, temperature, item_filter, generator, prefix_cache, graphs, feed: As for [`tree_search`]. A model
+            with hidden feedback is not scored exhaustively.
 
     Raises:
         HfGrError: If a request's filter leaves no live item.
     """
     if method == "exhaustive":
+        if feed is not None:
+            raise HfGrError('hidden feedback needs the tree search; use method="beam" instead of "exhaustive".')
         beams = exhaustive_search(
             model, prompts, grammar, score=score, temperature=temperature, item_filter=item_filter
         )
@@ -126,6 +135,7 @@ def beam_search(
         "generator": generator,
         "prefix_cache": prefix_cache,
         "graphs": graphs,
+        "feed": feed,
     }
 
     def once(rows: torch.Tensor, rows_filter: ItemFilter | None) -> Ranking:

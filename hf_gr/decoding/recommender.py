@@ -13,9 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ..catalog import SidCatalog
 from ..dataset import Histories
+from ..errors import HfGrError
 from ..grammar import ItemMask, SidGrammar
-from ..offline import resolve
-from ..vocabulary import SidVocabulary, encode_text
+from ..models import ThinkingHeads
+from ..models.thinking import THINKING_FILES
+from ..offline import local_folder, resolve
+from ..vocabulary import SidVocabulary, encode_text, reads_text
 from .beam import beam_search
 from .prefix_cache import PrefixCache
 
@@ -44,6 +47,7 @@ class Recommender:
         catalog: Items and their SIDs; its fingerprint must be the one the vocabulary was made for.
         vocabulary: Of the model.
         prefix_cache: Keeps keys and values of prompts for users who come back with a longer history.
+        thinking: S²GR's heads, of a model that was trained with them. With hidden feedback, answers need them.
     """
 
     def __init__(
@@ -53,11 +57,13 @@ class Recommender:
         catalog: SidCatalog,
         vocabulary: SidVocabulary,
         prefix_cache: PrefixCache | None = None,
+        thinking: ThinkingHeads | None = None,
     ):
         vocabulary.check(catalog, tokenizer, model.config.name_or_path or "the model")
         self.model, self.tokenizer = model.eval(), tokenizer
         self.vocabulary = vocabulary
         self.prefix_cache = prefix_cache
+        self.thinking = None if thinking is None else thinking.to(model.device)
         self._served = _Served(catalog, vocabulary.grammar(catalog).to(model.device), {})
         self._lock = threading.Lock()
 
@@ -77,7 +83,8 @@ class Recommender:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, revision=revision)
         default = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device or default), tokenizer, catalog, vocabulary, prefix_cache)
+        thinking = load_thinking(path, catalog, revision)
+        return cls(model.to(device or default), tokenizer, catalog, vocabulary, prefix_cache, thinking)
 
     @property
     def catalog(self) -> SidCatalog:
@@ -167,17 +174,32 @@ class Recommender:
                 top_k=top_k,
                 item_filter=item_filter,
                 prefix_cache=self.prefix_cache,
+                feed=None if self.thinking is None else self.thinking.feed,
             )
             items[rows], scores[rows] = found.items.cpu().numpy(), found.scores.float().cpu().numpy()
         return items, scores
 
     def prompts(self, histories: Histories, queries: Sequence[str | None] | None = None) -> list[list[int]]:
-        """Token ids of each prompt: the query's text, then the history."""
+        """Token ids of each prompt: the query's text, then the history.
+
+        Raises [`HfGrError`] on a query to a model whose tokenizer has no words.
+        """
         prompts = self.vocabulary.prompts(histories, self.catalog)
         if queries is None:
             return prompts
+        if any(queries) and not reads_text(self.tokenizer):
+            raise HfGrError(
+                "the model was made from SIDs alone and reads no query; train one with text: true, or from a "
+                "pretrained LM."
+            )
         texts = [encode_text(self.tokenizer, query) if query else [] for query in queries]
         return [text + prompt for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def load_thinking(path: str | Path, catalog: SidCatalog, revision: str | None = None) -> ThinkingHeads | None:
+    """Thinking heads of a model folder or Hub repo; `None` where it has none."""
+    folder = local_folder(path, revision=revision, files=THINKING_FILES)
+    return ThinkingHeads.load(folder, catalog) if (folder / THINKING_FILES[0]).is_file() else None
 
 
 def _names(value: str | Sequence[str]) -> frozenset[str]:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
 from ..grammar import DEAD, ItemFilter, SidGrammar, UnorderedGrammar
+from ..models import feedback
 from . import choose
 from .prefix_cache import PrefixCache
 from .support import tree_support
@@ -62,6 +64,7 @@ def tree_search(
     merge: bool = True,
     prefix_cache: PrefixCache | None = None,
     graphs: "SearchGraphs | None" = None,
+    feed: nn.Linear | None = None,
 ) -> Beams:
     """Searches the answers that best continue each prompt.
 
@@ -83,6 +86,9 @@ def tree_search(
         prefix_cache: Keys and values of earlier prompts.
         graphs: Replays whole searches as CUDA graphs: for beams on a trie, on a GPU, without filter and prefix cache;
             other calls go the usual way.
+        feed: Of a model with hidden feedback ([`models.read`]): each thinking token is fed the projected hidden state
+            of the token before it. A code and the thought after it then take two passes instead of one. Not with
+            `graphs`.
     """
     supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
     if not supported:
@@ -90,8 +96,11 @@ def tree_search(
     check_filter(item_filter)
     if method != "beam" and score == "model":
         raise HfGrError(f'method="{method}" draws from the constrained policy; it has no score="model".')
-    thought = [*grammar.think_ids[:1]]  # the first thinking token is the same for all beams
-    prompts = [prompt + thought for prompt in prompts]
+    if feed is None:  # else the first thought waits for the prompt's hidden state
+        thought = [*grammar.think_ids[:1]]  # the first thinking token is the same for all beams
+        prompts = [prompt + thought for prompt in prompts]
+    elif graphs is not None:
+        raise HfGrError("searches with hidden feedback are not captured as CUDA graphs; leave graphs out.")
     grammar = grammar.to(model.device)
     plain = method == "beam" and item_filter is None and prefix_cache is None
     if graphs is not None and plain and not isinstance(grammar, UnorderedGrammar):
@@ -109,6 +118,7 @@ def tree_search(
         item_filter=item_filter,
         generator=generator,
         merge=merge,
+        feed=feed,
     )
 
 
@@ -123,10 +133,16 @@ def search_from(
     item_filter: ItemFilter | None = None,
     generator: torch.Generator | None = None,
     merge: bool = True,
+    feed: nn.Linear | None = None,
 ) -> Beams:
-    """[`tree_search`] from prompts that were read, the first thinking token included; nothing waits for the device."""
+    """[`tree_search`] from prompts that were read; nothing waits for the device.
+
+    The first thinking token is among what was read, unless there is a `feed`.
+    """
+    if feed is not None and not grammar.think_ids:
+        raise HfGrError("hidden feedback is for answers with a thinking token before each code; leave feed out.")
     merging = merge and method == "beam"
-    search = _TreeSearch(trunk, grammar, num_beams, score, temperature, merging)
+    search = _TreeSearch(trunk, grammar, num_beams, score, temperature, merging, feed)
     for step in range(grammar.num_codes):
         search.extend(step, method, item_filter, generator)
     return search.result()
@@ -142,10 +158,17 @@ class _TreeSearch:
     """State of one search: B prompts and up to W beams each; `ancestors` are a beam's columns since the prompts."""
 
     def __init__(
-        self, trunk: Trunk, grammar: SidGrammar, num_beams: int, score: Score, temperature: float, merging: bool
+        self,
+        trunk: Trunk,
+        grammar: SidGrammar,
+        num_beams: int,
+        score: Score,
+        temperature: float,
+        merging: bool,
+        feed: nn.Linear | None,
     ):
         self.trunk, self.grammar, self.score, self.temperature = trunk, grammar, score, temperature
-        self.merging = merging
+        self.merging, self.feed = merging, feed
         self.batch, self.width, self.device = len(trunk.lengths), num_beams, trunk.device
         self.hidden = trunk.hidden  # what the next code is read from: [B, 1, d], later [B, beams, d]
         self.states = self.grammar.initial(self.batch).view(self.batch, 1, -1)
@@ -158,8 +181,7 @@ class _TreeSearch:
         self, step: int, method: Method, item_filter: ItemFilter | None, generator: torch.Generator | None
     ) -> None:
         """Feeds the codes chosen last (if any) and chooses those of `step`."""
-        if step:
-            self._feed(step)
+        self._feed_newest(step)
         beams = self.states.shape[1]
         options = self.grammar.successors(self.states.flatten(0, 1), step, item_filter)
         log_probs = step_log_probs(
@@ -213,20 +235,33 @@ class _TreeSearch:
             None if self.keys is None else F.pad(self.keys, (0, missing), value=-torch.inf),
         )
 
-    def _feed(self, step: int) -> None:
-        """One forward pass over every beam's newest code and, with thinking, the token after it."""
-        beams, before = self.tokens.shape[1], self.trunk.columns
+    def _feed_newest(self, step: int) -> None:
+        """Feeds every beam's newest code and, with thinking, the token after it."""
         new = self.tokens[..., -1:]
-        if self.grammar.think_ids:  # the first one stands in the prompt
-            thought = torch.full_like(new, self.grammar.think_ids[step])
-            new = torch.cat([new, thought], dim=2)
-        stride = new.shape[2]
-        own = before + torch.arange(beams * stride, device=self.device).view(beams, stride)
+        if not self.grammar.think_ids:
+            self._feed(new)
+            return
+        thought = torch.full_like(self.scores, self.grammar.think_ids[step], dtype=torch.int64)[..., None]
+        if self.feed is None:
+            self._feed(torch.cat([new, thought], dim=2) if step else new)  # the first one stands in the prompt
+        else:
+            self._feed(new)
+            self._feed(thought, feedback(self.feed, self.hidden))
+
+    def _feed(self, new: torch.Tensor, added: torch.Tensor | None = None) -> None:
+        """One forward pass over n new tokens of every beam, int64 [B, beams, n]; with n = 0, none.
+
+        `added` (float [B, beams, d], for n = 1) is added to their embeddings.
+        """
+        beams, count = new.shape[1:]
+        if not count:
+            return
+        depth, before = self.ancestors.shape[2] + torch.arange(count, device=self.device), self.trunk.columns
+        own = before + torch.arange(beams * count, device=self.device).view(beams, count)
         self.ancestors = torch.cat([self.ancestors, own.expand(self.batch, -1, -1)], dim=2)
-        visible = torch.zeros(self.batch, beams, stride, before + beams * stride, dtype=torch.bool, device=self.device)
-        for place in range(stride):  # a token sees its ancestors and itself, a code not the thought after it
-            lineage = self.ancestors[:, :, : self.ancestors.shape[2] - (stride - 1 - place)]
+        visible = torch.zeros(self.batch, beams, count, before + beams * count, dtype=torch.bool, device=self.device)
+        for place in range(count):  # a token sees its ancestors and itself, a code not the thought after it
+            lineage = self.ancestors[:, :, : self.ancestors.shape[2] - (count - 1 - place)]
             visible[:, :, place].scatter_(2, lineage, True)
-        depth = (step - 1) * stride + torch.arange(stride, device=self.device)
-        hidden = self.trunk.feed(new.flatten(1), depth.repeat(beams), visible.flatten(1, 2))
-        self.hidden = hidden.view(self.batch, beams, stride, -1)[:, :, -1]
+        hidden = self.trunk.feed(new.flatten(1), depth.repeat(beams), visible.flatten(1, 2), added)
+        self.hidden = hidden.view(self.batch, beams, count, -1)[:, :, -1]

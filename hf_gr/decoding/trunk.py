@@ -60,7 +60,9 @@ class Trunk:
         prefix_cache.store(prompts, taken, cache, model)
         return trunk
 
-    def feed(self, ids: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    def feed(
+        self, ids: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor, added: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Last hidden states [B, n, d] of n new tokens a prompt.
 
         Args:
@@ -68,9 +70,10 @@ class Trunk:
             depths: int64 [n], how many tokens after the prompt's end each one stands, from 0.
             visible: bool [B, n, columns + n], which of the columns since the prompts each token sees; all see their
                 prompt.
+            added: float [B, n, d], what is added to the tokens' embeddings, if anything.
         """
         prompt = self.real[:, None].expand(-1, ids.shape[1], -1)
-        hidden = self._forward(ids, self.lengths + depths, torch.cat([prompt, visible], dim=2))
+        hidden = self._forward(ids, self.lengths + depths, torch.cat([prompt, visible], dim=2), added)
         self.columns += ids.shape[1]
         return hidden
 
@@ -82,9 +85,12 @@ class Trunk:
                 layer.values = layer.values[:, :, : -self.columns]
         self.columns = 0
 
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    def _forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor, added: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        plain = {"input_ids": ids}
         output = self.model.base_model(
-            input_ids=ids,
+            **(plain if added is None else {"inputs_embeds": self.model.get_input_embeddings()(ids) + added}),
             position_ids=positions,
             attention_mask=additive_mask(visible, self.model.dtype),
             past_key_values=self.cache,

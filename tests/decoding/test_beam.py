@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from searching import FORMS, build
+from searching import FORMS, build, every_sid, feed_of
 from tiny import tiny_catalog
 from transformers import (
     Gemma3TextConfig,
@@ -17,7 +17,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from hf_gr.decoding import beam_search, search, tree_search, tree_support
+from hf_gr.decoding import PrefixCache, beam_search, search, tree_search, tree_support
 from hf_gr.decoding.beam import merged
 from hf_gr.errors import HfGrError
 
@@ -179,3 +179,23 @@ def test_a_short_list_is_searched_for_again():
     case = CASES["unordered"]
     answer = beam_search(case.model, case.prompts((3,)), case.grammar, num_beams=1, top_k=30)
     assert sorted(answer.items[0].tolist()) == list(range(30))
+
+
+def test_hidden_feedback_reaches_the_tree_and_is_refused_elsewhere():
+    case = CASES["stepwise"]
+    feed, prompts = feed_of(case), case.prompts()
+    arguments = {"num_beams": 30, "top_k": 30}
+    fed = beam_search(case.model, prompts, case.grammar, feed=feed, **arguments)
+    cached = PrefixCache(block=2)
+    for _ in range(2):  # the second time from the cache
+        again = beam_search(case.model, prompts, case.grammar, feed=feed, prefix_cache=cached, **arguments)
+        assert torch.allclose(again.scores, fed.scores, atol=1e-4)
+    assert cached.hits
+    for row, prompt in enumerate(prompts):
+        best = sorted(every_sid(case, prompt, feed=feed).items(), key=lambda pair: -pair[1])[0]
+        assert tuple(fed.sids[row, 0].tolist()) == best[0] and abs(fed.scores[row, 0] - best[1]) < 1e-4
+    with pytest.raises(HfGrError, match='use method="beam" instead of "exhaustive"'):
+        beam_search(case.model, prompts, case.grammar, method="exhaustive", feed=feed)
+    windowed = build(MistralConfig, "stepwise", sliding_window=4)
+    with pytest.raises(HfGrError, match="needs the tree search, which is not for this model: its sliding window of 4"):
+        beam_search(windowed.model, windowed.prompts(), windowed.grammar, feed=feed)

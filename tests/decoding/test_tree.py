@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from searching import FORMS, TREE_ARCHITECTURES, build, every_sid
+from searching import FORMS, TREE_ARCHITECTURES, build, every_sid, feed_of
 from tiny import tiny_catalog
 from transformers import LlamaConfig, Qwen3Config
 
-from hf_gr.decoding import exhaustive_search, generate_search, tree_search
+from hf_gr.decoding import SearchGraphs, exhaustive_search, generate_search, tree_search
 from hf_gr.errors import HfGrError
 
 
@@ -193,3 +193,54 @@ def test_bfloat16_answers_are_live_items(form):
     case.model.bfloat16()
     beams = tree_search(case.model, case.prompts(), case.grammar, num_beams=8)
     assert (case.grammar.items(beams.states.flatten(0, 1))[:, 0] >= 0).all()
+
+
+# ---------------------------------------------------------------- hidden feedback
+
+
+@pytest.mark.parametrize("config_class", TREE_ARCHITECTURES)
+def test_with_hidden_feedback_it_is_the_recursion_over_all_items(config_class):
+    case = build(config_class, "stepwise")
+    feed, prompts = feed_of(case), case.prompts()
+    beams = tree_search(case.model, prompts, case.grammar, num_beams=case.grammar.num_sids, feed=feed)
+    token_fed = tree_search(case.model, prompts, case.grammar, num_beams=case.grammar.num_sids)
+    for row, prompt in enumerate(prompts):
+        expected = every_sid(case, prompt, feed=feed)
+        answers, other = found(case, beams, row), found(case, token_fed, row)
+        assert answers.keys() == expected.keys()
+        assert all(abs(answers[sid] - expected[sid]) < 1e-4 for sid in expected)
+        assert max(abs(other[sid] - expected[sid]) for sid in expected) > 1e-2
+    assert (beams.scores.diff(dim=1) <= 0).all()
+
+
+def test_a_feed_of_zeros_changes_nothing():
+    case = build(Qwen3Config, "stepwise")
+    feed, prompts = feed_of(case), case.prompts()
+    torch.nn.init.zeros_(feed.weight)
+    item_filter = case.grammar.filter([np.arange(0, 40, 2), None, np.arange(9)])
+    for width in (1, 6):
+        settings = {"num_beams": width, "item_filter": item_filter}
+        plain = tree_search(case.model, prompts, case.grammar, **settings)
+        fed = tree_search(case.model, prompts, case.grammar, feed=feed, **settings)
+        assert torch.equal(fed.tokens, plain.tokens) and torch.equal(fed.states, plain.states)
+        assert torch.allclose(fed.scores, plain.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["sample", "gumbel"])
+def test_draws_under_hidden_feedback_have_the_scores_of_the_recursion(method):
+    case = build(LlamaConfig, "stepwise")
+    feed, prompts = feed_of(case), case.prompts()
+    beams = tree_search(case.model, prompts, case.grammar, num_beams=5, method=method, feed=feed)
+    for row, prompt in enumerate(prompts):
+        expected = every_sid(case, prompt, feed=feed)
+        for tokens, score in zip(beams.tokens[row], beams.scores[row], strict=True):
+            assert abs(float(score) - expected[tuple(case.grammar.codes(tokens).tolist())]) < 1e-4
+
+
+def test_where_hidden_feedback_is_not_to_be_had():
+    stepwise, flat = build(form="stepwise"), build()
+    feed, prompts = feed_of(flat), flat.prompts()
+    with pytest.raises(HfGrError, match="answers with a thinking token before each code; leave feed out"):
+        tree_search(flat.model, prompts, flat.grammar, num_beams=2, feed=feed)
+    with pytest.raises(HfGrError, match="not captured as CUDA graphs; leave graphs out"):
+        tree_search(stepwise.model, prompts, stepwise.grammar, num_beams=2, feed=feed, graphs=SearchGraphs())
