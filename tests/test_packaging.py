@@ -23,7 +23,7 @@ FLOORS = [
     {"errors", "artifacts", "arguments", "offline", "processes", "pages"},
     {"dataset", "catalog", "vocabulary", "grammar", "branches", "evaluation.metrics"},
     {"quantizers", "embedding", "decoding", "models", "hub"},
-    {"training", "upkeep", "rewards", "sft", "grpo", "interests", "retrieval"},
+    {"training", "upkeep", "thoughts", "rewards", "sft", "grpo", "interests", "retrieval"},
     {"evaluation", "pipeline", "batch"},
     {"serving", "cli", "__init__"},
 ]

@@ -27,7 +27,7 @@ from .interest import InterestHead
 
 
 THINKING_FILES = ("thinking.json", "thinking.safetensors")
-_READ = 20_000  # items at most whose target vectors shape the interest clusters
+_READ = 20_000  # items whose target vectors are held at once; as many at most shape the interest clusters
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,10 @@ class ThinkingHeads(nn.Module):
         """Coarse cluster of every code of a level (from 0), int64 [K_l]."""
         return self._level(level).of_code
 
+    def num_clusters(self, level: int) -> int:
+        """Kc of a level: fewer than asked for where fewer codes are in use."""
+        return len(self._level(level).centroids)
+
     def points_at(self, level: int, thoughts: torch.Tensor) -> torch.Tensor:
         """Probabilities float32 [..., Kc] of a level's clusters, from hidden states [..., d] at its thoughts."""
         with torch.autocast(thoughts.device.type, enabled=False):
@@ -226,7 +230,8 @@ class ThinkingHeads(nn.Module):
 
     def interest_clusters_of(self, codes: torch.Tensor) -> torch.Tensor:
         """Cluster of items, int64 [n], from their codes int64 [n, L]: the nearest to the target vector."""
-        return torch.cdist(self.targets_of(codes), self.interest_centroids).argmin(1)
+        parts = codes.split(_READ)  # so that a million items need no million target vectors
+        return torch.cat([torch.cdist(self.targets_of(part), self.interest_centroids).argmin(1) for part in parts])
 
     def targets_of(self, codes: torch.Tensor) -> torch.Tensor:
         """What v_g should be of items with codes int64 [n, L], float32 [n, d_c].

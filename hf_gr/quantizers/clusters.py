@@ -47,12 +47,9 @@ def largest_clusters(
         below: Second-level codes of each.
         seed: Of the sample of items that is read of large catalogues.
     """
-    count = len(catalog)
-    rows = np.arange(count)
-    if count > _READ:
-        rows = np.sort(np.random.default_rng(seed).choice(count, _READ, replace=False))
-    read = _Read(rows, *_word_counts(catalog.items.take(rows)))
-    everything = np.arange(count)
+    everything = np.arange(len(catalog))
+    rows = sampled(everything, seed)
+    read = _Read(rows, *word_counts(catalog.items.take(rows)))
     clusters = _clusters(catalog, vectors, read, everything, (), top)
     if catalog.num_levels == 1:
         return [cluster for cluster, _ in clusters]
@@ -66,6 +63,13 @@ def largest_clusters(
         )
         for cluster, members in clusters
     ]
+
+
+def sampled(rows: np.ndarray, seed: int) -> np.ndarray:
+    """Of the rows of items, ascending, those whose texts are read: all, or a seeded sample of very many."""
+    if len(rows) <= _READ:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, _READ, replace=False))
 
 
 def telling_words(
@@ -126,7 +130,11 @@ def _clusters(
     return clusters
 
 
-def _word_counts(items: pa.Table) -> tuple[sp.csr_array, list[str]]:
+def word_counts(items: pa.Table) -> tuple[sp.csr_array, list[str]]:
+    """Which item has which word in its title, brand, categories and description: 0/1 [n, V], and the V words.
+
+    Columns that the table lacks are not read. A word is of three letters or more, in lower case.
+    """
     texts = [_text(item) for item in items.select(_columns(items)).to_pylist()]
     counter = CountVectorizer(binary=True, stop_words="english", token_pattern=_WORD, max_features=20_000)
     try:
