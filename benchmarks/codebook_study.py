@@ -63,9 +63,7 @@ GRID = [
     Cell("rq_kmeans", 256, 0, "shuffled", shuffled=True),
 ]
 RECOMMENDER: dict[str, Any] = {
-    "model_name_or_path": "scratch",
-    "scratch_layers": 2,
-    "scratch_width": 128,
+    "model": {"architecture": "qwen3", "layers": 2, "width": 128},
     "attention": "eager",
     "max_history": 20,
     "per_device_train_batch_size": 64,

@@ -48,6 +48,7 @@ _REPO_FILES = (
     "catalog.json",
     "items.parquet",
     "vocabulary.json",
+    "thinking.json",
     "quantizer/*.json",
     "quantizer/*.safetensors",
     "embedder/*.json",
@@ -55,7 +56,9 @@ _REPO_FILES = (
     REMOTE_CODE_FILE,
     "README.md",
 )
-_CARRIED = ("quantizer", "embedder")  # folders of a catalogue that its model carries on: what new items need
+# What a model carries on: folders that new items need, and thinking heads.
+_CARRIED = ("quantizer", "embedder")
+_THINKING = ("thinking.json", "thinking.safetensors")
 
 _REMOTE_CODE = '''"""Lets `pipeline(model=..., trust_remote_code=True)` find the installed package hf_gr."""
 
@@ -158,11 +161,15 @@ def update_card(folder: str | Path, metrics: dict) -> None:
 
 
 def carry(source: str | Path, folder: str | Path) -> None:
-    """Copies what new items need, `quantizer/` and `embedder/`, from a catalogue, model folder or repo that has it."""
-    source = local_folder(source, files=[f"{name}/*" for name in _CARRIED])
+    """Copies what new items need, `quantizer/` and `embedder/`, and thinking heads, from a catalogue, model folder or
+    repo that has them."""
+    source = local_folder(source, files=[*(f"{name}/*" for name in _CARRIED), *_THINKING])
     for name in _CARRIED:
         if (source / name).is_dir():
             shutil.copytree(source / name, Path(folder) / name, dirs_exist_ok=True)
+    for name in _THINKING:
+        if (source / name).is_file():
+            shutil.copy2(source / name, Path(folder) / name)
 
 
 def update_catalog(folder: Path, catalog: SidCatalog) -> None:

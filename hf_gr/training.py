@@ -25,6 +25,7 @@ from .catalog import SidCatalog
 from .dataset import SplitKind
 from .errors import HfGrError
 from .hub import carry, save_repo
+from .models import ThinkingHeads
 from .offline import resolve
 from .vocabulary import SidVocabulary
 
@@ -153,9 +154,14 @@ def merged(model: PreTrainedModel, base: Path) -> PreTrainedModel:
     return PeftModel.from_pretrained(plain, adapter).merge_and_unload()
 
 
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether weights are shared out between processes (FSDP, DeepSpeed)."""
+    return accelerator.distributed_type in _SHARDED
+
+
 def check_sharding(accelerator: Accelerator, finetune: Finetune) -> None:
     """Raises [`HfGrError`] for adapters on sharded weights, which could not be merged at the end."""
-    if finetune != "full" and accelerator.distributed_type in _SHARDED:
+    if finetune != "full" and is_sharded(accelerator):
         raise HfGrError(
             f"finetune is {finetune!r}, but {accelerator.distributed_type.value} shards the weights; use full "
             "or train the adapters on one device or with DDP."
@@ -166,7 +172,7 @@ def trained_model(trainer: Trainer) -> PreTrainedModel:
     """The trained model, whole on the main process. Sharded weights are gathered, so every process must call it."""
     accelerator = trainer.accelerator
     model = accelerator.unwrap_model(trainer.model)
-    if accelerator.distributed_type not in _SHARDED:
+    if not is_sharded(accelerator):
         return model
     weights = accelerator.get_state_dict(trainer.model_wrapped)
     plain = AutoModelForCausalLM.from_config(model.config)
@@ -231,16 +237,20 @@ class Run:
         log: list[dict[str, Any]],
         base_model: str | None,
         source: str | Path | None = None,
+        heads: ThinkingHeads | None = None,
     ) -> None:
         """Writes the finished model atomically, keeps the log, and clears what only a resume would need.
 
-        `source` is the catalogue or model whose quantizer, if it has one, the model carries on.
+        `source` is the catalogue or model whose quantizer, if it has one, the model carries on, and so its thinking
+        heads, unless `heads` are given.
         """
         plain = merged(model, self.base)
         with writing(self.model) as folder:
             save_repo(folder, plain, tokenizer, catalog, vocabulary, base_model=base_model)
             if source is not None:
                 carry(source, folder)
+            if heads is not None:
+                heads.save(folder)
             write_json(folder / "training_log.json", log)
             write_manifest(folder, self.station, self.settings, self.inputs)
         shutil.rmtree(self.folder, ignore_errors=True)  # only its own: another run-… folder may be the user's

@@ -1,5 +1,6 @@
 """Tiny trainings for tests: settings that end in seconds on one CPU core, and what they need on disk."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hf_gr.decoding import Recommender
 
 
 QUIET = {"use_cpu": True, "disable_tqdm": True, "bf16": False, "logging_steps": 1, "save_strategy": "no"}
-SCRATCH = {"model_name_or_path": "scratch", "scratch_layers": 2, "scratch_width": 64, "max_history": 10}
+SCRATCH = {"model": {"architecture": "qwen3", "layers": 2, "width": 64, "text": True}, "max_history": 10}
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ def distinct_catalog(num_items: int = NUM_ITEMS, size: int = 4) -> SidCatalog:
     """Every item has a SID of its own, three codes of `size`."""
     order = np.random.default_rng(0).permutation(size**3)[:num_items]
     codes = np.stack(np.unravel_index(order, (size,) * 3), axis=1)
-    return SidCatalog.from_codes(codes, tiny_items(num_items), (size,) * 3)
+    vectors = np.random.default_rng(1).normal(size=(3, size, 8)).astype(np.float32)
+    return SidCatalog.from_codes(codes, tiny_items(num_items), (size,) * 3, code_vectors=tuple(vectors))
 
 
 def tiny_data(folder: Path) -> TinyData:
@@ -57,7 +59,8 @@ def untied_lm(folder: Path) -> Path:
 
 def arguments(settings: dict[str, Any]) -> list[str]:
     """Settings as the command line has them."""
-    return [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    words = {key: json.dumps(value) if isinstance(value, dict) else str(value) for key, value in settings.items()}
+    return [part for key, value in words.items() for part in (f"--{key}", value)]
 
 
 def hit_rate(model: Path, cases: Cases, k: int) -> float:

@@ -23,7 +23,7 @@ from ..dataset import Histories, InteractionDataset
 from ..decoding import search, tree_support
 from ..errors import HfGrError
 from ..grammar import SidGrammar
-from ..models import add_inner_call, answer_logits
+from ..models import add_inner_call, answer_logits, last_hidden
 from ..offline import resolve
 from ..rewards import trl_reward
 from ..training import Run, check_sharding, load_lm, trained_model, tuned
@@ -118,7 +118,8 @@ def policy_log_probs(
         predictors = columns[:, prompts.shape[1] - 1 : -1]
     places = list(grammar.code_columns)
 
-    def score(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def score() -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = last_hidden(plain, **inputs)
         log_probs = torch.zeros(answers.shape, device=answers.device)  # a forced token has log-probability 0
         entropies = torch.zeros_like(log_probs)
         read = hidden.flatten(0, 1)[predictors[:, places]]
@@ -129,7 +130,7 @@ def policy_log_probs(
             entropies[:, place] = -(finite.exp() * finite).sum(1)
         return log_probs, entropies
 
-    return model(**inputs, inner=score)
+    return model(inner=score)
 
 
 def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> dict[str, Any]:

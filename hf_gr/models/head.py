@@ -58,17 +58,21 @@ def answer_logits(
 
 
 def add_inner_call(model: PreTrainedModel) -> None:
-    """Gives a model's forward the argument `inner`, a function of the last hidden state whose result it returns.
+    """Gives a model's forward the argument `inner`, a function that is called in its place and whose result it returns.
 
-    Arithmetic on parameters (rows of the head) must happen inside the forward of the module that DDP or FSDP wraps;
-    this is the way in. Without the argument the forward is as before. Call it before PEFT wraps the model.
+    Arithmetic on parameters (rows of the head, heads of our own) must happen inside the forward of the module that DDP
+    or FSDP wraps; this is the way in. Without the argument the forward is as before. Call it before PEFT wraps the
+    model.
     """
     original = model.forward
 
     @functools.wraps(original)
-    def forward(*args: Any, inner: Callable[[torch.Tensor], Any] | None = None, **kwargs: Any) -> Any:
-        if inner is None:
-            return original(*args, **kwargs)
-        return inner(model.base_model(*args, use_cache=False, **kwargs).last_hidden_state)
+    def forward(*args: Any, inner: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        return original(*args, **kwargs) if inner is None else inner()
 
     model.forward = forward
+
+
+def last_hidden(model: PreTrainedModel, **inputs: Any) -> torch.Tensor:
+    """Last hidden states float [B, T, d] of a causal LM, what its head is applied to; nothing is cached."""
+    return model.base_model(use_cache=False, **inputs).last_hidden_state

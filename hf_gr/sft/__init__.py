@@ -1,7 +1,9 @@
 """Supervised fine-tuning: from histories to a model that writes the next item's SID."""
 
 from .config import SidSFTConfig
-from .trainer import SidSFTTrainer, main, sft
+from .run import main, sft
+from .tasks import TASKS
+from .trainer import SidSFTTrainer
 
 
-__all__ = ["SidSFTConfig", "SidSFTTrainer", "main", "sft"]
+__all__ = ["TASKS", "SidSFTConfig", "SidSFTTrainer", "main", "sft"]

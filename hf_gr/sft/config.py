@@ -1,12 +1,16 @@
 """Settings of supervised fine-tuning."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import yaml
 from trl import SFTConfig
 
+from ..errors import HfGrError
+from ..models import ScratchConfig, ThinkingConfig
 from ..training import RunArguments
-from ..vocabulary import ContextKind, RowStart
+from ..vocabulary import ContextKind, Form, RowStart
+from .tasks import TASKS
 
 
 @dataclass
@@ -14,18 +18,17 @@ class SidSFTConfig(RunArguments, SFTConfig):
     """TRL's [`SFTConfig`] with what a generative recommender adds. `output_dir/model` becomes a Hub-ready repo."""
 
     catalog: str = field(default="", metadata={"help": "SID catalogue folder, as written by `hf-gr quantize`."})
-    model_name_or_path: str = field(
-        default="wheel:smollm2-135m-instruct",
-        metadata={"help": "Causal LM to start from: Hub id, folder, `wheel:smollm2-135m-instruct`, or `scratch`."},
+    model: dict | str = field(
+        default="SmolLM2",
+        metadata={
+            "help": "Causal LM to start from: `SmolLM2` (135M, from a wheel), a Hub id, a folder; or from scratch: "
+            "{architecture: qwen3, layers: 4, width: 256}, whose vocabulary are SIDs alone (text: true adds bytes)."
+        },
     )
     continue_from: str | None = field(
         default=None,
-        metadata={
-            "help": "A model made by hf_gr to go on training, in place of `model_name_or_path`; same catalogue."
-        },
+        metadata={"help": "A model made by hf_gr to go on training, in place of `model`; same catalogue."},
     )
-    scratch_layers: int = field(default=4, metadata={"help": "Decoder layers of a model from `scratch`."})
-    scratch_width: int = field(default=256, metadata={"help": "Hidden size of a model from `scratch`."})
     max_history: int = field(default=50, metadata={"help": "Events of a history that a prompt keeps."})
     context: ContextKind = field(
         default="none",
@@ -39,20 +42,113 @@ class SidSFTConfig(RunArguments, SFTConfig):
             "learns badly)."
         },
     )
+    form: Form = field(
+        default="flat",
+        metadata={
+            "help": "How an item is written: `flat` (its codes), `stepwise` (a thinking token before each: S²GR), "
+            "or `upfront` (all thinking tokens, then the codes; for comparison)."
+        },
+    )
+    thinking: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Supervision of the thoughts, for stepwise and upfront: {} for the defaults, or settings such as "
+            "{clusters: 16, align: 0.1} (ThinkingConfig lists them); left out, thoughts are not supervised."
+        },
+    )
+    tasks: dict | str = field(
+        default_factory=lambda: {"next_item": 1.0},
+        metadata={
+            "help": "What is taught: tasks (hf_gr/sft/tasks.py) and how many times their rows come in an epoch: "
+            "{next_item: 1, title_to_sid: 0.5}."
+        },
+    )
+    prompt: str = field(default="", metadata={"help": "Short text before every history; read once per user."})
+    target_steps: int = field(default=1, metadata={"help": "Next items that each position of a history predicts."})
+    target_decay: float = field(
+        default=0.5, metadata={"help": "γ: the n-th next item counts γ^(n-1); with target_steps above 1."}
+    )
     loss: Literal["constrained", "full"] = field(
         default="constrained",
         metadata={
             "help": "Softmax over what the grammar allows (needs only the SID rows of the head), or over the `full` "
-            "vocabulary (TRL's loss; the one for DeepSpeed ZeRO-3)."
+            "vocabulary (the one for DeepSpeed ZeRO-3)."
         },
     )
+    hidden_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout on embeddings and on every layer's outputs; for models from scratch."}
+    )
     train_rows_only: bool = field(
-        default=False, metadata={"help": "Train only the new token rows (a first stage before all weights)."}
+        default=False, metadata={"help": "Train only the new token rows, all through (a run before another)."}
+    )
+    rows_first: float = field(
+        default=0.0,
+        metadata={"help": "Curriculum: steps, or a share of all below 1, that train new token rows before the rest."},
+    )
+    patience: int = field(
+        default=0,
+        metadata={
+            "help": "Stop after so many evaluations without a lower validation loss and take the best checkpoint; "
+            "needs the same eval_strategy and save_strategy. 0: train to the end."
+        },
+    )
+    fill_rows: bool = field(
+        default=False,
+        metadata={"help": "Pack users into rows of `max_length` tokens; for flex_attention. Else as long as needed."},
     )
 
     # other defaults than TRL's, because rows are SIDs
-    max_length: int | None = field(default=None, metadata={"help": "Unused: `max_history` bounds the rows."})
+    max_length: int | None = field(
+        default=2048, metadata={"help": "Tokens of a row, at most; a history with more branches is split."}
+    )
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Rows have columns of their own."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows (windows of histories) per device."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: steps, or a share of all steps below 1."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
+
+    def __post_init__(self) -> None:
+        for name in ("model", "thinking", "tasks"):
+            value = vars(self)[name]
+            if isinstance(value, str) and (name != "model" or value.lstrip().startswith("{")):  # of the command line
+                setattr(self, name, _mapping(name, value))
+        self._check()
+        if self.patience:
+            self.load_best_model_at_end, self.metric_for_best_model = True, "eval_loss"
+        super().__post_init__()
+
+    @property
+    def scratch(self) -> ScratchConfig | None:
+        """The model from scratch that is asked for, if one is."""
+        return ScratchConfig.of(self.model) if isinstance(self.model, dict) else None
+
+    @property
+    def heads(self) -> ThinkingConfig | None:
+        """The thinking heads that are asked for, if any are."""
+        return None if self.thinking is None else ThinkingConfig.of_dict(self.thinking)  # type: ignore[arg-type]
+
+    def _check(self) -> None:
+        for name in (name for name in self.tasks if name not in TASKS):
+            raise HfGrError(f"tasks holds {name!r}, which is no task; choose from {', '.join(TASKS)}.")
+        if not self.tasks:
+            raise HfGrError("tasks is empty; name at least next_item.")
+        if self.thinking is not None and self.form == "flat":
+            raise HfGrError("thinking is set, but form is 'flat' and has no thinking tokens; set form: stepwise.")
+        if self.max_length is None or self.max_length < 8:
+            raise HfGrError(f"max_length is {self.max_length}; rows of branches need a bound of at least 8 tokens.")
+        for name, low, high in (("target_steps", 1, 100), ("target_decay", 0.0, 1.0), ("hidden_dropout", 0.0, 0.9)):
+            if not low <= vars(self)[name] <= high:
+                raise HfGrError(f"{name} is {vars(self)[name]}; it lies between {low} and {high}.")
+        if self.rows_first < 0 or (self.rows_first and self.train_rows_only):
+            raise HfGrError("rows_first is a number of steps or a share of them, and not for train_rows_only.")
+        _ = self.scratch, self.heads  # both raise on settings that they do not have
+
+
+def _mapping(name: str, text: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise HfGrError(f"{name} is {text!r}; give keys and values, such as {{key: 1, other: 2}}.")
+    return found

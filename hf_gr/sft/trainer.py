@@ -1,81 +1,135 @@
-"""Supervised fine-tuning on TRL's trainer."""
+"""TRL's trainer for answers on branches."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
+from datasets import Dataset
+from safetensors.torch import load_model, save_model
+from transformers import EarlyStoppingCallback, PreTrainedModel
 from trl import SFTTrainer
 
-from ..arguments import parse_config
-from ..artifacts import is_current, report
-from ..catalog import SidCatalog
-from ..dataset import Histories, InteractionDataset
+from ..branches import Packed, Row, fit, pack, separate
+from ..decoding import tree_support
 from ..errors import HfGrError
 from ..grammar import SidGrammar
-from ..models import add_inner_call, code_logits, from_scratch
-from ..offline import resolve
-from ..training import Run, check_sharding, load_lm, trained_model, tuned
-from ..vocabulary import SidVocabulary, add_vocabulary
+from ..models import ThinkingHeads, add_dropout, add_inner_call, last_hidden
+from ..models.feedback import read
+from ..training import check_sharding, is_sharded
+from ..vocabulary import SidVocabulary
 from .config import SidSFTConfig
-from .data import IGNORED, held_out_rows, next_item_rows
+from .curriculum import RowsFirst, mask_old_rows, row_weights
+from .loss import SidOutput, answer_loss
 
 
-@dataclass
-class SidOutput(ModelOutput):
-    """Summed cross-entropy over `count` codes, of which `hits` were the most likely one (scalars)."""
-
-    loss: torch.Tensor | None = None
-    count: torch.Tensor | None = None
-    hits: torch.Tensor | None = None
+HEADS_FILE = "thinking_heads.safetensors"  # in checkpoints
 
 
-def sid_loss(
-    model: PreTrainedModel,
-    hidden: torch.Tensor,
-    labels: torch.Tensor,
-    grammar: SidGrammar,
-) -> SidOutput:
-    """Cross-entropy of SID tokens over what the grammar allows after each prefix.
+@dataclass(frozen=True)
+class Collator:
+    """Rows to a batch of tensors ([`Packed`]).
 
-    Args:
-        model: For its head.
-        hidden: float [B, T, d], last hidden states.
-        labels: int64 [B, T], SID tokens where an item is a target (all C of it, in the grammar's order), −100
-            elsewhere: also on thinking tokens, which are forced and teach nothing.
-        grammar: What may follow; of the form that the targets are written in.
+    Attributes:
+        think_ids: Token ids of the thinking tokens.
+        max_columns: As for [`pack`].
     """
-    grammar = grammar.to(hidden.device)
-    wanted = labels != IGNORED
-    row, column = (wanted & ((wanted.cumsum(1) - 1) % grammar.num_codes == 0)).nonzero(as_tuple=True)  # first codes
-    answer = torch.arange(grammar.answer_length, device=labels.device) - grammar.code_columns[0]
-    column = column[:, None] + answer
-    index = grammar.step_index(labels[row[:, None], column])
-    states = grammar.initial(len(index))
-    losses, hits = [], []
-    for step, place in enumerate(grammar.code_columns):
-        options = grammar.successors(states, step)
-        logits = options.masked(code_logits(model, hidden[row, column[:, place] - 1], grammar.step_tokens(step)))
-        target = options.option_of(index[:, place])
-        losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
-        hits.append((logits.argmax(1) == target).sum())
-        states = grammar.advance(states, step, target)
-    return SidOutput(loss=torch.stack(losses).sum(), count=wanted.sum(), hits=torch.stack(hits).sum())
+
+    think_ids: Sequence[int]
+    max_columns: int = 0
+
+    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        return pack(rows, think_ids=self.think_ids, max_columns=self.max_columns).as_batch()
+
+
+def fitting(rows: Dataset, model: PreTrainedModel, config: SidSFTConfig) -> Dataset:
+    """Rows as a model takes them: none longer than `max_length`, and one per answer where it takes no mask of ours."""
+    assert config.max_length is not None
+    supported, reason = tree_support(model, config.max_length, training=True)
+    if not supported and config.fill_rows:
+        raise HfGrError(f"fill_rows puts several users on a row, which is not for this model: {reason}.")
+    made = [
+        part
+        for row in rows.to_list()
+        for whole in fit(row, config.max_length)
+        for part in ([whole] if supported or not has_branches(whole) else separate(whole))
+    ]
+    return Dataset.from_list(made)
+
+
+def has_branches(row: Row) -> bool:
+    """Whether an answer takes columns of its own."""
+    return bool((pack([row]).branch > 0).any())
 
 
 class SidSFTTrainer(SFTTrainer):
-    """TRL's trainer; with `loss="constrained"` its loss runs over what the grammar allows."""
+    """TRL's trainer, with many answers to a history in one pass and losses over semantic IDs.
+
+    Args:
+        model: Causal LM with the SID tokens, not yet wrapped by PEFT.
+        vocabulary: Of the model.
+        grammar: What may follow, in the vocabulary's form.
+        args: Settings.
+        heads: Thinking heads; they train along and are given back by [`take_heads`].
+        train_dataset, eval_dataset: In the columns of [`~hf_gr.branches.Row`].
+    """
 
     args: SidSFTConfig
 
-    def __init__(self, model: PreTrainedModel, grammar: SidGrammar, **kwargs: Any):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: SidVocabulary,
+        grammar: SidGrammar,
+        *,
+        args: SidSFTConfig,
+        heads: ThinkingHeads | None = None,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        **kwargs: Any,
+    ):
+        assert args.max_length is not None
         add_inner_call(model)
-        super().__init__(model, **kwargs)
-        check_sharding(self.accelerator, self.args.finetune)
-        self.grammar = grammar
+        if args.hidden_dropout:
+            add_dropout(model, args.hidden_dropout)
+        args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are tokenised already
+        super().__init__(
+            model,
+            args=args,
+            data_collator=Collator(vocabulary.think_ids, args.max_length if args.fill_rows else 0),
+            train_dataset=fitting(train_dataset, model, args),
+            eval_dataset=None if eval_dataset is None else fitting(eval_dataset, model, args),
+            **kwargs,
+        )
+        check_sharding(self.accelerator, args.finetune)
+        self.grammar, self.heads = grammar, heads
+        if heads is not None:
+            if is_sharded(self.accelerator):
+                raise HfGrError("thinking heads do not train on sharded weights; use one device or DDP.")
+            self._plain.add_module("thinking", heads.to(self._plain.device))  # so that DDP synchronises them
+        if args.train_rows_only:
+            weights = {id(weight) for weight in row_weights(self._plain)}
+            for parameter in self.model.parameters():
+                parameter.requires_grad_(id(parameter) in weights)
+            mask_old_rows(self._plain, vocabulary)
+        if args.rows_first:
+            self.add_callback(RowsFirst(self._plain, vocabulary, args.rows_first))
+        if args.patience:
+            self.add_callback(EarlyStoppingCallback(args.patience))
+
+    @property
+    def _plain(self) -> PreTrainedModel:
+        """The LM itself, out of what DDP and PEFT wrap it in."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model if self.args.finetune == "full" else model.get_base_model()
+
+    def take_heads(self) -> ThinkingHeads | None:
+        """The thinking heads, taken from the model, which is a plain one again."""
+        if self.heads is not None:
+            del self._plain.thinking
+        return self.heads
 
     def compute_loss(
         self,
@@ -84,111 +138,55 @@ class SidSFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
-        if self.args.loss == "full":
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        plain = self.accelerator.unwrap_model(model)
+        packed, plain = Packed.of_batch(inputs), self._plain
+        grammar = self.grammar.to(packed.input_ids.device)
+        training = self.model.training
 
-        def loss_of(hidden: torch.Tensor) -> SidOutput:
-            return sid_loss(plain, hidden, inputs["labels"], self.grammar)
+        def inner() -> SidOutput:
+            if self.heads is not None and self.heads.feed is not None:
+                hidden = read(plain, packed, self.heads.feed)
+            else:
+                hidden = last_hidden(plain, **packed.inputs(plain.config._attn_implementation, plain.dtype))
+            return answer_loss(plain, hidden, packed, grammar, self.args.loss, self.heads)
 
-        output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], inner=loss_of)
-        codes = output.count if num_items_in_batch is None else num_items_in_batch
-        loss = output.loss / torch.as_tensor(codes, device=output.loss.device).clamp(min=1)
+        output = model(inner=inner)
+        total = output.loss if output.thinking is None or not training else output.loss + output.thinking
+        tokens = output.count if num_items_in_batch is None else num_items_in_batch
+        loss = total / torch.as_tensor(tokens, device=total.device).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
-        accuracy = self.accelerator.gather_for_metrics(output.hits / output.count.clamp(min=1)).mean()
-        self._metrics["train" if self.model.training else "eval"]["code_accuracy"].append(accuracy.item())
+        self._note(output, packed, "train" if training else "eval")
         return (loss, output) if return_outputs else loss
 
+    def _note(self, output: SidOutput, packed: Packed, mode: str) -> None:
+        """Means for the log; TRL averages them between two lines of it."""
+        means = {"code_accuracy": output.hits / output.codes.clamp(min=1)}
+        if output.terms is not None:
+            means |= {"code_loss": output.loss.detach() / output.count.clamp(min=1)}
+            means |= {f"thinking/{name}": term.detach() for name, term in output.terms.items()}
+        for name, value in means.items():
+            mean = self.accelerator.gather_for_metrics(value).nanmean().item()
+            if not math.isnan(mean):  # a batch without a semantic ID has no such figure
+                self._metrics[mode][name].append(mean)
+        if mode == "train":
+            self._total_train_tokens += int(self.accelerator.gather_for_metrics((packed.trunk >= 0).sum()).sum())
+            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
-def sft(config: SidSFTConfig) -> Path:
-    """Fine-tunes an LM to write the next item's SID; the finished model is `output_dir/model`.
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Checkpoints hold the heads as well, also where only an adapter is saved."""
+        super()._save(output_dir, state_dict)
+        if self.heads is not None and self.args.should_save:
+            save_model(self.heads, str(Path(output_dir or self.args.output_dir) / HEADS_FILE))
 
-    Continues from the last checkpoint of the same settings, and does nothing when the model is up to date.
-    """
-    inputs: dict[str, str | Path] = {name: _given(vars(config)[name], name) for name in ("dataset", "catalog")}
-    if config.continue_from and Path(config.continue_from).is_dir():
-        inputs["model"] = config.continue_from
-    run = Run.of("sft", config, inputs)
-    main = PartialState().is_main_process
-    if not config.force and is_current(run.model, "sft", run.settings, run.inputs):
-        if main:
-            report("sft", inputs, run.model, current=True)
-        return run.model
-    catalog = SidCatalog.load(config.catalog)
-    split = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split)
-    model, tokenizer, vocabulary = starting_model(config, catalog, split.train)
-    model, adapter = tuned(model, vocabulary, config, run.base)
-    trainer = SidSFTTrainer(
-        model,
-        vocabulary.grammar(catalog),
-        args=_prepared(config),
-        peft_config=adapter,
-        train_dataset=next_item_rows(split.train, catalog, vocabulary),
-        eval_dataset=held_out_rows(split.validation, catalog, vocabulary) if config.eval_strategy != "no" else None,
-        processing_class=tokenizer,
-    )
-    if config.train_rows_only:
-        _freeze_all_but_rows(trainer.model, vocabulary)
-    trainer.train(resume_from_checkpoint=run.last_checkpoint())
-    trained = trained_model(trainer)
-    if main:
-        base = config.continue_from or config.model_name_or_path
-        run.finish(trained, tokenizer, catalog, vocabulary, trainer.state.log_history, base, config.catalog)
-        report("sft", inputs, run.model)
-    PartialState().wait_for_everyone()
-    return run.model
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_heads(resume_from_checkpoint)
 
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.state.best_model_checkpoint is not None:
+            self._load_heads(self.state.best_model_checkpoint)
 
-def starting_model(
-    config: SidSFTConfig, catalog: SidCatalog, train: Histories
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SidVocabulary]:
-    """The LM with the catalogue's tokens: a plain one that gets them now, or one of ours that is to go on."""
-    if config.continue_from:
-        model, tokenizer = load_lm(config.continue_from, config.attention)
-        vocabulary = SidVocabulary.load(resolve(config.continue_from))
-        vocabulary.check(catalog, tokenizer, config.continue_from)
-        return model, tokenizer, vocabulary
-    if config.model_name_or_path == "scratch":
-        model, tokenizer = from_scratch(config.scratch_layers, config.scratch_width, config.seed)
-    else:
-        model, tokenizer = load_lm(config.model_name_or_path, config.attention)
-    vocabulary = add_vocabulary(
-        tokenizer,
-        model,
-        catalog,
-        max_history=config.max_history,
-        context=config.context,
-        histories=train,
-        row_start=config.row_start,
-        seed=config.seed,
-    )
-    return model, tokenizer, vocabulary
-
-
-def _given(path: str, name: str) -> str:
-    if not path:
-        raise HfGrError(f"{name} is not set; give --{name} FOLDER or name it in the YAML file.")
-    return path
-
-
-def _prepared(config: SidSFTConfig) -> SidSFTConfig:
-    """Rows are tokenised already; nothing of TRL's own preparation is wanted."""
-    config.dataset_kwargs = {"skip_prepare_dataset": True}
-    return config
-
-
-def _freeze_all_but_rows(model: PreTrainedModel, vocabulary: SidVocabulary) -> None:
-    """Leaves only the new token rows trainable, by a gradient mask on the embedding (and an untied head)."""
-    weights = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in weights)
-    for weight in weights.values():
-        mask = torch.zeros(len(weight), 1, device=weight.device)
-        mask[vocabulary.token_ids] = 1
-        weight.register_hook(lambda gradient, mask=mask: gradient * mask.to(gradient))
-
-
-def main(arguments: list[str] | None = None) -> Path:
-    """Entry of `recipes/sft.py` and `hf-gr sft`: TRL's parser over [`SidSFTConfig`], `--config FILE` included."""
-    return sft(parse_config(SidSFTConfig, arguments))
+    def _load_heads(self, checkpoint: str) -> None:
+        if self.heads is not None:
+            load_model(self.heads, Path(checkpoint) / HEADS_FILE)

@@ -306,7 +306,7 @@ def test_an_unknown_reward_is_refused(tmp_path):
 @pytest.mark.parametrize("start", ["full", "lora", "untied"])
 def test_kl_is_zero_before_the_first_step(data, tmp_path, start, finetune):
     """The reference is the SFT policy, whichever way that and this run tune their weights."""
-    source = {"model_name_or_path": str(untied_lm(tmp_path / "lm"))} if start == "untied" else {}
+    source = {"model": str(untied_lm(tmp_path / "lm"))} if start == "untied" else {}
     way = "lora" if start == "lora" else "full"
     model = sft(SidSFTConfig(**data.sft(tmp_path / "sft", max_steps=10, finetune=way, **source)))
     settings = data.grpo(tmp_path / "grpo", model, beta=0.1, finetune=finetune, max_steps=3, learning_rate=1e-2)

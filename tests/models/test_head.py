@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_lm
 from transformers import LlamaConfig, Qwen3Config
 
-from hf_gr.models import add_inner_call, code_logits
+from hf_gr.models import add_inner_call, code_logits, last_hidden
 
 
 TOKENS = torch.tensor([258, 3, 77, 3])
@@ -82,14 +82,14 @@ def test_the_plain_forward_stays_as_it_was(config_class):
     assert generated.shape == (2, 9) or (generated[:, 6:] == 1).any()
 
 
-def test_inner_sees_the_last_hidden_state_and_its_answer_is_returned():
+def test_inner_is_called_in_the_forward_and_its_answer_is_returned():
     model = tiny_lm()
     ids = torch.randint(3, 259, (2, 6))
     expected = model(ids, output_hidden_states=True).hidden_states[-1]
     add_inner_call(model)
     add_inner_call(model)  # a second station may do it again
-    found = model(input_ids=ids, attention_mask=torch.ones_like(ids), inner=lambda hidden: {"hidden": hidden})
+    found = model(inner=lambda: {"hidden": last_hidden(model, input_ids=ids, attention_mask=torch.ones_like(ids))})
     assert found.keys() == {"hidden"} and torch.equal(found["hidden"], expected)
-    total = model(ids, inner=lambda hidden: code_logits(model, hidden[:, -1], TOKENS).sum())
+    total = model(inner=lambda: code_logits(model, last_hidden(model, input_ids=ids)[:, -1], TOKENS).sum())
     total.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

@@ -1,0 +1,96 @@
+"""The cross-entropy of answers: semantic IDs over what the grammar allows, titles over the vocabulary."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ..branches import IGNORED, Packed
+from ..grammar import SidGrammar
+from ..models import ThinkingHeads, answer_logits
+
+
+LossKind = Literal["constrained", "full"]
+
+
+@dataclass
+class SidOutput(ModelOutput):
+    """Sums over the predicted tokens of a batch (scalars).
+
+    Attributes:
+        loss: Weighted cross-entropy.
+        count: Predicted tokens.
+        hits: Codes that were the most likely one.
+        codes: Predicted codes.
+        thinking: Loss of the thinking heads: L = Σ CE + λ_a Σ Align + λ_g InfoNCE + λ_r reg less its first part.
+        terms: Means of each of their terms.
+    """
+
+    loss: torch.Tensor | None = None
+    count: torch.Tensor | None = None
+    hits: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    thinking: torch.Tensor | None = None
+    terms: dict[str, torch.Tensor] | None = None
+
+
+def answer_loss(
+    model: PreTrainedModel,
+    hidden: torch.Tensor,
+    packed: Packed,
+    grammar: SidGrammar,
+    kind: LossKind = "constrained",
+    heads: ThinkingHeads | None = None,
+) -> SidOutput:
+    """Cross-entropy of a batch's answers.
+
+    Args:
+        model: For its LM head.
+        hidden: float [B, T, d], last hidden states.
+        packed: The batch. Answers that begin with a code are semantic IDs, others are text.
+        grammar: What may follow; of the form that the answers are written in, on the device of `hidden`.
+        kind: Softmax of semantic IDs over what the grammar allows after each prefix, or over the full vocabulary.
+        heads: Thinking heads, whose loss is added.
+    """
+    columns = hidden.flatten(0, 1)
+    wanted = packed.labels != IGNORED
+    is_sid = grammar.code_numbers(packed.labels[:, :1]).view(-1) >= 0 if wanted.numel() else wanted.any(1)
+    codes = packed.labels[is_sid][:, : grammar.num_codes]
+    read = columns[packed.predictors[is_sid][:, : grammar.num_codes]]
+    loss, hits = _code_loss(model, read, codes, packed.weights[is_sid], grammar, kind)
+    text = wanted & ~is_sid[:, None]
+    if text.any():
+        logits = model.get_output_embeddings()(columns[packed.predictors[text]]).float()
+        losses = F.cross_entropy(logits, packed.labels[text], reduction="none")
+        loss = loss + (losses * packed.weights[:, None].expand_as(text)[text]).sum()
+    output = SidOutput(loss=loss, count=wanted.sum(), hits=hits, codes=torch.tensor(codes.numel()).to(hits))
+    if heads is not None:
+        levels = torch.full((len(is_sid), grammar.num_codes), -1, device=codes.device)
+        levels[is_sid] = grammar.codes(codes.repeat_interleave(grammar.stride, dim=1))
+        output.terms = heads(columns, packed, levels, is_sid)
+        scale = {"align": heads.config.align, "interest": heads.config.interest, "agreement": heads.config.agreement}
+        terms = [factor * output.terms[name] for name, factor in scale.items() if name in output.terms]
+        output.thinking = torch.stack(terms).sum() * packed.weights[is_sid].sum()
+    return output
+
+
+def _code_loss(
+    model: PreTrainedModel,
+    read: torch.Tensor,
+    codes: torch.Tensor,
+    weights: torch.Tensor,
+    grammar: SidGrammar,
+    kind: LossKind,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed loss of code tokens [n, C], read from hidden states [n, C, d], and how many were the most likely one."""
+    if kind == "full":
+        logits = [model.get_output_embeddings()(read[:, step]).float() for step in range(grammar.num_codes)]
+        chosen = list(codes.unbind(1))
+    else:
+        logits, chosen = answer_logits(model, read, codes, grammar)
+    losses = [F.cross_entropy(*pair, reduction="none") for pair in zip(logits, chosen, strict=True)]
+    hits = [(step.argmax(1) == target).sum() for step, target in zip(logits, chosen, strict=True)]
+    return (torch.stack(losses, 1) * weights[:, None]).sum(), torch.stack(hits).sum()

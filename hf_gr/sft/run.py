@@ -1,0 +1,146 @@
+"""The station: from dataset and catalogue to a fine-tuned model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..arguments import parse_config
+from ..artifacts import is_current, report
+from ..catalog import SidCatalog
+from ..dataset import Histories, InteractionDataset
+from ..errors import HfGrError
+from ..models import ThinkingHeads, from_scratch
+from ..offline import resolve
+from ..training import Run, load_lm, trained_model, tuned
+from ..vocabulary import SidVocabulary, add_vocabulary
+from .config import SidSFTConfig
+from .tasks import build, held_out, mixture
+from .trainer import SidSFTTrainer
+
+
+def sft(config: SidSFTConfig) -> Path:
+    """Fine-tunes an LM to write the next item's SID; the finished model is `output_dir/model`.
+
+    Continues from the last checkpoint of the same settings, and does nothing when the model is up to date.
+    """
+    inputs: dict[str, str | Path] = {name: _given(vars(config)[name], name) for name in ("dataset", "catalog")}
+    if config.continue_from and Path(config.continue_from).is_dir():
+        inputs["model"] = config.continue_from
+    run = Run.of("sft", config, inputs)
+    main = PartialState().is_main_process
+    if not config.force and is_current(run.model, "sft", run.settings, run.inputs):
+        if main:
+            report("sft", inputs, run.model, current=True)
+        return run.model
+    catalog = SidCatalog.load(config.catalog)
+    split = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split)
+    model, tokenizer, vocabulary = starting_model(config, catalog, split.train)
+    heads = starting_heads(config, model, catalog)
+    rows = training_rows(config, split.train, catalog, vocabulary, tokenizer)
+    model, adapter = tuned(model, vocabulary, config, run.base)
+    trainer = SidSFTTrainer(
+        model,
+        vocabulary,
+        vocabulary.grammar(catalog),
+        args=config,
+        heads=heads,
+        peft_config=adapter,
+        train_dataset=rows,
+        eval_dataset=held_out(split.validation, catalog, vocabulary) if config.eval_strategy != "no" else None,
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=run.last_checkpoint())
+    heads = trainer.take_heads()
+    trained = trained_model(trainer)
+    if main:
+        base = config.continue_from or ("scratch" if config.scratch else str(config.model))
+        log = trainer.state.log_history
+        run.finish(trained, tokenizer, catalog, vocabulary, log, base, config.catalog, heads)
+        report("sft", inputs, run.model)
+    PartialState().wait_for_everyone()
+    return run.model
+
+
+def starting_model(
+    config: SidSFTConfig, catalog: SidCatalog, train: Histories
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SidVocabulary]:
+    """The LM with the catalogue's tokens: a plain one that gets them now, or one of ours that is to go on, perhaps in
+    another form."""
+    if config.continue_from:
+        model, tokenizer = load_lm(config.continue_from, config.attention)
+        vocabulary = SidVocabulary.load(resolve(config.continue_from))
+        vocabulary.check(catalog, tokenizer, config.continue_from)
+        return model, tokenizer, replace(vocabulary, form=config.form)
+    if isinstance(config.model, dict):
+        model, tokenizer = from_scratch(config.model, config.seed)
+        if config.attention:
+            model.set_attn_implementation(config.attention)
+    else:
+        model, tokenizer = load_lm(config.model, config.attention)
+    vocabulary = add_vocabulary(
+        tokenizer,
+        model,
+        catalog,
+        max_history=config.max_history,
+        context=config.context,
+        histories=train,
+        row_start=config.row_start,
+        seed=config.seed,
+    )
+    return model, tokenizer, replace(vocabulary, form=config.form)
+
+
+def starting_heads(config: SidSFTConfig, model: PreTrainedModel, catalog: SidCatalog) -> ThinkingHeads | None:
+    """New thinking heads, or those of the model that goes on; `None` where thoughts are not supervised."""
+    if config.heads is None:
+        return None
+    if config.continue_from:
+        folder = Path(resolve(config.continue_from))
+        if (folder / "thinking.json").is_file():
+            heads = ThinkingHeads.load(folder, catalog)
+            if heads.config != config.heads:
+                raise HfGrError(
+                    f"thinking asks for {config.heads}, but {folder} has heads of {heads.config}; ask for the same."
+                )
+            return heads
+    return ThinkingHeads.start(config.heads, model.get_input_embeddings().embedding_dim, catalog, config.seed)
+
+
+def training_rows(
+    config: SidSFTConfig,
+    train: Histories,
+    catalog: SidCatalog,
+    vocabulary: SidVocabulary,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Dataset:
+    """The rows of all tasks, mixed by their weights."""
+    assert isinstance(config.tasks, dict)
+    built = {
+        name: build(
+            name,
+            train,
+            catalog,
+            vocabulary,
+            tokenizer,
+            prompt=config.prompt,
+            steps=config.target_steps,
+            decay=config.target_decay,
+            seed=config.seed,
+        )
+        for name in config.tasks
+    }
+    return mixture(built, config.tasks, config.seed)
+
+
+def _given(path: str, name: str) -> str:
+    if not path:
+        raise HfGrError(f"{name} is not set; give --{name} FOLDER or name it in the YAML file.")
+    return path
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Entry of `recipes/sft.py` and `hf-gr sft`: TRL's parser over [`SidSFTConfig`], `--config FILE` included."""
+    return sft(parse_config(SidSFTConfig, arguments))
