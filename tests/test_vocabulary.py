@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,8 @@ from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Histories
 from hf_gr.errors import HfGrError
-from hf_gr.vocabulary import SidVocabulary, add_vocabulary, context_values, encode_text
+from hf_gr.models import from_scratch
+from hf_gr.vocabulary import SidVocabulary, add_vocabulary, context_values, encode_text, reads_text
 
 
 OLD_SIZE = 259  # of the tiny tokenizer
@@ -60,7 +62,7 @@ def test_the_new_tokens_are_special_and_stand_at_the_end():
 # ---------------------------------------------------------------- grammar
 
 
-@pytest.mark.parametrize("form", ["flat", "stepwise", "unordered"])
+@pytest.mark.parametrize("form", ["flat", "stepwise", "unordered", "upfront"])
 def test_the_grammar_writes_the_catalogue_in_the_models_tokens(form):
     _, _, catalog, vocabulary = build()
     gone = [row for row in range(40) if row % 3 == 0]
@@ -71,6 +73,7 @@ def test_the_grammar_writes_the_catalogue_in_the_models_tokens(form):
     first, second = (torch.from_numpy(items[:, level]) for level in range(2))
     think = [torch.full((40,), token) for token in vocabulary.think_ids]
     orders = {"flat": [first, second], "stepwise": [think[0], first, think[1], second], "unordered": [second, first]}
+    orders["upfront"] = orders["flat"]
     answers = torch.stack(orders[form], 1)
     assert np.array_equal(grammar.codes(answers).numpy(), catalog.codes)
     for sid, bucket in zip(catalog.codes, grammar.items(grammar.walk(answers)).tolist(), strict=True):
@@ -223,6 +226,27 @@ def test_a_padded_model_keeps_its_size():
     assert ((rows - old.mean(0)).abs() / old.std(0) < 6).all()
 
 
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma"])
+def test_rows_of_a_model_of_sids_alone_start_as_its_other_weights(architecture):
+    """Its three rows tell no scale: the new ones would share a direction drawn by chance."""
+    model, tokenizer = from_scratch({"architecture": architecture, "layers": 1, "width": 64})
+    catalog = tiny_catalog(600, (400, 30))
+    vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=3)
+    rows = model.get_input_embeddings().weight[vocabulary.token_ids]
+    assert rows.std(0).mean().item() == pytest.approx(0.02, rel=0.05)
+    assert rows.mean(0).abs().max() < 5 * 0.02 / len(rows) ** 0.5
+    assert not reads_text(tokenizer)
+
+
+def test_a_model_of_sids_alone_has_no_titles_to_start_from():
+    model, tokenizer = from_scratch({"layers": 1, "width": 32})
+    with pytest.raises(HfGrError, match="made from SIDs alone; use random or codes"):
+        add_vocabulary(tokenizer, model, tiny_catalog(), max_history=3, row_start="text")
+    model, tokenizer = from_scratch({"layers": 1, "width": 32, "text": True})
+    add_vocabulary(tokenizer, model, tiny_catalog(), max_history=3, row_start="text")
+    assert reads_text(tokenizer)
+
+
 # ---------------------------------------------------------------- prompts
 
 
@@ -257,6 +281,28 @@ def test_prompts_are_written_as_said(context, max_history):
     assert events[:, :2].tolist() == vocabulary.item_tokens(catalog)[HISTORIES.items].tolist()
 
 
+@pytest.mark.parametrize("max_history", [1, 3, 99])
+@pytest.mark.parametrize("context", ["none", "rating"])
+def test_thoughts_up_front_end_every_prompt(context, max_history):
+    tokenizer, catalog = tiny_tokenizer(), tiny_catalog(sizes=SIZES)
+    settings = {"max_history": max_history, "context": context, "histories": HISTORIES}
+    vocabulary = add_vocabulary(tokenizer, tiny_lm(), catalog, form="upfront", **settings)
+    assert vocabulary.form == "upfront"
+    thoughts = tokenizer.convert_tokens_to_ids(["<think_0>", "<think_1>"])
+    by_hand = written_by_hand(context, tokenizer, catalog, max_history)
+    assert vocabulary.prompts(HISTORIES, catalog) == [prompt + thoughts for prompt in by_hand]
+    assert vocabulary.grammar(catalog).answer_length == 2
+
+
+@pytest.mark.parametrize("form", ["flat", "stepwise", "unordered"])
+def test_other_forms_think_in_no_prompt(form):
+    _, _, catalog, vocabulary = build(form=form)
+    assert vocabulary.form == form
+    assert not set(vocabulary.think_ids) & {
+        token for prompt in vocabulary.prompts(HISTORIES, catalog) for token in prompt
+    }
+
+
 def test_context_must_be_there_and_known():
     _, _, catalog, rated = build("rating", HISTORIES)
     with pytest.raises(HfGrError, match=r"rating '4' is not among those the model knows \(0, 1, 2, 3, 5\)"):
@@ -278,7 +324,9 @@ def test_context_values():
 # ---------------------------------------------------------------- on disk
 
 
-@pytest.mark.parametrize(("context", "form"), [("none", "stepwise"), ("rating", "flat"), ("none", "unordered")])
+@pytest.mark.parametrize(
+    ("context", "form"), [("none", "stepwise"), ("rating", "flat"), ("none", "unordered"), ("none", "upfront")]
+)
 def test_what_is_saved_is_loaded(context, form, tmp_path):
     tokenizer, _, catalog, vocabulary = build(context, HISTORIES)
     vocabulary = replace(vocabulary, form=form)

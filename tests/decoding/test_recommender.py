@@ -7,12 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
-from transformers import GPT2Config, LlamaConfig
+from transformers import GPT2Config, LlamaConfig, pipeline
 
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Histories
-from hf_gr.decoding import Recommender
+from hf_gr.decoding import PrefixCache, Recommender, beam_search
 from hf_gr.errors import HfGrError
+from hf_gr.hub import save_repo
+from hf_gr.models import ThinkingConfig, ThinkingHeads, from_scratch
 from hf_gr.vocabulary import add_vocabulary
 
 
@@ -100,6 +102,19 @@ def test_a_stepwise_model_answers_by_its_thinking():
     check(*recommender.recommend(histories_of(HISTORIES), top_k=12), [LIVE] * 3, 12, logits)
 
 
+def test_thoughts_up_front_are_read_with_the_prompt():
+    recommender = build(form="upfront")  # the same weights
+    histories = histories_of(HISTORIES)
+    prompts = recommender.prompts(histories, ["red", None, None])
+    plain = RECOMMENDER.prompts(histories, ["red", None, None])
+    assert prompts == [prompt + list(recommender.vocabulary.think_ids) for prompt in plain]
+    logits = [code_scores(prompt) for prompt in recommender.prompts(histories)]
+    recommender.prefix_cache = PrefixCache(block=2)
+    for _ in range(2):  # the second time from the cache
+        check(*recommender.recommend(histories, top_k=12), [LIVE] * 3, 12, logits)
+    assert recommender.prefix_cache.hits
+
+
 def test_masks_leave_only_their_items_and_compose_with_the_rest():
     even = np.arange(NUM_ITEMS) % 2 == 0
     mask = RECOMMENDER.grammar.mask(even)
@@ -183,6 +198,46 @@ def test_a_query_cannot_write_control_tokens(parts):
     text = prompt[: len(prompt) - len(plain)]
     assert prompt[len(text) :] == plain and len(text) == len(query.encode())
     assert all(3 <= token < 259 for token in text)  # bytes
+
+
+def test_a_model_of_sids_alone_refuses_queries():
+    model, tokenizer = from_scratch({"layers": 1, "width": 32})
+    vocabulary = add_vocabulary(tokenizer, model, CATALOG, max_history=4)
+    recommender = Recommender(model, tokenizer, CATALOG, vocabulary)
+    histories = histories_of([[4, 8], [15]])
+    recommender.recommend(histories, top_k=3, queries=[None, ""])
+    for query in ("red shoes", "a", "<pad>"):
+        with pytest.raises(HfGrError, match="made from SIDs alone and reads no query; train one with text: true"):
+            recommender.recommend(histories, top_k=3, queries=[None, query])
+
+
+def thinking_heads(feedback: str) -> ThinkingHeads:
+    config = ThinkingConfig(clusters=2, interest_width=16, feedback=feedback)
+    heads = ThinkingHeads.start(config, 32, CATALOG, seed=0)
+    if heads.feed is not None:
+        torch.nn.init.normal_(heads.feed.weight, std=0.3)
+    return heads
+
+
+@pytest.mark.parametrize("feedback", ["token", "hidden"])
+def test_thinking_heads_come_with_the_model_and_feed_its_thoughts(feedback, tmp_path):
+    plain, heads = build(form="stepwise"), thinking_heads(feedback)
+    save_repo(tmp_path / "model", plain.model, plain.tokenizer, CATALOG, plain.vocabulary)
+    assert Recommender.from_pretrained(tmp_path / "model", device="cpu").thinking is None
+    heads.save(tmp_path / "model")
+    loaded = Recommender.from_pretrained(tmp_path / "model", device="cpu")
+    served = pipeline("generative-recommendation", model=str(tmp_path / "model"), device="cpu").recommender
+    given = Recommender(plain.model, plain.tokenizer, CATALOG, plain.vocabulary, thinking=heads)
+    histories = histories_of(HISTORIES)
+    expected = beam_search(
+        plain.model, plain.prompts(histories), plain.grammar, num_beams=50, top_k=12, feed=heads.feed
+    )
+    for recommender in (loaded, served, given):
+        assert recommender.thinking.config == heads.config
+        items, scores = recommender.recommend(histories, top_k=12)
+        assert np.array_equal(items, expected.items.numpy()) and scores == pytest.approx(expected.scores, abs=1e-4)
+    changed = np.abs(plain.recommend(histories, top_k=1)[1] - scores[:, :1]).max() > 1e-3
+    assert changed == (feedback == "hidden")
 
 
 def test_other_architectures_answer_by_generate():
