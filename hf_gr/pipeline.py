@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .decoding import Recommender
     from .grammar import ItemMask
     from .models import ThinkingHeads
+    from .thoughts import Explanation
     from .vocabulary import SidVocabulary
 
 TASK = "generative-recommendation"
@@ -41,6 +42,8 @@ REQUEST_KEYS = (
 )
 
 logger = logging.getLogger(__name__)
+
+_Found = tuple[np.ndarray, np.ndarray, "list[Explanation] | None"]  # items, scores, the thoughts behind them
 
 
 @dataclass(frozen=True)
@@ -313,14 +316,16 @@ class GenerativeRecommendationPipeline(Pipeline):
     recommend({"history": ["item 1"], "exclude": ["item 7"], "query": "something calm"})
     recommend({"history": ["item 1"], "exclude_seen": True, "category": "Tea", "where": "in_stock"})
     recommend([["item 1"], ["item 2", "item 3"]])  # a batch
+    recommend(["item 1"], explain=True)  # with what the model had in mind (of models with thinking heads)
     ```
 
     A request is a list of item ids, oldest first, or a dict (see [`parse_request`]); a list of lists or of dicts is a
     batch. Its answer is a list of `{"item_id", "title", "score", "sid"}`, best first: min(`top_k`, live items)
     distinct items. A batch gives a list of such lists. `[]` is the empty history of a user of whom nothing is known,
     and is answered as such. Parameters, here and in a call: `top_k` (10), `num_beams` (50), `max_per_category` (none;
-    see [`answer`]), `batch_size` (16), and `strict` (`False`): whether ids that are unknown or removed are refused
-    instead of skipped with a warning.
+    see [`answer`]), `batch_size` (16), `strict` (`False`): whether ids that are unknown or removed are refused instead
+    of skipped with a warning, and `explain` (`False`): whether every item gets `thoughts`, the clusters of items that
+    the model had in mind before each code and of the user as a whole (see [`Explanation.described`]).
 
     Args:
         model: Causal LM with SID tokens.
@@ -352,6 +357,7 @@ class GenerativeRecommendationPipeline(Pipeline):
         **kwargs: Any,
     ):
         from .decoding import Recommender, load_thinking
+        from .thoughts import Thoughts
 
         super().__init__(model, tokenizer, **kwargs)  # moves the model to its device
         path, whole = model.config.name_or_path, vocabulary is None
@@ -361,12 +367,13 @@ class GenerativeRecommendationPipeline(Pipeline):
             thinking = load_thinking(path, catalog, catalog_revision)
         self.recommender = Recommender(model, tokenizer, catalog, vocabulary, thinking=thinking)
         self.batch_size = batch_size
+        self._thoughts = None if thinking is None else Thoughts(self.recommender, thinking)
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         strict = {"strict": parameters.pop("strict")} if "strict" in parameters else {}
-        unknown = parameters.keys() - {"top_k", "num_beams", "max_per_category"}
+        unknown = parameters.keys() - {"top_k", "num_beams", "max_per_category", "explain"}
         if unknown:
-            known = "top_k, num_beams, max_per_category, batch_size, strict"
+            known = "top_k, num_beams, max_per_category, batch_size, strict, explain"
             raise HfGrError(f"the pipeline has no parameter {min(unknown)!r}; it has: {known}.")
         return strict, parameters, {}
 
@@ -387,23 +394,47 @@ class GenerativeRecommendationPipeline(Pipeline):
         check_skipped(requests, strict)
         return requests
 
-    def _forward(self, input_tensors: list[Request], **parameters: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-        return answer(self.recommender, input_tensors, **parameters)
+    def _forward(
+        self, input_tensors: list[Request], batch_size: int = 16, explain: bool = False, **parameters: Any
+    ) -> list[_Found]:
+        if explain and self._thoughts is None:
+            raise HfGrError("this model has no thinking heads to explain answers by; train one with `thinking`.")
+        found = answer(self.recommender, input_tensors, batch_size=batch_size, **parameters)
+        told = self._explained(input_tensors, found, batch_size) if explain else [None] * len(found)
+        return [(items, scores, own) for (items, scores), own in zip(found, told, strict=True)]
 
-    def postprocess(self, model_outputs: list[tuple[np.ndarray, np.ndarray]]) -> list[list[dict[str, Any]]]:
+    def _explained(
+        self, requests: list[Request], found: list[tuple[np.ndarray, np.ndarray]], batch_size: int
+    ) -> "list[list[Explanation]]":
+        assert self._thoughts is not None
+        lists: list[list[Explanation]] = []
+        for start in range(0, len(requests), batch_size):
+            batch = requests[start : start + batch_size]
+            answers = [items for items, _ in found[start : start + batch_size]]
+            items = np.full((len(batch), max(map(len, answers))), -1, np.int64)
+            for row, own in enumerate(answers):
+                items[row, : len(own)] = own
+            histories = _histories(batch, self.recommender.vocabulary.context)
+            lists += self._thoughts.explain(histories, items, [request.query for request in batch])
+        return lists
+
+    def postprocess(self, model_outputs: list[_Found]) -> list[list[dict[str, Any]]]:
+        return [self._listed(*found) for found in model_outputs]
+
+    def _listed(self, items: np.ndarray, scores: np.ndarray, told: "list[Explanation] | None") -> list[dict[str, Any]]:
         catalog = self.recommender.catalog
-        return [
-            [
-                {
-                    "item_id": catalog.item_ids[item],
-                    "title": catalog.titles[item],
-                    "score": score,
-                    "sid": catalog.codes[item].tolist(),
-                }
-                for item, score in zip(items.tolist(), scores.tolist(), strict=True)
-            ]
-            for items, scores in model_outputs
+        entries: list[dict[str, Any]] = [
+            {
+                "item_id": catalog.item_ids[item],
+                "title": catalog.titles[item],
+                "score": score,
+                "sid": catalog.codes[item].tolist(),
+            }
+            for item, score in zip(items.tolist(), scores.tolist(), strict=True)
         ]
+        if told is None:
+            return entries
+        return [entry | {"thoughts": own.described()} for entry, own in zip(entries, told, strict=True)]
 
     def save_pretrained(self, save_directory: Any, **_: Any) -> None:
         """Writes a whole model repo. (The inherited one would declare this task as remote code.)"""

@@ -14,7 +14,6 @@ from .decoding import Recommender, tree_support
 from .errors import HfGrError
 from .models import ThinkingHeads, last_hidden
 from .models.feedback import read
-from .quantizers.clusters import sampled, telling_words, word_counts
 
 
 _TOP, _WORDS = 3, 6  # clusters of a thought and words of a cluster that are told
@@ -42,14 +41,15 @@ class Thought:
     Attributes:
         clusters: The three clusters it points at most.
         own: The cluster of the code (of the item) that was written.
-        own_probability: How much of the thought was on that.
-        agrees: Whether it is the first of `clusters`.
     """
 
     clusters: list[PointedAt]
-    own: int
-    own_probability: float
-    agrees: bool
+    own: PointedAt
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the thought points at what was written first."""
+        return self.clusters[0].cluster == self.own.cluster
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,9 @@ class Explanation:
     interest: Thought | None
 
     def described(self) -> dict[str, Any]:
-        """As the pipeline returns it: `levels` (`level` from 1, `clusters`, `code_cluster`, `code_probability`,
-        `agrees`) and `interest` (`clusters`, `item_cluster`, `item_probability`, `agrees`; or `None`)."""
+        """As the pipeline returns it: `levels`, each with `level` (from 1), `clusters`, `code_cluster` and `agrees`,
+        and `interest` with `clusters`, `item_cluster` and `agrees`, or `None`; clusters are [`PointedAt`]s as dicts.
+        """
         levels = [{"level": n} | _described(thought, "code") for n, thought in enumerate(self.levels, 1)]
         interest = None if self.interest is None else _described(self.interest, "item")
         return {"levels": levels, "interest": interest}
@@ -194,22 +195,20 @@ def _points(probabilities: torch.Tensor, own: torch.Tensor) -> _Points:
 
 
 def _thought(points: _Points, number: int, words: list[list[str]]) -> Thought:
-    probabilities, own = points.probabilities[number], int(points.own[number])
-    best = np.argsort(-probabilities, kind="stable")[:_TOP].tolist()
-    clusters = [PointedAt(cluster, float(probabilities[cluster]), words[cluster]) for cluster in best]
-    return Thought(clusters, own, float(probabilities[own]), best[0] == own)
+    probabilities = points.probabilities[number].tolist()
+    best = sorted(range(len(probabilities)), key=lambda cluster: -probabilities[cluster])[:_TOP]
+    *first, own = [PointedAt(at, probabilities[at], words[at]) for at in (*best, int(points.own[number]))]
+    return Thought(first, own)
 
 
 def _described(thought: Thought, written: str) -> dict[str, Any]:
-    return {
-        "clusters": [asdict(cluster) for cluster in thought.clusters],
-        f"{written}_cluster": thought.own,
-        f"{written}_probability": thought.own_probability,
-        "agrees": thought.agrees,
-    }
+    clusters = [asdict(cluster) for cluster in thought.clusters]
+    return {"clusters": clusters, f"{written}_cluster": asdict(thought.own), "agrees": thought.agrees}
 
 
 def _cluster_words(heads: ThinkingHeads, catalog: SidCatalog, seed: int = 0) -> _Words:
+    from .quantizers.clusters import sampled, telling_words, word_counts  # scikit-learn takes a second to import
+
     rows = sampled(np.flatnonzero(catalog.live), seed)
     told = [name for name in ("title", "categories") if name in catalog.items.column_names]
     counts, words = word_counts(catalog.items.select(told).take(rows))

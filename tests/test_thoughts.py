@@ -96,8 +96,8 @@ def check(thoughts: Thoughts, explanation: Explanation, history: list[int], item
         for at in thought.clusters:
             assert at.probability == pytest.approx(float(probabilities[at.cluster]), abs=1e-5)
             assert at.words == words[at.cluster]
-        assert thought.own == cluster
-        assert thought.own_probability == pytest.approx(float(probabilities[cluster]), abs=1e-5)
+        assert thought.own.cluster == cluster and thought.own.words == words[cluster]
+        assert thought.own.probability == pytest.approx(float(probabilities[cluster]), abs=1e-5)
         assert thought.agrees == (thought.clusters[0].cluster == cluster)
 
 
@@ -126,7 +126,7 @@ def test_queries_stand_before_the_histories():
     found = thoughts.explain(histories_of(HISTORIES), ITEMS, queries)
     plain = thoughts.explain(histories_of(HISTORIES), ITEMS)
     check(thoughts, found[0][1], HISTORIES[0], 7, queries[0])
-    assert found[0][1] != plain[0][1] and found[1][0].levels[0].own == plain[1][0].levels[0].own
+    assert found[0][1] != plain[0][1] and found[1][0].levels[0].own.cluster == plain[1][0].levels[0].own.cluster
 
 
 def test_thoughts_that_are_fed_back_are_read_by_rounds():
@@ -144,9 +144,10 @@ def test_thoughts_that_are_fed_back_are_read_by_rounds():
         hidden = read(recommender.model, packed, heads.feed)[0]
     for level, thought in enumerate(found.levels):
         probabilities = heads.points_at(level, hidden[len(prompt) + 2 * level])
-        assert thought.own_probability == pytest.approx(probabilities[thought.own].item(), abs=1e-5)
+        assert thought.own.probability == pytest.approx(probabilities[thought.own.cluster].item(), abs=1e-5)
     plain, _ = by_hand(thoughts, HISTORIES[0], 7)
-    assert found.levels[0].own_probability != pytest.approx(float(plain[0][found.levels[0].own]), abs=1e-3)
+    own = found.levels[0].own
+    assert own.probability != pytest.approx(float(plain[0][own.cluster]), abs=1e-3)
 
 
 def test_nobody_to_explain():
@@ -202,14 +203,11 @@ def test_descriptions_speak_json():
         3,
     ]
     level, thought = described["levels"][1], own[0].levels[1]
-    assert level.keys() == {"level", "clusters", "code_cluster", "code_probability", "agrees"}
-    assert level["code_cluster"] == thought.own and level["agrees"] is thought.agrees
-    assert level["clusters"][0] == {
-        "cluster": thought.clusters[0].cluster,
-        "probability": thought.clusters[0].probability,
-        "words": thought.clusters[0].words,
-    }
-    assert described["interest"].keys() == {"clusters", "item_cluster", "item_probability", "agrees"}
+    assert level.keys() == {"level", "clusters", "code_cluster", "agrees"}
+    assert level["agrees"] is thought.agrees
+    for cluster, told in ((thought.clusters[0], level["clusters"][0]), (thought.own, level["code_cluster"])):
+        assert told == {"cluster": cluster.cluster, "probability": cluster.probability, "words": cluster.words}
+    assert described["interest"].keys() == {"clusters", "item_cluster", "agrees"}
     (own, *_) = build(config=replace(CONFIG, interest=0, agreement=0)).explain(histories_of([[1]]), np.array([[3]]))
     assert own[0].described()["interest"] is None
 
