@@ -298,9 +298,7 @@ def test_thoughts_up_front_end_every_prompt(context, max_history):
 def test_other_forms_think_in_no_prompt(form):
     _, _, catalog, vocabulary = build(form=form)
     assert vocabulary.form == form
-    assert not set(vocabulary.think_ids) & {
-        token for prompt in vocabulary.prompts(HISTORIES, catalog) for token in prompt
-    }
+    assert not set(vocabulary.think_ids) & set(chain(*vocabulary.prompts(HISTORIES, catalog)))
 
 
 def test_context_must_be_there_and_known():

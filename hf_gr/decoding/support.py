@@ -18,7 +18,7 @@ def tree_support(model: PreTrainedModel, longest_row: int, *, training: bool = F
     Args:
         model: Any causal LM.
         longest_row: Tokens of the longest row that will be fed, prompt and answer together.
-        training: Whether rows are fed at once, without a cache: then FlexAttention with its block mask will do as well.
+        training: Whether rows are fed at once, without a cache: then FlexAttention with its block mask will do too.
     """
     config = model.config.to_dict()
     if config["model_type"] not in TREE_MODEL_TYPES:

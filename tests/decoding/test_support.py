@@ -1,4 +1,5 @@
 import pytest
+import torch
 from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
 from transformers import (
     GemmaConfig,
@@ -10,8 +11,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from hf_gr.branches import IGNORED, Packed, Row, pack
 from hf_gr.decoding import tree_search, tree_support
 from hf_gr.errors import HfGrError
+from hf_gr.models import last_hidden
 from hf_gr.vocabulary import add_vocabulary
 
 
@@ -52,6 +55,58 @@ def test_the_attention_must_take_a_mask(attention, expected):
     model.config._attn_implementation_internal = attention  # as if loaded so: the kernel itself is not needed to ask
     supported, reason = tree_support(model, 5)
     assert supported == expected and attention in reason
+
+
+def test_training_takes_flex_attention_too():
+    model = tiny_lm()
+    model.config._attn_implementation_internal = "flex_attention"
+    assert not tree_support(model, 5)[0]
+    assert tree_support(model, 5, training=True) == (True, "llama with full attention under flex_attention")
+    model.config._attn_implementation_internal = "flash_attention_2"
+    assert not tree_support(model, 5, training=True)[0]
+
+
+def packed_rows() -> Packed:
+    """Two trunks with branches in one row, and a third in another."""
+    rows = [
+        Row(
+            input_ids=trunk,
+            attach=[1, len(trunk)],
+            answers=[[200, 5, 201, 6]] * 2,
+            labels=[[IGNORED, 5, IGNORED, 6]] * 2,
+            weights=[1.0] * 2,
+        )
+        for trunk in ([3, 10, 11, 12, 13, 14, 15], [3, 20, 21], [3])
+    ]
+    packed = pack(rows, think_ids=(200, 201), max_columns=22)
+    assert len(packed.trunk) == 2 and not packed.simple
+    return packed
+
+
+@pytest.mark.parametrize("config_class", [LlamaConfig, Qwen2Config, Qwen3Config, MistralConfig, GemmaConfig])
+@torch.no_grad()
+def test_branches_under_flex_attention_are_those_under_sdpa(config_class):
+    window = {"sliding_window": None} if config_class is MistralConfig else {}
+    model, packed = tiny_lm(config_class, **window), packed_rows()
+    expected = last_hidden(model, **packed.inputs("sdpa", torch.float32))
+    model.set_attn_implementation("flex_attention")
+    with torch.compiler.set_stance("force_eager"):  # compiling for a CPU takes a minute and more
+        found = last_hidden(model, **packed.inputs("flex_attention", torch.float32))
+    real = packed.trunk >= 0
+    assert torch.allclose(found[real], expected[real], atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has gradients on a GPU only")
+def test_gradients_under_flex_attention_are_those_under_sdpa():
+    packed, gradients = packed_rows().to("cuda"), []
+    for attention in ("sdpa", "flex_attention"):
+        model = tiny_lm(head_dim=16).cuda()
+        model.set_attn_implementation(attention)
+        hidden = last_hidden(model, **packed.inputs(attention, torch.float32))
+        hidden[packed.trunk >= 0].square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.base_model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
 
 
 def test_the_search_refuses_what_is_not_supported():
