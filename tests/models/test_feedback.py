@@ -158,3 +158,13 @@ def test_what_is_fed_back_keeps_the_hidden_states_dtype():
     hidden = torch.randn(2, 4)
     assert torch.equal(feedback(feed, hidden), hidden @ feed.weight.T)
     assert feedback(feed, hidden.to(torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("columns", [0, 40])
+def test_a_pass_for_the_trunks_and_one_for_every_thought(columns):
+    model, feed, packed = case(LlamaConfig, columns=columns)
+    fed: list[int] = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: fed.append(inputs[0].shape[1]))
+    read(model, packed, feed)
+    hook.remove()
+    assert len(fed) == 1 + len(THINKS) and sum(fed) < 2 * packed.input_ids.shape[1]
