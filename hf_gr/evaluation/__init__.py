@@ -19,6 +19,7 @@ from .metrics import (
 )
 from .predictions import read_predictions, write_predictions
 from .report import write_report
+from .thoughts import judge_thoughts
 
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "hit_rate",
     "invalid_rate",
     "judge",
+    "judge_thoughts",
     "mrr",
     "ndcg",
     "paired_bootstrap",

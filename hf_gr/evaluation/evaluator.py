@@ -24,12 +24,14 @@ from .baselines import ItemKNN, Popularity
 from .judging import compare, judge, usable_ks, user_numbers
 from .predictions import read_predictions, write_predictions
 from .report import Example, write_report
+from .thoughts import judge_thoughts
 
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
     from ..decoding.recommender import Recommender
+    from ..thoughts import Thoughts
 
 _EXAMPLES = 20
 
@@ -119,7 +121,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     cases = _sample(split.test if config.part == "test" else split.validation, config)
     lists, codes, figures = _all_lists(config, paths, dataset, split.train, cases, world)
     if main:
-        result = _judge_all(lists, codes, dataset, split.train, cases, config) | {"catalogue": figures}
+        result = _judge_all(lists, codes, dataset, split.train, cases, config) | figures
         with writing(output) as folder:
             write_json(folder / "metrics.json", result)
             first = next(iter(lists.values()))
@@ -203,19 +205,26 @@ def _all_lists(
     cases: Cases,
     world: "PartialState | None",
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None, dict[str, Any]]:
-    """The lists of every system, the one in question first; with a model its semantic IDs and their figures."""
+    """The lists of every system, the one in question first; with a model its semantic IDs, their figures and what is
+    found of its thoughts."""
     main = world is None or world.is_main_process
     lists: dict[str, np.ndarray] = {}
-    codes, figures = None, {}
+    codes, figures = None, dict[str, Any](catalogue={})
     if world is not None:
         from ..decoding.recommender import Recommender
+        from ..thoughts import Thoughts
 
         recommender = Recommender.from_pretrained(str(paths["model"]), dtype=config.dtype)
         rows = _catalogue_rows(recommender, dataset)
         codes = np.full((dataset.num_items, recommender.catalog.codes.shape[1]), -1, np.int64)
         codes[rows] = recommender.catalog.codes
-        figures = _catalogue_figures(recommender, rows, cases, dataset.num_items)
+        figures = {"catalogue": _catalogue_figures(recommender, rows, cases, dataset.num_items)}
         lists["model"] = _model_lists(recommender, rows, cases, dataset.num_items, config, world)
+        if main and recommender.thinking is not None:
+            thoughts = Thoughts(recommender, recommender.thinking)
+            figures["thoughts"] = _judged_thoughts(
+                thoughts, rows, cases, lists["model"][:, 0], dataset.num_items, config
+            )
     if config.predictions and main:
         lists["predictions"] = read_predictions(config.predictions, dataset, cases, top_k=config.top_k)
     if config.baselines and main:
@@ -279,6 +288,16 @@ def _model_lists(
         lists[chosen] = items
     known = (lists >= 0) & (lists < len(rows))
     return np.where(known, rows[np.where(known, lists, 0)], np.where(lists == m.MISSING, m.MISSING, m.INVALID))
+
+
+def _judged_thoughts(
+    thoughts: "Thoughts", rows: np.ndarray, cases: Cases, first: np.ndarray, num_items: int, config: EvaluateConfig
+) -> dict[str, Any] | None:
+    """What [`judge_thoughts`] finds; `first` int64 [cases]: the items that the model puts first, in dataset rows."""
+    places = _places(rows, num_items)
+    moved = Cases(_translate(cases.histories, rows, num_items), places[cases.targets])
+    top_items = np.where(first >= 0, places[np.maximum(first, 0)], -1)
+    return judge_thoughts(thoughts, moved, top_items, batch_size=config.batch_size, seed=config.seed)
 
 
 def _places(rows: np.ndarray, num_items: int) -> np.ndarray:

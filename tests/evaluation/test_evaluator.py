@@ -24,6 +24,7 @@ class StepRecommender:
         size = len(item_ids)
         codes = np.stack([np.arange(size) // 8, np.arange(size) // 2 % 4], axis=1).astype(np.int32)
         self.catalog = SimpleNamespace(codes=codes, codebook_sizes=(8, 4), item_ids=item_ids, fingerprint="f")
+        self.thinking = None
 
     def recommend(self, histories, *, top_k, num_beams, exclude=None):
         size, lists = len(self.catalog.item_ids), []
