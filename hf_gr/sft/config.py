@@ -141,6 +141,8 @@ class SidSFTConfig(RunArguments, SFTConfig):
                 raise HfGrError(f"{name} is {vars(self)[name]}; it lies between {low} and {high}.")
         if self.rows_first < 0 or (self.rows_first and self.train_rows_only):
             raise HfGrError("rows_first is a number of steps or a share of them, and not for train_rows_only.")
+        if self.heads is not None and self.heads.feedback == "hidden" and self.form == "upfront":
+            raise HfGrError("thinking.feedback is 'hidden', which searches serve for form: stepwise alone; use that.")
         _ = self.scratch, self.heads  # both raise on settings that they do not have
 
 

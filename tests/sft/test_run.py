@@ -1,4 +1,4 @@
-"""SFT: the loss against a listing of the items, what a tiny run learns, reruns, continuation, adapters."""
+"""SFT runs: what a tiny one learns, reruns, continuation, thinking heads, the curriculum, adapters."""
 
 import copy
 import json
@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
+from tiny import tiny_catalog
 from tiny_runs import distinct_catalog, held_out, hit_rate, plain_logits, tiny_data, untied_lm
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM
 
-import hf_gr.sft.trainer
+import hf_gr.sft.run
 from hf_gr.dataset import InteractionDataset
 from hf_gr.errors import HfGrError
 from hf_gr.evaluation.baselines import Popularity
+from hf_gr.models import ThinkingConfig, ThinkingHeads
 from hf_gr.sft import SidSFTConfig, SidSFTTrainer, sft
-from hf_gr.sft.data import IGNORED, next_item_rows
-from hf_gr.sft.trainer import sid_loss, starting_model
+from hf_gr.sft.run import starting_model
+from hf_gr.sft.tasks import next_item
 from hf_gr.training import merged, tuned
-from hf_gr.vocabulary import add_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -36,86 +36,6 @@ def trained(data):
 
 def log_of(model: Path) -> list[dict]:
     return json.loads((model / "training_log.json").read_text())
-
-
-# The loss
-
-
-def listed_loss(logits, labels, catalog, vocabulary):
-    """Constrained cross-entropy, item by item, from the list of all items: (sum, codes, hits)."""
-    total, count, hits = 0.0, 0, 0
-    code_of = [{token: code for code, token in enumerate(level)} for level in vocabulary.code_ids]
-    items = [tuple(sid) for sid in catalog.codes.tolist()]
-    for row in range(len(labels)):
-        column = 0
-        while column < labels.shape[1]:
-            if labels[row, column] == IGNORED:
-                column += 1
-                continue
-            sid = ()
-            for level in range(len(code_of)):
-                if sid and vocabulary.form == "stepwise":
-                    column += 1  # a thinking token stands between
-                following = sorted({item[level] for item in items if item[:level] == sid})
-                ids = [vocabulary.code_ids[level][code] for code in following]
-                scores = logits[row, column - 1, ids].double()
-                target = following.index(code_of[level][int(labels[row, column])])
-                total -= float(torch.log_softmax(scores, 0)[target])
-                hits += int(scores.argmax()) == target
-                sid += (following[target],)
-                count, column = count + 1, column + 1
-    return total, count, hits
-
-
-@pytest.mark.parametrize("context", ["none", "rating"])
-@pytest.mark.parametrize("catalog", [tiny_catalog(), tiny_catalog(sizes=(2, 7)), distinct_catalog()])
-@pytest.mark.parametrize("tied", [True, False])
-def test_loss_equals_the_listing(data, catalog, context, tied):
-    train = InteractionDataset.load(data.dataset).split().train
-    model = tiny_lm(Qwen3Config if tied else LlamaConfig, tie_word_embeddings=tied)
-    vocabulary = add_vocabulary(tiny_tokenizer(), model, catalog, max_history=4, context=context, histories=train)
-    rows = next_item_rows(train, catalog, vocabulary).to_list()[:8]
-    width = max(len(row["input_ids"]) for row in rows)
-    ids = torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows])
-    labels = torch.tensor([row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in rows])
-    with torch.no_grad():
-        logits = model(ids).logits
-        output = sid_loss(model, model.model(ids).last_hidden_state, labels, vocabulary.grammar(catalog))
-    expected, count, hits = listed_loss(logits, labels, catalog, vocabulary)
-    assert float(output.loss) == pytest.approx(expected, rel=1e-5)
-    assert (int(output.count), int(output.hits)) == (count, hits)
-    assert count == int((labels != IGNORED).sum()) > 0
-
-
-def test_loss_of_a_stepwise_model_is_at_its_codes_only():
-    """Histories in codes, the answer with a thinking token before each, which is read but teaches nothing."""
-    catalog, model = tiny_catalog(), tiny_lm()
-    vocabulary = replace(add_vocabulary(tiny_tokenizer(), model, catalog, max_history=4), form="stepwise")
-    items, ids, labels = vocabulary.item_tokens(catalog), [], []
-    for history, targets in (([4, 8], [15]), ([], [16]), ([23], [39, 0])):  # the last row has two targets
-        row, marks = [vocabulary.start_id, *items[history].ravel().tolist()], [IGNORED] * (1 + 3 * len(history))
-        for target in items[targets].tolist():
-            for think, code in zip(vocabulary.think_ids, target, strict=True):
-                row += [think, code]
-                marks += [IGNORED, code]
-        ids.append(torch.tensor(row))
-        labels.append(torch.tensor(marks))
-    ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-    labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)
-    with torch.no_grad():
-        logits = model(ids).logits
-        output = sid_loss(model, model.model(ids).last_hidden_state, labels, vocabulary.grammar(catalog))
-    expected, count, hits = listed_loss(logits, labels, catalog, vocabulary)
-    assert float(output.loss) == pytest.approx(expected, rel=1e-5)
-    assert (int(output.count), int(output.hits)) == (count, hits) and count == 12
-
-
-def test_loss_of_a_batch_without_a_target_is_zero():
-    catalog, model = tiny_catalog(), tiny_lm()
-    vocabulary = add_vocabulary(tiny_tokenizer(), model, catalog, max_history=4)
-    labels = torch.full((2, 5), IGNORED)
-    output = sid_loss(model, torch.zeros(2, 5, 32), labels, vocabulary.grammar(catalog))
-    assert output.loss.item() == 0 and output.count.item() == 0
 
 
 def test_padding_and_company_do_not_change_the_logged_loss(data, tmp_path):
@@ -145,7 +65,7 @@ def test_a_tiny_run_learns_the_walk(data, trained):
 
 
 def test_full_loss_learns_too_and_reports_tokens(data, tmp_path):
-    """TRL's own loss over the whole vocabulary: near log(vocabulary) at first, and falling."""
+    """The softmax over the whole vocabulary: near log(vocabulary) at first, and falling."""
     log = log_of(sft(SidSFTConfig(**data.sft(tmp_path / "full", loss="full", max_steps=25))))
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert losses[0] > 4.5  # log 290 = 5.7, where the constrained loss begins near log 4 = 1.4
@@ -166,7 +86,7 @@ def test_the_second_run_trains_nothing_and_says_so(data, trained, capsys, monkey
     def trains(*_, **__):
         raise AssertionError("a second run built a trainer")
 
-    monkeypatch.setattr(hf_gr.sft.trainer, "SidSFTTrainer", trains)
+    monkeypatch.setattr(hf_gr.sft.run, "SidSFTTrainer", trains)
     assert sft(SidSFTConfig(**settings)) == trained
     assert "[sft] up to date:" in capsys.readouterr().out
     assert (trained / "model.safetensors").stat().st_mtime_ns == before
@@ -221,7 +141,7 @@ def test_continue_refuses_a_foreign_catalogue(data, trained, tmp_path):
 
 
 def test_a_model_of_ours_is_not_started_over(data, trained, tmp_path):
-    settings = data.sft(tmp_path / "again", model_name_or_path=str(trained))
+    settings = data.sft(tmp_path / "again", model=str(trained))
     with pytest.raises(HfGrError, match="already holds SID tokens"):
         sft(SidSFTConfig(**settings))
 
@@ -238,10 +158,10 @@ def adapted(data, tmp_path, **changes):
     start = copy.deepcopy(model.state_dict())
     base = tmp_path / "run" / "base"
     model, adapter = tuned(model, vocabulary, config, base)
-    config.dataset_kwargs = {"skip_prepare_dataset": True}
-    rows = next_item_rows(train, catalog, vocabulary)
+    rows = next_item(train, catalog, vocabulary)
     trainer = SidSFTTrainer(
         model,
+        vocabulary,
         vocabulary.grammar(catalog),
         args=config,
         peft_config=adapter,
@@ -265,7 +185,7 @@ def worst(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_lora_merges_into_the_model_that_was_trained(data, tmp_path, tied):
-    source = {} if tied else {"model_name_or_path": str(untied_lm(tmp_path / "lm"))}
+    source = {} if tied else {"model": str(untied_lm(tmp_path / "lm"))}
     model, base, start, vocabulary, prompts = adapted(data, tmp_path, finetune="lora", **source)
     before = plain_logits(model, prompts)
     plain = reloaded(merged(model, base), tmp_path / "merged")
@@ -288,7 +208,7 @@ def test_lora_merges_into_the_model_that_was_trained(data, tmp_path, tied):
 @pytest.mark.parametrize("tied", [True, False])
 def test_qlora_merges_into_full_precision_weights(data, tmp_path, tied):
     pytest.importorskip("bitsandbytes")
-    source = {} if tied else {"model_name_or_path": str(untied_lm(tmp_path / "lm"))}
+    source = {} if tied else {"model": str(untied_lm(tmp_path / "lm"))}
     model, base, start, vocabulary, prompts = adapted(data, tmp_path, finetune="qlora", **source)
     assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
     before = plain_logits(model, prompts)
