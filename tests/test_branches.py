@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import fields, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -206,6 +207,9 @@ def assert_sees(packed: Packed, rows: list[Row], think_ids=()) -> None:
                 assert column == -1
                 continue
             assert seen_by(packed, visible, column)[0] == read + tokens[: tokens.index(think) + 1]
+    for trunk, branch in zip(packed.trunk, packed.branch, strict=True):  # numbered through the row
+        owners = torch.stack([trunk, branch])[:, branch > 0].unique(dim=1)
+        assert len(owners[1].unique()) == owners.shape[1]
     padding = packed.trunk == -1
     assert not (visible & (padding[:, :, None] != padding[:, None])).any()
 
@@ -285,6 +289,12 @@ def test_fit_splits_and_keeps_every_answer(seed, max_columns):
     assert sorted(answers_of(parts)) == sorted(answers_of([row]))
     assert all(pack([part]).input_ids.shape[1] <= max_columns for part in parts)
     assert (parts == [row]) == (pack([row]).input_ids.shape[1] <= max_columns)
+    if len(parts) > 1:  # short trunks first, each part as full as can be
+        assert [attach for part in parts for attach in part["attach"]] == sorted(row["attach"])
+        assert all(len(part["input_ids"]) <= max_columns for part in parts)
+        for part, after in pairwise(parts):
+            more = {name: part[name] + after[name][:1] for name in ("attach", "answers", "labels", "weights")}
+            assert pack([Row(input_ids=row["input_ids"], **more)]).input_ids.shape[1] > max_columns
     assert_sees(pack(parts, max_columns=max_columns), parts)
 
 
