@@ -13,19 +13,15 @@ where told otherwise. One cell takes a minute or two of one core on some 50,000 
 """
 
 import argparse
-import os
 import re
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import measure
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from cells import paired, run_apart, user_scores
 from scipy.stats import spearmanr
 
 from hf_gr.artifacts import read_json, write_json
@@ -112,8 +108,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         run_cell(cells_named(chosen.only)[0], chosen)
         return {}
     cells = cells_named(chosen.cells) if chosen.cells else GRID
-    with ThreadPoolExecutor(chosen.jobs) as pool:
-        list(pool.map(lambda cell: _run_apart(cell, chosen), cells))
+    given = ["--epochs", str(chosen.epochs), "--out", str(chosen.out)]
+    given += ["--dataset", chosen.dataset, "--embeddings", chosen.embeddings]
+    run_apart(__file__, [cell.name for cell in cells], given, chosen.out, chosen.jobs)
     rows = [read_json(file) for cell in cells if (file := chosen.out / cell.name / "row.json").is_file()]
     result = {
         "rows": rows,
@@ -142,20 +139,6 @@ def cells_named(names: str) -> list[Cell]:
             known = [Cell(parts[1], int(parts[2]), int(parts[3]))]
         found += known
     return found
-
-
-def _run_apart(cell: Cell, chosen: argparse.Namespace) -> None:
-    """Runs a cell in a process of its own, with its share of the cores; its output goes to its folder."""
-    folder = chosen.out / cell.name
-    if (folder / "row.json").is_file():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, len(os.sched_getaffinity(0)) // chosen.jobs))
-    command = [sys.executable, __file__, "--only", cell.name, "--epochs", str(chosen.epochs), "--out", str(chosen.out)]
-    command += ["--dataset", chosen.dataset, "--embeddings", chosen.embeddings]
-    with (folder / "log.txt").open("a") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": threads})
-    print(f"{cell.name}: {'done' if done.returncode == 0 else f'failed, see {folder}/log.txt'}", flush=True)
 
 
 def run_cell(cell: Cell, chosen: argparse.Namespace) -> None:
@@ -258,29 +241,19 @@ def _kind(row: dict[str, Any]) -> str:
     return re.sub(r"-s\d+$", "", row["cell"])
 
 
-def differences(rows: list[dict[str, Any]], out: Path, against: str, draws: int = 2000) -> dict[str, dict[str, Any]]:
+def differences(rows: list[dict[str, Any]], out: Path, against: str) -> dict[str, dict[str, Any]]:
     """Recall@10 less that of another kind of codebook over the seeds both have; interval from resampled users."""
     hits: dict[str, dict[int, np.ndarray]] = {}
     for row in rows:
-        hits.setdefault(_kind(row), {})[row["seed"]] = _hits(out / row["cell"] / "test" / "predictions.parquet")
-    random, found = np.random.default_rng(0), {}
+        found_hits = user_scores(out / row["cell"] / "test" / "predictions.parquet")["HR@10"]
+        hits.setdefault(_kind(row), {})[row["seed"]] = found_hits
+    found = {}
     for kind, seeds in hits.items():
         both = sorted(set(seeds) & set(hits.get(against, {})))
-        if kind == against or not both:
-            continue
-        per_user = np.mean([seeds[seed] - hits[against][seed] for seed in both], axis=0)
-        drawn = [per_user[random.integers(len(per_user), size=len(per_user))].mean() for _ in range(draws)]
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        found[kind] = {"seeds": both, "value": float(per_user.mean()), "low": float(low), "high": float(high)}
+        if kind != against and both:
+            difference = paired([seeds[seed] for seed in both], [hits[against][seed] for seed in both])
+            found[kind] = {"seeds": both} | difference
     return found
-
-
-def _hits(predictions: Path) -> np.ndarray:
-    """Whether every user's target is among the first ten, float64 [users], users in order of their ids."""
-    table = pq.read_table(predictions, columns=["user_id", "item_ids", "target"])
-    table = table.take(pc.sort_indices(table["user_id"]))
-    pairs = zip(table["item_ids"].to_pylist(), table["target"].to_pylist(), strict=True)
-    return np.array([target in items[:10] for items, target in pairs], np.float64)
 
 
 def _selections(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

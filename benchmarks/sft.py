@@ -12,8 +12,8 @@ Every arm is a process of its own that trains one epoch on a sample of users, in
     python benchmarks/sft.py … --users 200 --layers 2 --width 128 --repeats 1                       # a trial
     python benchmarks/sft.py … --model HuggingFaceTB/SmolLM2-135M-Instruct --bf16                   # on a GPU
 
-`flat_ratio` and `s2gr_ratio` are targets per second against the plain arm of the same form, `memory_ratio` the larger of
-the peaks of `flat` and `s2gr` over that of the plain arms.
+`flat_ratio` and `s2gr_ratio` are targets per second against the plain arm of the same form, `memory_ratio` the larger
+of the two peaks over that of its plain arm.
 """
 
 import argparse

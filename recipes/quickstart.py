@@ -3,7 +3,7 @@
     python recipes/quickstart.py --model smollm2      # SmolLM2-135M, all 30 layers, about ten minutes
     python recipes/quickstart.py --model small        # two layers from scratch, about four minutes
 
-Every station below is also a command (`hf-gr sft --config recipes/movielens-100k/sft.yaml`) and a script for
+Every station below is also a command (`hf-gr sft --config recipes/movielens-100k/sft-flat.yaml`) and a script for
 `accelerate launch`. What is up to date is not made again: change a key of a YAML file, run this again, and what
 depends on it is rebuilt, nothing else. Simplified against a serious run: one pass over part of the data, few GRPO
 steps, no tuning.
@@ -40,7 +40,7 @@ def quickstart(model: str, seed: int, out: Path) -> None:
     embed(config(EmbedConfig, "embed", dataset=dataset, output_dir=vectors))
     quantize(config(QuantizeConfig, "quantize", dataset=dataset, embeddings=vectors, output_dir=catalog, seed=seed))
     sft_model = hf_gr.sft.main(
-        arguments(f"sft{suffix}", dataset=dataset, catalog=catalog, output_dir=out / "sft", seed=seed)
+        arguments(f"sft-flat{suffix}", dataset=dataset, catalog=catalog, output_dir=out / "sft", seed=seed)
     )
     final = hf_gr.grpo.main(
         arguments(f"grpo{suffix}", dataset=dataset, model=sft_model, output_dir=out / "grpo", seed=seed)
