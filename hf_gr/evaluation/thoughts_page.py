@@ -8,7 +8,7 @@ from ..pages.html import cell, row, section, table
 
 STYLE = """
 .thought { margin: .5rem 0 0; } .thoughts { grid-column: 1 / -1; display: grid; gap: .2rem 2rem;
-           grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+           grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); }
 .pointed { display: grid; grid-template-columns: 4rem 2.6rem 1fr; gap: .5rem; align-items: baseline; }
 .pointed .share { text-align: right; font-variant-numeric: tabular-nums; color: var(--soft); }
 .bar { background: var(--line); border-radius: 3px; height: .55rem; }
@@ -19,6 +19,8 @@ _EXPLAINED = """<p>Before each code the model thinks: the thought points at coar
 true where the cluster that it points at first is the one of what follows: of the code in the model's first answer, or,
 read along the true item's codes, of that item's. Always naming the cluster that is most frequent among the true items
 is what a thought has to beat; it is chosen with those items known.</p>"""
+_MARKED = """<p>What each thought of the item recommended first was on, in the words that tell a cluster's items from
+others. Marked: the cluster that the item's code, or the item itself, is of.</p>"""
 
 
 def thoughts_section(thoughts: dict[str, Any] | None) -> list[str]:
@@ -37,6 +39,7 @@ def thoughts_section(thoughts: dict[str, Any] | None) -> list[str]:
             table(header, rows),
             f'<p class="soft">{thoughts["cases"]:,} cases; 95 % bootstrap intervals.</p>',
             f"<h3>{len(thoughts['examples'])} users, drawn at random</h3>",
+            _MARKED,
             *map(_example, thoughts["examples"]),
         )
     ]
@@ -64,7 +67,8 @@ def _example(example: dict[str, Any]) -> str:
     return (
         f'<div class="example"><h3>User {escape(example["user"])}</h3>'
         f"<div><h4>History, latest last</h4>{f'<ol>{history}</ol>' if history else '<p>(none)</p>'}</div>"
-        f"<div><h4>Recommended first</h4><p>{escape(example['recommended'])}</p><h4>Truth</h4><p>{truth}</p></div>"
+        f"<div><h4>Recommended first</h4><p>{escape(example['recommended'])}</p></div>"
+        f"<div><h4>Truth</h4><p>{truth}</p></div>"
         f'<div class="thoughts">{"".join(told)}</div></div>'
     )
 
@@ -78,9 +82,9 @@ def _thought(name: str, thought: dict[str, Any], own: dict[str, Any]) -> str:
 
 
 def _pointed(cluster: dict[str, Any], written: bool) -> str:
-    words = escape(", ".join(cluster["words"]) or f"cluster {cluster['cluster']}")
-    share = cluster["probability"]
+    words, share = escape(", ".join(cluster["words"]) or f"cluster {cluster['cluster']}"), cluster["probability"]
+    told = f'<b class="hit">{words}</b>' if written else words
     return (
         f'<div class="pointed"><div class="bar"><i style="width:{share:.1%}"></i></div>'
-        f'<span class="share">{share:.0%}</span><span>{f"<b class=hit>{words}</b>" if written else words}</span></div>'
+        f'<span class="share">{share:.0%}</span><span>{told}</span></div>'
     )

@@ -99,7 +99,7 @@ class ThinkingHeads(nn.Module):
     """
 
     centre: torch.Tensor  # float32 [d_c], mean target vector of the live items
-    interest_centroids: torch.Tensor  # float32 [Kc, d_c], target vectors less their mean
+    interest_centroids: torch.Tensor  # float32 [Kc, d_c], of directions from there
 
     def __init__(
         self,
@@ -132,8 +132,10 @@ class ThinkingHeads(nn.Module):
         """New heads for an LM of width d = `hidden_size`.
 
         Coarse clusters come of K-means of each level's code vectors, those of the interest of K-means of the items'
-        target vectors. Codes that no live item uses shape no cluster, but belong to the nearest. Centroids are taken
-        less the mean of the level: a direction common to all clusters tells none of them apart [ours].
+        target vectors; both less their mean, since a direction common to all tells nobody apart, and of unit length,
+        since thoughts are compared by cosine: without that, most residuals of a lower level, short and in all
+        directions, fall into one cluster [ours]. Codes that no live item uses shape no cluster, but belong to the one
+        of the largest cosine, as all codes do.
 
         Raises:
             HfGrError: If the catalogue has no code vectors, no live item, or no level but a digit.
@@ -226,12 +228,12 @@ class ThinkingHeads(nn.Module):
 
     def interest_points_at(self, interest: torch.Tensor) -> torch.Tensor:
         """Probabilities float32 [..., Kc] of the items' clusters, from global interests [..., d_c]."""
-        return self._compared(interest, self.interest_centroids, self.config.interest_temperature).softmax(-1)
+        return (_cosines(interest, self.interest_centroids) / self.config.interest_temperature).softmax(-1)
 
     def interest_clusters_of(self, codes: torch.Tensor) -> torch.Tensor:
-        """Cluster of items, int64 [n], from their codes int64 [n, L]: the nearest to the target vector."""
+        """Cluster of items, int64 [n], from their codes int64 [n, L]: the one of the largest cosine."""
         parts = codes.split(_READ)  # so that a million items need no million target vectors
-        return torch.cat([torch.cdist(self.targets_of(part), self.interest_centroids).argmin(1) for part in parts])
+        return torch.cat([_cosines(self.targets_of(part), self.interest_centroids).argmax(1) for part in parts])
 
     def targets_of(self, codes: torch.Tensor) -> torch.Tensor:
         """What v_g should be of items with codes int64 [n, L], float32 [n, d_c].
@@ -246,7 +248,7 @@ class ThinkingHeads(nn.Module):
 
     def _contrast(self, interest: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """InfoNCE [m] of interests with the target vectors of codes [m, I]."""
-        logits = self._compared(interest, self.targets_of(codes), self.config.interest_temperature)
+        logits = _cosines(interest, self.targets_of(codes)) / self.config.interest_temperature
         sid = torch.unique(codes, dim=0, return_inverse=True)[1]
         itself = torch.eye(len(sid), dtype=torch.bool, device=sid.device)
         same = (sid[:, None] == sid) & ~itself
@@ -254,11 +256,7 @@ class ThinkingHeads(nn.Module):
 
     def _logits(self, level: int, thoughts: torch.Tensor) -> torch.Tensor:
         projected = self.projections[level](thoughts.float())
-        return self._compared(projected, self._level(level).centroids, self.config.temperature)
-
-    @staticmethod
-    def _compared(points: torch.Tensor, others: torch.Tensor, temperature: float) -> torch.Tensor:
-        return F.normalize(points, dim=-1) @ F.normalize(others, dim=-1).T / temperature
+        return _cosines(projected, self._level(level).centroids) / self.config.temperature
 
     def save(self, folder: str | Path) -> None:
         """Writes `thinking.json` and `thinking.safetensors`."""
@@ -324,18 +322,24 @@ def _target_vectors(vectors: Sequence[torch.Tensor], codes: torch.Tensor) -> tor
 
 
 def _coarse(vectors: torch.Tensor, used: torch.Tensor, clusters: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centred centroids [Kc, d_l] of the used code vectors, and the cluster of every code [K_l]."""
+    """Centroids [Kc, d_l] of the used codes' directions from their mean, and the cluster of every code [K_l]."""
     mean = used.mean(0)
     centroids = _kmeans(used - mean, clusters, seed)
-    return centroids, torch.cdist(vectors - mean, centroids).argmin(1)
+    return centroids, _cosines(vectors - mean, centroids).argmax(1)
 
 
 def _kmeans(points: torch.Tensor, clusters: int, seed: int) -> torch.Tensor:
     from sklearn.cluster import KMeans  # a second to import, and needed once in training alone
 
-    distinct = len(torch.unique(points, dim=0))
-    fitted = KMeans(min(clusters, distinct), n_init=4, random_state=seed).fit(points.numpy())
+    directions = F.normalize(points, dim=1)
+    distinct = len(torch.unique(directions, dim=0))
+    fitted = KMeans(min(clusters, distinct), n_init=4, random_state=seed).fit(directions.numpy())
     return torch.from_numpy(fitted.cluster_centers_.astype(np.float32))
+
+
+def _cosines(points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """float32 [..., m] of points [..., d] with others [m, d]."""
+    return F.normalize(points, dim=-1) @ F.normalize(others, dim=-1).T
 
 
 def _sample(count: int, seed: int) -> np.ndarray:

@@ -86,10 +86,10 @@ def test_clusters_are_shown_in_words_and_what_was_written_is_marked():
     (text,) = thoughts_section(judged())
     first = text[text.index("<h4>Thought 1") : text.index("<h4>Thought 2")]
     assert re.findall(r"width:([\d.]+)%", first) == ["61.0", "20.0", "5.0"]
-    assert re.findall(r"<b class=hit>(.*?)</b>", first) == ["soap, bath"] and "cluster 7" in first
+    assert re.findall(r'<b class="hit">(.*?)</b>', first) == ["soap, bath"] and "cluster 7" in first
     second = text[text.index("<h4>Thought 2") : text.index("</div></div></div></div>", text.index("<h4>Thought 2"))]
     assert re.findall(r"width:([\d.]+)%", second) == ["61.0", "20.0", "5.0", "1.0"]  # the code's own comes last
-    assert re.findall(r"<b class=hit>(.*?)</b>", second) == ["nails"]
+    assert re.findall(r'<b class="hit">(.*?)</b>', second) == ["nails"]
     assert text.count('<span class="hit">the same</span>') == 1
 
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -25,6 +26,10 @@ def catalog(widths: tuple[int, ...] = (8, 8, 8), collisions: str = "keep") -> Si
         random.normal(1, 1, size=(size, width)).astype(np.float32) for size, width in zip(SIZES, widths, strict=True)
     ]
     return SidCatalog.from_codes(codes, tiny_items(NUM_ITEMS), SIZES, None, vectors, collisions)
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def row(sids: list[list[int]], trunk: int, attach: list[int], weights: list[float]) -> Row:
@@ -191,10 +196,30 @@ def test_clusters_are_k_means_of_the_codes_in_use():
     for level, vectors in enumerate(items.code_vectors):
         used = np.unique(items.codes[:, level])
         assert len(used) == len(vectors) - 1
-        centred = vectors - vectors[used].mean(0)
-        fitted = KMeans(3, n_init=4, random_state=0).fit(centred[used])
-        assert np.allclose(heads.levels[level].centroids, fitted.cluster_centers_, atol=1e-5)
-        assert heads.clusters_of(level).tolist() == fitted.predict(centred).tolist()
+        units = unit_rows(vectors - vectors[used].mean(0))
+        centroids = heads.levels[level].centroids.numpy()
+        distances = np.square(units[used][:, None] - centroids).sum(-1)
+        # no split of so few codes into three is better
+        splits = np.array(list(product(range(3), repeat=len(used))))
+        best = min(
+            sum(np.square(own - own.mean(0)).sum() for k in range(3) if len(own := units[used][split == k]))
+            for split in splits
+        )
+        assert distances.min(1).sum() == pytest.approx(best, rel=1e-4)
+        cosines = units @ unit_rows(centroids).T
+        assert heads.clusters_of(level).tolist() == cosines.argmax(1).tolist()
+
+
+def test_short_vectors_that_point_everywhere_make_no_single_cluster():
+    """As residuals of lower levels are: by distance, all short ones would be near one centroid."""
+    random = np.random.default_rng(0)
+    units = unit_rows(random.normal(size=(60, 16)).astype(np.float32))
+    vectors = np.where(np.arange(60)[:, None] < 45, 0.3, 1.0).astype(np.float32) * units
+    items = SidCatalog.from_codes(np.arange(60)[:, None], tiny_items(60), (60,), None, [vectors])
+    heads = heads_of(items, replace(SMALL, clusters=10))
+    assert np.bincount(heads.clusters_of(0).numpy()).max() < 20
+    by_distance = KMeans(10, n_init=4, random_state=0).fit(vectors - vectors.mean(0))
+    assert np.bincount(by_distance.labels_).max() > 35
 
 
 def test_removed_items_shape_no_cluster():
@@ -209,14 +234,14 @@ def test_removed_items_shape_no_cluster():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_clusters_of_the_items_are_those_nearest_to_their_target_vectors(kind):
+def test_clusters_of_the_items_are_those_of_their_target_vectors(kind):
     items = catalog(*KINDS[kind])
     heads = heads_of(items)
-    targets = np.stack([slow_target(items, sid, heads.num_levels) for sid in items.codes.tolist()])
+    targets = unit_rows(np.stack([slow_target(items, sid, heads.num_levels) for sid in items.codes.tolist()]))
     fitted = KMeans(3, n_init=4, random_state=0).fit(targets[np.random.default_rng(0).permutation(NUM_ITEMS)])
     assert np.allclose(np.sort(heads.interest_centroids, 0), np.sort(fitted.cluster_centers_, 0), atol=1e-4)
-    distances = np.linalg.norm(targets[:, None] - heads.interest_centroids.numpy(), axis=-1)
-    assert heads.interest_clusters_of(torch.tensor(items.codes).long()).tolist() == distances.argmin(1).tolist()
+    cosines = targets @ unit_rows(heads.interest_centroids.numpy()).T
+    assert heads.interest_clusters_of(torch.tensor(items.codes).long()).tolist() == cosines.argmax(1).tolist()
     interest = torch.tensor(targets[:2], dtype=torch.float32)
     scores = [[cosine(row, c) / SMALL.interest_temperature for c in heads.interest_centroids] for row in interest]
     assert torch.allclose(heads.interest_points_at(interest), torch.tensor(scores).softmax(1), atol=1e-5)
