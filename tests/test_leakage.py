@@ -17,7 +17,7 @@ from hf_gr.grpo import SidGRPOConfig, grpo
 from hf_gr.grpo.trainer import training_prompts
 from hf_gr.quantizers import QuantizeConfig, quantize
 from hf_gr.sft import SidSFTConfig, sft
-from hf_gr.sft.data import next_item_rows
+from hf_gr.sft.tasks import TASKS, build
 from hf_gr.vocabulary import add_vocabulary
 
 
@@ -130,7 +130,7 @@ def test_tokens_rows_and_prompts_do_not_see_held_out_events(worlds, context):
         vocabulary = add_vocabulary(
             tokenizer, model, catalog, max_history=5, context=context, histories=split.train, row_start="codes"
         )
-        rows = next_item_rows(split.train, catalog, vocabulary).to_list()
+        rows = [build(task, split.train, catalog, vocabulary, tokenizer, steps=2).to_list() for task in TASKS]
         prompts = training_prompts(split.train, catalog, vocabulary, 2).to_list()
         assert rows and prompts
         weights = {name: weight.numpy().tobytes() for name, weight in model.state_dict().items()}
@@ -142,7 +142,7 @@ def test_models_do_not_see_held_out_events(worlds):
     split, made = worlds
     found = []
     for data in made:
-        settings = {"split": split, "max_steps": 3, "context": "rating"}
+        settings = {"split": split, "max_steps": 3, "context": "rating", "form": "stepwise", "thinking": {"clusters": 4}}
         model = sft(SidSFTConfig(**data.sft(data.dataset.with_name("sft"), **settings)))
         final = grpo(SidGRPOConfig(**data.grpo(data.dataset.with_name("grpo"), model, split=split, max_steps=2)))
         for folder in (model, final):
