@@ -227,6 +227,7 @@ def test_every_predictor_sees_its_trunk_and_its_branch_alone(rows, max_columns):
     whole = [number for line in packed.trunk for number in line[line >= 0].unique().tolist()]
     assert sorted(whole) == list(range(len(rows)))  # each in one row only
     if not packed.simple:
+        assert columns[int(packed.trunk[0, 0])] == max(columns)  # the longest first
         assert all(one + other > widest for n, one in enumerate(used) for other in used[:n])  # none could be joined
 
 
