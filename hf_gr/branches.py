@@ -2,12 +2,12 @@
 
 A *trunk* is what was read (a history, a prompt); a *branch* is an answer that continues the trunk's first tokens. A
 branch sees the trunk up to where it is attached, and itself; its positions go on from there. So every target of a
-history, the several next items of each position, or the G rollouts of a prompt are computed in one pass, and log-
-probabilities and gradients equal those of one row per answer. An answer that stands in the trunk itself, as the codes of
-the next item do in a history of codes, takes no columns of its own.
+history, the several next items of each position, or the G rollouts of a prompt are computed in one pass, and
+log-probabilities and gradients equal those of one row per answer. An answer that stands in the trunk itself, as the
+codes of the next item do in a history of codes, takes no columns of its own.
 
-[`pack`] builds rows from lists of tokens, [`share_prompts`] from tensors on any device. Known: tree attention masks for
-decoding (SpecInfer, 2023); our choice: this form, and one for training, scoring and explaining alike.
+[`pack`] builds rows from lists of tokens, [`share_prompts`] from tensors on any device. Known: tree attention masks
+for decoding (SpecInfer, 2023); our choice: this form, and one for training, scoring and explaining alike.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,7 +55,7 @@ class Packed:
         branch: [B, T], 0 in the trunk, else number of the branch within the row.
         attachment: [B, T], the last position of its trunk that a column sees (in the trunk: its own).
         labels: [n, A], the predicted tokens of each answer, in order; −100 after the last.
-        predictors: [n, A], the column (counted through all rows: row · T + column) that predicts each; 0 after the last.
+        predictors: [n, A], the column (counted through all rows: row · T + column) that predicts each; 0 after them.
         anchors: [n], the column of the last trunk token that the answer continues.
         thoughts: [n, L], the columns of its thinking tokens; −1 where it has none.
         weights: float32 [n].
@@ -180,8 +180,13 @@ def pack(rows: Sequence[Row], *, think_ids: Sequence[int] = (), max_columns: int
         filled = [entries + [fill] * (width - len(entries)) for entries in lists]
         return torch.tensor(filled, dtype=torch.int64).view(len(lists), width)
 
+    input_ids, position_ids, trunk, branch, attachment = table.unbind(0)
     return Packed(
-        *table.unbind(0),
+        input_ids,
+        position_ids,
+        trunk,
+        branch,
+        attachment,
         labels=padded([answer.labels for answer in answers], longest, IGNORED),
         predictors=padded([answer.predictors for answer in answers], longest, 0),
         anchors=torch.tensor([answer.anchor for answer in answers], dtype=torch.int64),

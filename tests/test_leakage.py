@@ -142,7 +142,13 @@ def test_models_do_not_see_held_out_events(worlds):
     split, made = worlds
     found = []
     for data in made:
-        settings = {"split": split, "max_steps": 3, "context": "rating", "form": "stepwise", "thinking": {"clusters": 4}}
+        settings = {
+            "split": split,
+            "max_steps": 3,
+            "context": "rating",
+            "form": "stepwise",
+            "thinking": {"clusters": 4},
+        }
         model = sft(SidSFTConfig(**data.sft(data.dataset.with_name("sft"), **settings)))
         final = grpo(SidGRPOConfig(**data.grpo(data.dataset.with_name("grpo"), model, split=split, max_steps=2)))
         for folder in (model, final):

@@ -122,8 +122,8 @@ def policy_log_probs(
         hidden = last_hidden(plain, **inputs)
         log_probs = torch.zeros(answers.shape, device=answers.device)  # a forced token has log-probability 0
         entropies = torch.zeros_like(log_probs)
-        read = hidden.flatten(0, 1)[predictors[:, places]]
-        for place, logits, option in zip(places, *answer_logits(plain, read, answers[:, places], grammar), strict=True):
+        read, codes = hidden.flatten(0, 1)[predictors[:, places]], answers[:, places]
+        for place, logits, option in zip(places, *answer_logits(plain, read, codes, grammar), strict=True):
             policy = torch.log_softmax(logits / temperature, dim=1)
             log_probs[:, place] = policy.gather(1, option[:, None])[:, 0]
             finite = policy.masked_fill(logits.isneginf(), 0.0)

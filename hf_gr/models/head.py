@@ -58,7 +58,7 @@ def answer_logits(
 
 
 def add_inner_call(model: PreTrainedModel) -> None:
-    """Gives a model's forward the argument `inner`, a function that is called in its place and whose result it returns.
+    """Gives a model's forward the argument `inner`, a function called in its place, whose result it returns.
 
     Arithmetic on parameters (rows of the head, heads of our own) must happen inside the forward of the module that DDP
     or FSDP wraps; this is the way in. Without the argument the forward is as before. Call it before PEFT wraps the

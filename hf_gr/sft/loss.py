@@ -18,7 +18,7 @@ LossKind = Literal["constrained", "full"]
 
 @dataclass
 class SidOutput(ModelOutput):
-    """Sums over the predicted tokens of a batch (scalars).
+    """Sums over the predicted tokens of a batch (scalars); a `ModelOutput`, so that wrappers find the tensors in it.
 
     Attributes:
         loss: Weighted cross-entropy.
@@ -29,10 +29,10 @@ class SidOutput(ModelOutput):
         terms: Means of each of their terms.
     """
 
-    loss: torch.Tensor | None = None
-    count: torch.Tensor | None = None
-    hits: torch.Tensor | None = None
-    codes: torch.Tensor | None = None
+    loss: torch.Tensor = None  # type: ignore[assignment]
+    count: torch.Tensor = None  # type: ignore[assignment]
+    hits: torch.Tensor = None  # type: ignore[assignment]
+    codes: torch.Tensor = None  # type: ignore[assignment]
     thinking: torch.Tensor | None = None
     terms: dict[str, torch.Tensor] | None = None
 

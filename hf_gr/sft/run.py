@@ -15,7 +15,7 @@ from ..errors import HfGrError
 from ..models import ThinkingHeads, from_scratch
 from ..offline import resolve
 from ..training import Run, load_lm, trained_model, tuned
-from ..vocabulary import SidVocabulary, add_vocabulary
+from ..vocabulary import SidVocabulary, add_vocabulary, encode_text, reads_text
 from .config import SidSFTConfig
 from .tasks import build, held_out, mixture
 from .trainer import SidSFTTrainer
@@ -88,9 +88,12 @@ def starting_model(
         context=config.context,
         histories=train,
         row_start=config.row_start,
+        form=config.form,
         seed=config.seed,
     )
-    return model, tokenizer, replace(vocabulary, form=config.form)
+    if config.prompt and not reads_text(tokenizer):
+        raise HfGrError("prompt is set, but the model is of semantic IDs alone; give it text: true, or no prompt.")
+    return model, tokenizer, replace(vocabulary, prompt_ids=tuple(encode_text(tokenizer, config.prompt)))
 
 
 def starting_heads(config: SidSFTConfig, model: PreTrainedModel, catalog: SidCatalog) -> ThinkingHeads | None:
@@ -125,7 +128,6 @@ def training_rows(
             catalog,
             vocabulary,
             tokenizer,
-            prompt=config.prompt,
             steps=config.target_steps,
             decay=config.target_decay,
             seed=config.seed,

@@ -56,7 +56,6 @@ def next_item(
     *,
     steps: int = 1,
     decay: float = 0.5,
-    prompt: Sequence[int] = (),
 ) -> Dataset:
     """Every training event as a target once, all positions of a history in one row.
 
@@ -69,15 +68,13 @@ def next_item(
         catalog, vocabulary: Of the model.
         steps: The items of how many events after a position are its targets (within the window).
         decay: The k-th of them weighs decay**(k − 1).
-        prompt: Token ids ([`encode_text`]) that stand before `<items>`, once a row; at inference give the same text as
-            the query.
     """
     if steps < 1 or not 0 < decay <= 1:
         raise HfGrError(f"steps is {steps} and decay {decay}; use at least 1 step and a decay above 0, up to 1.")
     first, last = windows_of(train, vocabulary.max_history + 1)
     row, position, target, step = following(first, last, catalog.live[train.items], steps)
     return rows_of(
-        lists([[*prompt, vocabulary.start_id]] * len(first)),
+        lists([vocabulary.opening] * len(first)),
         matrix(vocabulary.event_tokens(train, catalog)),
         (first, last),
         row,
@@ -87,17 +84,17 @@ def next_item(
     )
 
 
-def held_out(cases: Cases, catalog: SidCatalog, vocabulary: SidVocabulary, *, prompt: Sequence[int] = ()) -> Dataset:
+def held_out(cases: Cases, catalog: SidCatalog, vocabulary: SidVocabulary) -> Dataset:
     """One row per case: its prompt, and its target as the only answer; for the evaluation loss in training.
 
-    Cases whose target was removed are left out. `prompt` as in [`next_item`].
+    Cases whose target was removed are left out.
     """
     histories = cases.histories
     kept = np.flatnonzero(catalog.live[cases.targets])
     last = histories.ptr[1:][kept]
     first = np.maximum(histories.ptr[:-1][kept], last - vocabulary.max_history)
     return rows_of(
-        lists([[*prompt, vocabulary.start_id]] * len(kept)),
+        lists([vocabulary.opening] * len(kept)),
         matrix(vocabulary.event_tokens(histories, catalog)),
         (first, last),
         np.arange(len(kept)),
@@ -118,7 +115,7 @@ def title_to_sid(
     items = np.flatnonzero(catalog.live & _filled(titles))
     return _of_items(
         items,
-        lists([[*title, vocabulary.start_id] for title in titles]),
+        lists([[*title, *vocabulary.opening] for title in titles]),
         _sids(vocabulary, catalog, items),
     )
 
@@ -184,7 +181,7 @@ def sid_history_to_title(
     windows = windows_of(train, vocabulary.max_history + 1)
     row, position, target, _ = following(*windows, (catalog.live & _filled(titles))[train.items], 1)
     return rows_of(
-        lists([[vocabulary.start_id]] * len(windows[0])),
+        lists([vocabulary.opening] * len(windows[0])),
         matrix(vocabulary.event_tokens(train, catalog)),
         windows,
         row,
@@ -221,7 +218,7 @@ def query_to_sid(
     drawn = usable[offsets(counts)[:-1] + random.integers(counts)]
     queries = [_query(words[item], random) for item in train.items[drawn]]
     return rows_of(
-        lists([[*query, vocabulary.start_id] for query in _texts(tokenizer, queries, max_text)]),
+        lists([[*query, *vocabulary.opening] for query in _texts(tokenizer, queries, max_text)]),
         matrix(vocabulary.event_tokens(train, catalog)),
         (np.maximum(train.ptr[users], drawn - vocabulary.max_history), drawn),
         np.arange(len(drawn)),
@@ -271,7 +268,6 @@ def build(
     vocabulary: SidVocabulary,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    prompt: str = "",
     steps: int = 1,
     decay: float = 0.5,
     max_text: int = 64,
@@ -281,8 +277,7 @@ def build(
     if name not in TASKS:
         raise HfGrError(f"{name!r} is no task; choose from {', '.join(TASKS)}.")
     if name == "next_item":
-        opened = encode_text(tokenizer, prompt)
-        return next_item(train, catalog, vocabulary, steps=steps, decay=decay, prompt=opened)
+        return next_item(train, catalog, vocabulary, steps=steps, decay=decay)
     if name == "query_to_sid":
         return query_to_sid(train, catalog, vocabulary, tokenizer, seed=seed, max_text=max_text)
     of_catalog = name in ("title_to_sid", "sid_to_title")

@@ -24,7 +24,7 @@ def train(tmp_path_factory):
 
 @torch.no_grad()
 def listed_loss(model, rows, catalog, vocabulary, full=False):
-    """Weighted cross-entropy, predicted tokens and hits: every answer by itself, allowed codes from the list of items."""
+    """Weighted cross-entropy, predicted tokens and hits: each answer alone, allowed codes from the list of items."""
     total, count, hits = 0.0, 0, 0
     codes = {token: (level, code) for level, ids in enumerate(vocabulary.code_ids) for code, token in enumerate(ids)}
     items = [tuple(sid) for sid in catalog.codes[catalog.live].tolist()]

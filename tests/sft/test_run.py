@@ -1,19 +1,22 @@
 """SFT runs: what a tiny one learns, reruns, continuation, thinking heads, the curriculum, adapters."""
 
 import copy
+import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import tiny_catalog
 from tiny_runs import distinct_catalog, held_out, hit_rate, plain_logits, tiny_data, untied_lm
 from transformers import AutoModelForCausalLM
 
 import hf_gr.sft.run
+from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import InteractionDataset
+from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
 from hf_gr.evaluation.baselines import Popularity
 from hf_gr.models import ThinkingConfig, ThinkingHeads
@@ -144,6 +147,187 @@ def test_a_model_of_ours_is_not_started_over(data, trained, tmp_path):
     settings = data.sft(tmp_path / "again", model=str(trained))
     with pytest.raises(HfGrError, match="already holds SID tokens"):
         sft(SidSFTConfig(**settings))
+
+
+# Thinking
+
+
+THINKING = {"form": "stepwise", "thinking": {"clusters": 4}}
+
+
+def heads_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "thinking.safetensors")
+
+
+@pytest.fixture(scope="module")
+def thinker(data):
+    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("thinker"), **THINKING)))
+
+
+def test_thinking_learns_the_walk_and_its_terms_are_logged(data, thinker):
+    assert hit_rate(thinker, held_out(data), 5) > 0.4
+    log = [entry for entry in log_of(thinker) if "loss" in entry]
+    for name in ("align", "interest", "agreement"):
+        values = [entry[f"thinking/{name}"] for entry in log]
+        assert np.mean(values[-10:]) < np.mean(values[:10])
+    accuracy = [entry["thinking/align_accuracy_1"] for entry in log]
+    assert np.mean(accuracy[-10:]) > 0.7 > 0.5 > np.mean(accuracy[:3])
+    for entry in log:  # a code's share of the loss, with the weights of the recipe
+        parts = {"align": 0.3, "interest": 0.1, "agreement": 0.1}
+        thinking = sum(weight * entry[f"thinking/{name}"] for name, weight in parts.items())
+        assert entry["loss"] == pytest.approx(entry["code_loss"] + thinking / 3, rel=1e-3)
+
+
+def test_a_thinking_model_is_a_plain_one_with_heads_beside_it(thinker):
+    assert json.loads((thinker / "vocabulary.json").read_text())["form"] == "stepwise"
+    assert not [name for name in load_file(thinker / "model.safetensors") if "thinking" in name]
+    assert {path.name for path in thinker.glob("thinking.*")} == {"thinking.json", "thinking.safetensors"}
+    AutoModelForCausalLM.from_pretrained(thinker)
+    catalog = SidCatalog.load(thinker)
+    start = ThinkingHeads.start(ThinkingConfig(clusters=4), 64, catalog, seed=0).state_dict()
+    moved = {name for name, value in heads_of(thinker).items() if not torch.equal(value, start[name])}
+    assert any("projections" in name for name in moved) and any("interest." in name for name in moved)
+
+
+def test_hidden_feedback_trains_the_way_back(data, tmp_path):
+    settings = THINKING | {"thinking": {"clusters": 4, "feedback": "hidden"}}
+    model = sft(SidSFTConfig(**data.sft(tmp_path / "hidden", **settings)))
+    assert heads_of(model)["feed.weight"].abs().max() > 0.01  # zero at the start
+    assert hit_rate(model, held_out(data), 5) > 0.4  # the search feeds hidden states too
+
+
+def test_a_killed_thinking_run_goes_on_with_its_heads(data, tmp_path, monkeypatch):
+    settings = THINKING | {"max_steps": 12, "save_strategy": "steps", "save_steps": 4}
+    whole = sft(SidSFTConfig(**data.sft(tmp_path / "whole", **settings)))
+    train = SidSFTTrainer.training_step
+
+    def killed(self, *arguments, **rest):
+        if self.state.global_step == 6:
+            raise KeyboardInterrupt
+        return train(self, *arguments, **rest)
+
+    monkeypatch.setattr(SidSFTTrainer, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sft(SidSFTConfig(**data.sft(tmp_path / "killed", **settings)))
+    monkeypatch.setattr(SidSFTTrainer, "training_step", train)
+    resumed = sft(SidSFTConfig(**data.sft(tmp_path / "killed", **settings)))
+    for name, value in heads_of(whole).items():
+        assert torch.allclose(value, heads_of(resumed)[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("finetune", ["full", "lora"])
+def test_the_best_checkpoint_gives_its_heads_too(data, tmp_path, finetune):
+    """The validation loss is worst at the end here, as the learning rate is absurd from the second evaluation on."""
+    settings = THINKING | {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 3, "save_steps": 3}
+    settings |= {"patience": 1, "max_steps": 60, "learning_rate": 0.5, "warmup_steps": 40, "finetune": finetune}
+    seen = {}
+    save = SidSFTTrainer._save
+
+    def noted(self, *arguments, **rest):
+        save(self, *arguments, **rest)
+        seen[self.state.global_step] = {name: value.clone() for name, value in self.heads.state_dict().items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SidSFTTrainer, "_save", noted)
+        model = sft(SidSFTConfig(**data.sft(tmp_path / "best", **settings)))
+    losses = {entry["step"]: entry["eval_loss"] for entry in log_of(model) if "eval_loss" in entry}
+    best = min(losses, key=losses.get)
+    assert best != max(losses) < 60
+    assert all(torch.equal(value, seen[best][name]) for name, value in heads_of(model).items())
+
+
+def test_going_on_keeps_the_heads_and_refuses_others(data, thinker, tmp_path):
+    settings = data.sft(tmp_path / "more", continue_from=str(thinker), max_steps=1, learning_rate=1e-9, **THINKING)
+    kept = heads_of(sft(SidSFTConfig(**settings)))
+    assert all(torch.allclose(value, kept[name], atol=1e-6) for name, value in heads_of(thinker).items())
+    with pytest.raises(HfGrError, match="ask for the same"):
+        sft(SidSFTConfig(**settings | {"thinking": {"clusters": 5}}))
+
+
+# Settings
+
+
+def test_dropout_leaves_no_trace_in_the_model(data, tmp_path):
+    model = sft(SidSFTConfig(**data.sft(tmp_path / "dropout", max_steps=2, hidden_dropout=0.5)))
+    plain = sft(SidSFTConfig(**data.sft(tmp_path / "plain", max_steps=2)))
+    found, expected = (load_file(folder / "model.safetensors") for folder in (model, plain))
+    assert found.keys() == expected.keys()
+    assert not torch.equal(found["model.embed_tokens.weight"], expected["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("finetune", ["full", "lora"])
+def test_new_rows_learn_first(data, tmp_path, finetune):
+    """Until `rows_first` nothing else moves, weight decay or not; after it everything does."""
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def noted(self, *arguments, **rest):
+        result = step(self, *arguments, **rest)
+        seen.append([value.detach().clone() for group in self.param_groups for value in group["params"]])
+        return result
+
+    settings = {"max_steps": 4, "rows_first": 2, "weight_decay": 0.1, "finetune": finetune}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", noted)
+        sft(SidSFTConfig(**data.sft(tmp_path / "rows", **settings)))
+    moved = [sum(not torch.equal(*pair) for pair in zip(*two, strict=True)) for two in itertools.pairwise(seen)]
+    assert moved[0] == 1  # the embedding (tied to the head), or what LoRA trains of it
+    assert moved[1] > 5 and moved[2] > 5
+
+
+def test_rows_first_keeps_old_rows(data, tmp_path):
+    config = SidSFTConfig(**data.sft(tmp_path / "rows", max_steps=3, rows_first=3, weight_decay=0.0))
+    train = InteractionDataset.load(data.dataset).split().train
+    start, _, vocabulary = starting_model(config, distinct_catalog(), train)
+    before = start.get_input_embeddings().weight.detach().clone()
+    after = load_file(sft(config) / "model.safetensors")["model.embed_tokens.weight"]
+    changed = (before != after).any(1)
+    assert not changed[: min(vocabulary.token_ids)].any() and changed[vocabulary.code_ids[0][0]]
+
+
+def test_a_prompt_is_learned_and_asked(data, tmp_path):
+    model = sft(SidSFTConfig(**data.sft(tmp_path / "prompt", prompt="Next: ", max_steps=2)))
+    recommender = Recommender.from_pretrained(model)
+    [prompt] = recommender.prompts(held_out(data).histories.cut(np.array([0]), np.array([2])))
+    assert (
+        recommender.tokenizer.convert_ids_to_tokens(prompt[:6]) == list("Next:Ġ")
+        and prompt[6] == recommender.vocabulary.start_id
+    )
+
+
+def test_a_mixture_of_tasks_trains(data, tmp_path):
+    tasks = {"next_item": 1, "title_to_sid": 1, "sid_to_title": 0.5, "query_to_sid": 2}
+    model = sft(SidSFTConfig(**data.sft(tmp_path / "tasks", tasks=tasks, max_steps=5, **THINKING)))
+    log = [entry for entry in log_of(model) if "loss" in entry]
+    assert len(log) == 5 and all(np.isfinite(entry["loss"]) for entry in log)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": {"nonsense": 1}}, "'nonsense', which is no task; choose from next_item"),
+        ({"tasks": {}}, "name at least next_item"),
+        ({"tasks": "next_item"}, "give keys and values"),
+        ({"thinking": {}}, "form is 'flat' and has no thinking tokens"),
+        ({"form": "stepwise", "thinking": {"clusteres": 3}}, "no setting 'clusteres'"),
+        ({"form": "upfront", "thinking": {"feedback": "hidden"}}, "form: stepwise alone"),
+        ({"model": {"layer": 3}}, "no key 'layer'"),
+        ({"model": "{architecture: bert}"}, "architecture is 'bert'"),
+        ({"max_length": None}, "max_length is None"),
+        ({"target_steps": 0}, "target_steps is 0"),
+        ({"hidden_dropout": 1.0}, "hidden_dropout is 1.0"),
+        ({"rows_first": 5, "train_rows_only": True}, "not for train_rows_only"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(data, tmp_path, changes, message):
+    with pytest.raises(HfGrError, match=message) as caught:
+        SidSFTConfig(**data.sft(tmp_path / "bad") | changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_row_that_is_too_long_is_refused_before_training(data, tmp_path):
+    with pytest.raises(HfGrError, match="rows have at most 12; raise"):
+        sft(SidSFTConfig(**data.sft(tmp_path / "long", max_length=12, form="stepwise")))
 
 
 # Adapters
