@@ -212,6 +212,8 @@ def run_cell(cell: Cell, repeats: Repeats) -> dict[str, Any]:
         "speedup_vs_generate": measure.ratio(seconds["generate"], seconds["engine"]),
         "ratio_to_prefill": measure.ratio(seconds["engine"], seconds["prefill"]),
         "ratio_to_prefill_stepwise": measure.ratio(seconds["engine_stepwise"], seconds["prefill"]),
+        "stepwise_ratio": measure.ratio(seconds["engine_stepwise"], seconds["engine"]),
+        "stepwise_tokens_ratio": fed_tokens(cell, thinking=True) / fed_tokens(cell, thinking=False),
         "ratio_to_prefill_denied": measure.ratio(seconds["engine_denied"], seconds["prefill"]),
         "ratio_to_prefill_model": measure.ratio(seconds["engine_model"], seconds["prefill"]),
         "ratio_to_prefill_graphs": measure.ratio(seconds.get("engine_graphs"), seconds["prefill"]),
@@ -222,6 +224,13 @@ def run_cell(cell: Cell, repeats: Repeats) -> dict[str, Any]:
         "invalid_by_path": {name: invalid for name, (invalid, _) in wrong.items()},
     }
     return result | _parity(bench, measured, repeats.parity_prompts) | measure.provenance(cell.device)
+
+
+def fed_tokens(cell: Cell, *, thinking: bool) -> int:
+    """Tokens of one prompt and its beams that a search feeds: the prompt, then all codes but the last of every beam;
+    with thinking a token more for each code, of which the first belongs to the prompt."""
+    beams = [min(cell.beams, cell.codes ** (step + 1), cell.items) for step in range(cell.codebooks - 1)]
+    return cell.context + thinking + sum(beams) * (1 + thinking)
 
 
 def _wrong(bench: Bench, name: str, answers: Beams | torch.Tensor) -> tuple[int, int]:
@@ -263,7 +272,8 @@ def table(result: dict[str, Any]) -> Table:
         relative, memory = value / seconds["prefill"], result["peak_memory_mb"][name]
         grid.add_row(name, f"{value:.4f}", f"{relative:.2f}", f"{memory:.0f}", str(result["repeats"][name]))
     grid.add_section()
-    shown = ("speedup_vs_prefix_fn", "speedup_vs_generate", "ratio_doubled_beams", "constraint_share", "invalid")
+    shown = ("speedup_vs_prefix_fn", "speedup_vs_generate", "ratio_doubled_beams", "stepwise_ratio")
+    shown += ("stepwise_tokens_ratio", "constraint_share", "invalid")
     for key in (*shown, "missing", "parity_top1", "parity_set_overlap"):
         value = result[key]
         grid.add_row(key, "not run" if value is None else f"{value:.4g}")

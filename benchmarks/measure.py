@@ -51,6 +51,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": True,
     },
+    "small": {  # the small recommender of recipes/*/sft-*-small.yaml
+        "vocab_size": 3,
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "intermediate_size": 512,
+        "tie_word_embeddings": True,
+    },
     "tiny": {  # for tests
         "vocab_size": 500,
         "hidden_size": 32,
@@ -220,7 +230,7 @@ def random_model(shape: str, new_tokens: int, dtype: str, device: str, seed: int
     torch.manual_seed(seed)
     settings = SHAPES[shape] | {"max_position_embeddings": 8192}
     settings["vocab_size"] += new_tokens
-    config = (Qwen3Config if shape == "600m" else LlamaConfig)(**settings)
+    config = (Qwen3Config if shape in ("600m", "small") else LlamaConfig)(**settings)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     return model.to(device=device, dtype=DTYPES[dtype]).eval()
 

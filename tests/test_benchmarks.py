@@ -48,6 +48,8 @@ def test_decode_measures_every_path_and_all_answers_are_items(load, tmp_path):
     assert result["speedup_vs_generate"] == pytest.approx(seconds["generate"] / seconds["engine"])
     assert result["ratio_to_prefill"] == pytest.approx(seconds["engine"] / seconds["prefill"])
     assert result["ratio_to_prefill_stepwise"] == pytest.approx(seconds["engine_stepwise"] / seconds["prefill"])
+    assert result["stepwise_ratio"] == pytest.approx(seconds["engine_stepwise"] / seconds["engine"])
+    assert result["stepwise_tokens_ratio"] == pytest.approx((13 + 2 * 3 * 2) / (12 + 3 * 2))
     assert result["ratio_doubled_beams"] == pytest.approx(seconds["engine_doubled"] / seconds["engine"])
     assert 0 < result["constraint_share"] < 1
     assert {"settings", "hardware", "versions", "commit", "date", "command"} <= set(result)

@@ -50,18 +50,21 @@ def fitting(rows: Dataset, model: PreTrainedModel, config: SidSFTConfig) -> Data
     supported, reason = tree_support(model, config.max_length, training=True)
     if not supported and config.fill_rows:
         raise HfGrError(f"fill_rows puts several users on a row, which is not for this model: {reason}.")
-    made = [
-        part
-        for row in rows.to_list()
-        for whole in fit(row, config.max_length)
-        for part in ([whole] if supported or not has_branches(whole) else separate(whole))
-    ]
-    return Dataset.from_list(made)
+    settings = {"max_length": config.max_length, "alone": not supported}
+    return rows.map(_fitted, batched=True, fn_kwargs=settings, desc="rows", load_from_cache_file=False)
 
 
-def has_branches(row: Row) -> bool:
-    """Whether an answer takes columns of its own."""
-    return bool((pack([row]).branch > 0).any())
+def _fitted(batch: dict[str, list], max_length: int, alone: bool) -> dict[str, list]:
+    """Rows, as columns, that fit; `alone`: those with branches become one row per answer."""
+    found: dict[str, list] = {name: [] for name in batch}
+    for values in zip(*batch.values(), strict=True):
+        row: Row = dict(zip(batch, values, strict=True))  # type: ignore[assignment]
+        for whole in fit(row, max_length):
+            branched = alone and bool((pack([whole]).branch > 0).any())
+            for part in separate(whole) if branched else [whole]:
+                for name in found:
+                    found[name].append(part[name])  # type: ignore[literal-required]
+    return found
 
 
 class SidSFTTrainer(SFTTrainer):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_catalog
+from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
 from tiny_runs import distinct_catalog, held_out, hit_rate, plain_logits, tiny_data, untied_lm
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config
 
 import hf_gr.sft.run
 from hf_gr.catalog import SidCatalog
@@ -323,6 +323,32 @@ def test_settings_that_cannot_be_are_refused(data, tmp_path, changes, message):
     with pytest.raises(HfGrError, match=message) as caught:
         SidSFTConfig(**data.sft(tmp_path / "bad") | changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"bf16": True}, {"fill_rows": True}])
+def test_ways_to_compute_give_the_same_losses(data, tmp_path, changes):
+    losses = []
+    for name, given in (("as it is", {}), ("changed", changes)):
+        log = log_of(sft(SidSFTConfig(**data.sft(tmp_path / name, max_steps=4, **THINKING) | given)))
+        losses.append([entry["loss"] for entry in log if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02 if "bf16" in changes else 1e-4)
+
+
+def test_a_model_without_tree_attention_trains_on_one_row_per_answer(data, tmp_path):
+    """The losses of a Qwen3 whose window is shorter than a row may be are those of its trunks and branches."""
+    losses = []
+    for name, window in (("full", None), ("windowed", 30)):
+        changes = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0} if window else {}
+        tiny_lm(Qwen3Config, **changes).save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+        settings = {"model": str(tmp_path / name), "max_history": 3, "max_length": 40, "max_steps": 1, "seed": 1}
+        settings |= THINKING | {"per_device_train_batch_size": 10_000}  # everything in one batch
+        log = log_of(sft(SidSFTConfig(**data.sft(tmp_path / f"{name}-sft", **settings))))
+        losses.append(log[0])
+    assert losses[0]["code_loss"] == pytest.approx(losses[1]["code_loss"], rel=1e-5)
+    assert losses[1]["num_tokens"] > 1.3 * losses[0]["num_tokens"]
+    with pytest.raises(HfGrError, match="fill_rows puts several users on a row, which is not for this model"):
+        sft(SidSFTConfig(**data.sft(tmp_path / "filled", **settings | {"fill_rows": True})))
 
 
 def test_a_row_that_is_too_long_is_refused_before_training(data, tmp_path):
