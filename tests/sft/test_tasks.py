@@ -207,12 +207,19 @@ def test_answers_are_what_the_grammar_reads(form):
     assert (labels[:, list(grammar.code_columns)] != IGNORED).all() and (labels != IGNORED).sum() == NUM_ITEMS * LEVELS
 
 
-def test_next_item_with_a_prompt():
+def test_a_prompt_opens_every_history():
     prompt = characters("Next: ")
-    expected = reference_rows(HISTORIES, PLAIN, lambda item: written(item, PLAIN), front=[*prompt, PLAIN.start_id])
-    assert next_item(HISTORIES, CATALOG, PLAIN, prompt=prompt).to_list() == expected
-    built = build("next_item", HISTORIES, CATALOG, PLAIN, TOKENIZER, prompt="Next: ")
-    assert built.to_list() == expected
+    prompted = replace(PLAIN, prompt_ids=tuple(prompt))
+    for name in ("next_item", "sid_history_to_title", "query_to_sid", "title_to_sid"):
+        plain = build(name, HISTORIES, CATALOG, PLAIN, TOKENIZER).to_list()
+        for row in plain:
+            start = row["input_ids"].index(PLAIN.start_id)
+            row["input_ids"][start:start] = prompt
+            row["attach"] = [attach + len(prompt) for attach in row["attach"]]
+        assert build(name, HISTORIES, CATALOG, prompted, TOKENIZER).to_list() == plain, name
+    cases = Cases(HISTORIES, np.arange(len(HISTORIES)))
+    trunks = [row["input_ids"] for row in held_out(cases, CATALOG, prompted)]
+    assert trunks == prompted.prompts(HISTORIES, CATALOG)
 
 
 def test_no_events_are_no_rows():
@@ -238,9 +245,6 @@ def test_held_out_rows_teach_their_target_only(form, context):
         expected = {"input_ids": prompt, "attach": [len(prompt)], "answers": [tokens], "labels": [labels]}
         assert row == expected | {"weights": [1.0]}
         assert prompt == prompts[user]
-    opened = held_out(Cases(HISTORIES, targets), CATALOG, vocabulary, prompt=[5, 6]).to_list()
-    assert [row["input_ids"] for row in opened] == [[5, 6, *row["input_ids"]] for row in rows]
-    assert [row["attach"] for row in opened] == [[row["attach"][0] + 2] for row in rows]
 
 
 def test_removed_items_stay_in_histories_but_are_no_target():
