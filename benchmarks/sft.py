@@ -10,10 +10,10 @@ Every arm is a process of its own that trains one epoch on a sample of users, in
 
     python benchmarks/sft.py --dataset beauty/dataset --catalog beauty/catalog --json sft.json      # some ten minutes
     python benchmarks/sft.py … --users 200 --layers 2 --width 128 --repeats 1                       # a trial
-    python benchmarks/sft.py … --model HuggingFaceTB/SmolLM2-135M-Instruct --bf16                   # on a GPU
+    python benchmarks/sft.py … --model SmolLM2 --bf16 --users 20000 --peak-tflops 989                # on a GPU
 
 `flat_ratio` and `s2gr_ratio` are targets per second against the plain arm of the same form, `memory_ratio` the larger
-of the two peaks over that of its plain arm.
+of the two peaks over that of its plain arm. `mfu` is 6 × parameters × tokens per second over the peak that is given.
 """
 
 import argparse
@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--model", help="pretrained LM in place of one from scratch")
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--peak-tflops", type=float, help="of the device at this precision, for mfu")
     parser.add_argument("--arms", default=",".join(ARMS), help="arms by commas")
     parser.add_argument("--repeats", type=int, default=2, help="turns of all arms; the median counts")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -70,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for arm in arms:
             runs[arm].append(_run_apart(arm, given))
             print(f"turn {turn + 1}, {arm}: {runs[arm][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
-    result = summary(runs) | {"settings": {k: str(v) for k, v in vars(chosen).items() if k not in ("json", "only")}}
+    settings = {name: str(value) for name, value in vars(chosen).items() if name not in ("json", "only")}
+    result = summary(runs, chosen.peak_tflops) | {"settings": settings}
     result |= measure.provenance("cuda" if torch.cuda.is_available() else "cpu")
     show(result)
     if chosen.json:
@@ -179,7 +181,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def summary(runs: dict[str, list[dict[str, Any]]], peak_tflops: float | None) -> dict[str, Any]:
     """Medians over the turns, and the ratios; a ratio whose arms were not run is `None`."""
     arms = {
         arm: found[0]
@@ -191,6 +193,8 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     for figures in arms.values():
         figures["targets_per_s"] = figures["targets"] / figures["seconds"]
         figures["tokens_per_s"] = figures["tokens"] / figures["seconds"]
+        flops = 6 * figures["parameters"] * figures["tokens_per_s"]
+        figures["mfu"] = None if peak_tflops is None else flops / (peak_tflops * 1e12)
 
     def of(arm: str, key: str) -> float | None:
         return arms[arm][key] if arm in arms else None

@@ -20,7 +20,8 @@ from .dataset import InteractionDataset
 from .decoding import Recommender
 from .errors import HfGrError
 from .offline import local_folder
-from .pipeline import REQUEST_KEYS, Request, answer, check_skipped, parse_request
+from .pipeline import answer
+from .requests import REQUEST_KEYS, Request, check_skipped, parse_request
 
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def recommend_batch(
     Args:
         model: Model folder or Hub repo.
         users: Parquet, CSV or JSONL with `user_id` and `history` and optional `exclude`, `exclude_seen`, `allow`,
-            `category`, `where`, `query`, `ratings`, `behaviors` (see [`~hf_gr.pipeline.parse_request`]). Lists of ids,
+            `category`, `where`, `query`, `ratings`, `behaviors` (see [`~hf_gr.requests.parse_request`]). Lists of ids,
             ratings and behaviours may be written as words with spaces between; `category` and `where` as words are
             one name. Or a dataset folder: every user with all of the events.
         out: Parquet file with `user_id`, `item_ids`, `scores`, `titles` (lists, best first), one row per row of

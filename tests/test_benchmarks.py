@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 from tiny import tiny_interactions, tiny_items
+from tiny_runs import tiny_data
 
 from hf_gr.dataset import InteractionDataset, write_dataset
 from hf_gr.embedding import EmbedConfig, embed
@@ -192,3 +193,57 @@ def test_cold_items_are_in_no_training_event_and_are_judged(load, shop, tmp_path
     cold = set(whole.item_ids) - set(warm.item_ids)
     cases = InteractionDataset.load(tmp_path / "cold" / "cold_cases").split().test
     assert {whole.item_ids[row] for row in cases.targets} <= cold
+
+
+def test_sft_counts_the_same_targets_in_every_arm(load, tmp_path, monkeypatch):
+    data, file = tiny_data(tmp_path), tmp_path / "sft.json"
+    benchmark = load("sft")
+    shapes = [
+        "--users",
+        "12",
+        "--batch",
+        "4",
+        "--layers",
+        "1",
+        "--width",
+        "32",
+        "--max-history",
+        "10",
+        "--repeats",
+        "1",
+    ]
+    given = ["--dataset", str(data.dataset), "--catalog", str(data.catalog), *shapes, "--peak-tflops", "1"]
+    benchmark.main([*given, "--arms", "plain stepwise,s2gr", "--json", str(file)])
+    result = json.loads(file.read_text())
+    plain, ours = result["arms"]["plain stepwise"], result["arms"]["s2gr"]
+    assert plain["targets"] == ours["targets"] > 12 and plain["steps"] == ours["steps"] == 3
+    assert plain["tokens"] > 1.5 * ours["tokens"]
+    assert result["s2gr_ratio"] == pytest.approx(ours["targets_per_s"] / plain["targets_per_s"])
+    assert result["memory_ratio"] == pytest.approx(ours["peak_mb"] / plain["peak_mb"])
+    assert result["flat_ratio"] is None
+    assert ours["mfu"] == pytest.approx(6 * ours["parameters"] * ours["tokens_per_s"] / 1e12)
+
+
+def test_the_study_of_thinking_pairs_users_and_goes_on(load, tmp_path, monkeypatch):
+    data, study = tiny_data(tmp_path), load("sft_quality")
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    common = {key: value for key, value in data.sft(tmp_path).items() if key not in ("output_dir", "max_history")}
+    for name, form in (("sft-flat-small", "flat"), ("sft-s2gr-small", "stepwise")):
+        thinking = {"thinking": {"clusters": 4}} if form == "stepwise" else {}
+        settings = common | {"max_history": 10, "form": form, "max_steps": 20} | thinking
+        (recipes / f"{name}.yaml").write_text(json.dumps(settings))  # JSON is YAML
+    given = ["--recipes", str(recipes), "--dataset", str(data.dataset), "--catalog", str(data.catalog)]
+    given += ["--out", str(tmp_path / "cells"), "--beams", "10", "--json", str(tmp_path / "study.json")]
+    result = study.main([*given, "--cells", "flat-s0,no_interest-s0"])
+    assert result["not_run"] == [] and set(result["arms"]) == {"flat", "no_interest"}
+    difference = result["differences"]["no_interest"]["HR@10"]
+    rows = {row["arm"]: row for row in result["rows"]}
+    assert difference["value"] == pytest.approx(rows["no_interest"]["HR@10"] - rows["flat"]["HR@10"], abs=1e-9)
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    assert "thinking/interest" not in (tmp_path / "cells" / "no_interest-s0" / "log.txt").read_text()
+    before = (tmp_path / "cells" / "flat-s0" / "row.json").stat().st_mtime_ns
+    study.main([*given, "--cells", "flat-s0"])
+    assert (tmp_path / "cells" / "flat-s0" / "row.json").stat().st_mtime_ns == before
+    with pytest.raises(SystemExit):
+        study.main([*given, "--cells", "nonsense-s0"])

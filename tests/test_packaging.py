@@ -24,7 +24,7 @@ FLOORS = [
     {"dataset", "catalog", "vocabulary", "grammar", "branches", "evaluation.metrics"},
     {"quantizers", "embedding", "decoding", "models", "hub"},
     {"training", "upkeep", "thoughts", "rewards", "sft", "grpo", "interests", "retrieval"},
-    {"evaluation", "pipeline", "batch"},
+    {"requests", "evaluation", "pipeline", "batch"},
     {"serving", "cli", "__init__"},
 ]
 

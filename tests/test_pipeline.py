@@ -20,7 +20,8 @@ from hf_gr.dataset import InteractionDataset, write_dataset
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
 from hf_gr.hub import save_repo
-from hf_gr.pipeline import GenerativeRecommendationPipeline, answer, parse_request
+from hf_gr.pipeline import GenerativeRecommendationPipeline, answer
+from hf_gr.requests import parse_request
 from hf_gr.vocabulary import add_vocabulary
 
 
