@@ -18,7 +18,8 @@ class SidSFTConfig(RunArguments, SFTConfig):
     """TRL's [`SFTConfig`] with what a generative recommender adds. `output_dir/model` becomes a Hub-ready repo."""
 
     catalog: str = field(default="", metadata={"help": "SID catalogue folder, as written by `hf-gr quantize`."})
-    model: dict | str = field(
+    # dict first, then str, then None: of other unions the argument parser takes another member
+    model: dict | str | None = field(
         default="SmolLM2",
         metadata={
             "help": "Causal LM to start from: `SmolLM2` (135M, from a wheel), a Hub id, a folder; or from scratch: "
@@ -56,7 +57,7 @@ class SidSFTConfig(RunArguments, SFTConfig):
             "{clusters: 16, align: 0.1} (ThinkingConfig lists them); left out, thoughts are not supervised."
         },
     )
-    tasks: dict | str = field(
+    tasks: dict | str | None = field(
         default_factory=lambda: {"next_item": 1.0},
         metadata={
             "help": "What is taught: tasks (hf_gr/sft/tasks.py) and how many times their rows come in an epoch: "
@@ -128,10 +129,10 @@ class SidSFTConfig(RunArguments, SFTConfig):
         return None if self.thinking is None else ThinkingConfig.of_dict(self.thinking)  # type: ignore[arg-type]
 
     def _check(self) -> None:
+        if not self.tasks or not self.model:
+            raise HfGrError(f"{'tasks' if self.model else 'model'} is empty; leave it out for the default.")
         for name in (name for name in self.tasks if name not in TASKS):
             raise HfGrError(f"tasks holds {name!r}, which is no task; choose from {', '.join(TASKS)}.")
-        if not self.tasks:
-            raise HfGrError("tasks is empty; name at least next_item.")
         if self.thinking is not None and self.form == "flat":
             raise HfGrError("thinking is set, but form is 'flat' and has no thinking tokens; set form: stepwise.")
         if self.max_length is None or self.max_length < 8:

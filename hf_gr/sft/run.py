@@ -79,7 +79,7 @@ def starting_model(
         if config.attention:
             model.set_attn_implementation(config.attention)
     else:
-        model, tokenizer = load_lm(config.model, config.attention)
+        model, tokenizer = load_lm(str(config.model), config.attention)
     vocabulary = add_vocabulary(
         tokenizer,
         model,

@@ -306,7 +306,8 @@ def test_a_mixture_of_tasks_trains(data, tmp_path):
     ("changes", "message"),
     [
         ({"tasks": {"nonsense": 1}}, "'nonsense', which is no task; choose from next_item"),
-        ({"tasks": {}}, "name at least next_item"),
+        ({"tasks": {}}, "tasks is empty; leave it out"),
+        ({"model": ""}, "model is empty; leave it out"),
         ({"tasks": "next_item"}, "give keys and values"),
         ({"thinking": {}}, "form is 'flat' and has no thinking tokens"),
         ({"form": "stepwise", "thinking": {"clusteres": 3}}, "no setting 'clusteres'"),

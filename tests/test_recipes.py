@@ -1,0 +1,57 @@
+"""Every recipe is one that its station takes, and the recipes of a data set fit together."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_gr.arguments import parse_config
+from hf_gr.embedding import EmbedConfig
+from hf_gr.evaluation import EvaluateConfig
+from hf_gr.grpo import SidGRPOConfig
+from hf_gr.quantizers import QuantizeConfig
+from hf_gr.sft import SidSFTConfig
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+KINDS = {
+    "embed": EmbedConfig,
+    "quantize": QuantizeConfig,
+    "sft": SidSFTConfig,
+    "grpo": SidGRPOConfig,
+    "evaluate": EvaluateConfig,
+}
+FILES = sorted(file for file in RECIPES.glob("*/*.yaml") if file.parent.name != "accelerate")
+SETS = sorted({file.parent for file in FILES})
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_a_recipe_is_read_by_its_station(file):
+    given = yaml.safe_load(file.read_text())
+    config = parse_config(KINDS[file.stem.split("-")[0]], ["--config", str(file)])
+    for key, value in given.items():
+        assert vars(config)[key] == value, key
+    if isinstance(config, SidSFTConfig):
+        assert (config.heads is None) == (config.form == "flat") == ("flat" in file.stem)
+
+
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+def test_the_recipes_of_a_data_set_fit_together(folder):
+    given = {file.stem: yaml.safe_load(file.read_text()) for file in folder.glob("*.yaml")}
+    assert {
+        "sft-flat",
+        "sft-flat-small",
+        "sft-s2gr",
+        "sft-s2gr-small",
+        "embed",
+        "quantize",
+        "evaluate",
+    } <= given.keys()
+    assert len({recipe["dataset"] for recipe in given.values()}) == 1
+    for name, recipe in given.items():
+        if name.startswith("sft"):
+            assert recipe["catalog"] == given["quantize"]["output_dir"]
+    for size in ("", "-small"):  # what is compared differs in the thinking alone
+        flat, thinking = given[f"sft-flat{size}"], given[f"sft-s2gr{size}"]
+        differing = {key for key in flat | thinking if flat.get(key) != thinking.get(key)}
+        assert differing == {"form", "thinking", "output_dir"}
