@@ -72,8 +72,8 @@ class SidSFTConfig(RunArguments, SFTConfig):
     unlikely_seen: float = field(
         default=0.0,
         metadata={
-            "help": "Above 0: at every position one item of the history is taught to be unlikely, with this weight; for "
-            "data where nobody takes an item twice."
+            "help": "Above 0, one item of the history at every position is taught to be unlikely, with this weight; "
+            "for data where nobody takes an item twice."
         },
     )
     loss: Literal["constrained", "full"] = field(
