@@ -34,7 +34,7 @@ class Row(TypedDict):
         attach: Of each answer, how many tokens of the trunk it continues (at least 1).
         answers: Its tokens.
         labels: Each of them again, or −100 where it is given and not predicted (a forced thinking token).
-        weights: What the answer counts in the loss; below 0, an answer that is to become unlikely.
+        weights: What the answer counts in the loss.
     """
 
     input_ids: list[int]

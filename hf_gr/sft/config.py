@@ -69,13 +69,6 @@ class SidSFTConfig(RunArguments, SFTConfig):
     target_decay: float = field(
         default=0.5, metadata={"help": "γ: the n-th next item counts γ^(n-1); with target_steps above 1."}
     )
-    unlikely_seen: float = field(
-        default=0.0,
-        metadata={
-            "help": "Above 0, one item of the history at every position is taught to be unlikely, with this weight; "
-            "for data where nobody takes an item twice."
-        },
-    )
     loss: Literal["constrained", "full"] = field(
         default="constrained",
         metadata={
@@ -144,12 +137,7 @@ class SidSFTConfig(RunArguments, SFTConfig):
             raise HfGrError("thinking is set, but form is 'flat' and has no thinking tokens; set form: stepwise.")
         if self.max_length is None or self.max_length < 8:
             raise HfGrError(f"max_length is {self.max_length}; rows of branches need a bound of at least 8 tokens.")
-        for name, low, high in (
-            ("target_steps", 1, 100),
-            ("target_decay", 0.0, 1.0),
-            ("hidden_dropout", 0.0, 0.9),
-            ("unlikely_seen", 0.0, 100.0),
-        ):
+        for name, low, high in (("target_steps", 1, 100), ("target_decay", 0.0, 1.0), ("hidden_dropout", 0.0, 0.9)):
             if not low <= vars(self)[name] <= high:
                 raise HfGrError(f"{name} is {vars(self)[name]}; it lies between {low} and {high}.")
         if self.rows_first < 0 or (self.rows_first and self.train_rows_only):

@@ -45,8 +45,7 @@ def answer_loss(
     kind: LossKind = "constrained",
     heads: ThinkingHeads | None = None,
 ) -> SidOutput:
-    """Cross-entropy of a batch's answers; of a semantic ID with a weight w below 0, |w|·−log(1 − p) instead, p being
-    its probability (unlikelihood, Welleck et al., 2020 [known]; for whole answers [ours]).
+    """Cross-entropy of a batch's answers.
 
     Args:
         model: For its LM head.
@@ -61,42 +60,37 @@ def answer_loss(
     is_sid = grammar.code_numbers(packed.labels[:, :1]).view(-1) >= 0 if wanted.numel() else wanted.any(1)
     codes = packed.labels[is_sid][:, : grammar.num_codes]
     read = columns[packed.predictors[is_sid][:, : grammar.num_codes]]
-    losses, hits = _code_losses(model, read, codes, grammar, kind)
-    weights = packed.weights[is_sid]
-    unlikely = -torch.log(-torch.expm1(-losses.sum(1).clamp(min=1e-4)))
-    loss = torch.where(weights < 0, -weights * unlikely, weights * losses.sum(1)).sum()
-    wished = weights >= 0
+    loss, hits = _code_loss(model, read, codes, packed.weights[is_sid], grammar, kind)
     text = wanted & ~is_sid[:, None]
     if text.any():
         logits = model.get_output_embeddings()(columns[packed.predictors[text]]).float()
         losses = F.cross_entropy(logits, packed.labels[text], reduction="none")
         loss = loss + (losses * packed.weights[:, None].expand_as(text)[text]).sum()
-    output = SidOutput(
-        loss=loss, count=wanted.sum(), hits=hits[wished].sum(), codes=torch.ones_like(codes[wished]).sum()
-    )
+    output = SidOutput(loss=loss, count=wanted.sum(), hits=hits, codes=torch.tensor(codes.numel()).to(hits))
     if heads is not None:
         levels = torch.full((len(is_sid), grammar.num_codes), -1, device=codes.device)
         levels[is_sid] = grammar.codes(codes.repeat_interleave(grammar.stride, dim=1))
-        output.terms = heads(columns, packed, levels, is_sid & (packed.weights >= 0))
+        output.terms = heads(columns, packed, levels, is_sid)
         scale = {"align": heads.config.align, "interest": heads.config.interest, "agreement": heads.config.agreement}
         terms = [factor * output.terms[name] for name, factor in scale.items() if name in output.terms]
-        output.thinking = torch.stack(terms).sum() * weights[wished].sum()
+        output.thinking = torch.stack(terms).sum() * packed.weights[is_sid].sum()
     return output
 
 
-def _code_losses(
+def _code_loss(
     model: PreTrainedModel,
     read: torch.Tensor,
     codes: torch.Tensor,
+    weights: torch.Tensor,
     grammar: SidGrammar,
     kind: LossKind,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss [n, C] of code tokens [n, C], read from hidden states [n, C, d], and whether each was the most likely."""
+    """Summed loss of code tokens [n, C], read from hidden states [n, C, d], and how many were the most likely one."""
     if kind == "full":
         logits = [model.get_output_embeddings()(read[:, step]).float() for step in range(grammar.num_codes)]
         chosen = list(codes.unbind(1))
     else:
         logits, chosen = answer_logits(model, read, codes, grammar)
     losses = [F.cross_entropy(*pair, reduction="none") for pair in zip(logits, chosen, strict=True)]
-    hits = [step.argmax(1) == target for step, target in zip(logits, chosen, strict=True)]
-    return torch.stack(losses, 1), torch.stack(hits, 1)
+    hits = [(step.argmax(1) == target).sum() for step, target in zip(logits, chosen, strict=True)]
+    return (torch.stack(losses, 1) * weights[:, None]).sum(), torch.stack(hits).sum()

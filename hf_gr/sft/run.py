@@ -130,7 +130,6 @@ def training_rows(
             tokenizer,
             steps=config.target_steps,
             decay=config.target_decay,
-            unlikely_seen=config.unlikely_seen,
             seed=config.seed,
         )
         for name in config.tasks

@@ -56,8 +56,6 @@ def next_item(
     *,
     steps: int = 1,
     decay: float = 0.5,
-    unlikely_seen: float = 0.0,
-    seed: int = 0,
 ) -> Dataset:
     """Every training event as a target once, all positions of a history in one row.
 
@@ -70,27 +68,11 @@ def next_item(
         catalog, vocabulary: Of the model.
         steps: The items of how many events after a position are its targets (within the window).
         decay: The k-th of them weighs decay**(k − 1).
-        unlikely_seen: Above 0, every position that has targets also gets one item of its own history, drawn by `seed`,
-            as an answer of this weight below 0: it is to become unlikely (see [`answer_loss`]). For data where nobody
-            takes an item twice, which a model from scratch is slow to learn [ours].
-        seed: Of those draws.
     """
     if steps < 1 or not 0 < decay <= 1:
         raise HfGrError(f"steps is {steps} and decay {decay}; use at least 1 step and a decay above 0, up to 1.")
     first, last = windows_of(train, vocabulary.max_history + 1)
     row, position, target, step = following(first, last, catalog.live[train.items], steps)
-    weights = decay**step
-    if unlikely_seen:
-        places, kept = np.unique(position, return_index=True)
-        rows, before = row[kept], places - first[row[kept]]
-        seen = places - 1 - np.random.default_rng(seed).integers(0, np.maximum(before, 1))
-        real = (before > 0) & catalog.live[train.items[np.maximum(seen, 0)]]
-        real &= train.items[np.maximum(seen, 0)] != train.items[places]
-        row, position = np.concatenate([row, rows[real]]), np.concatenate([position, places[real]])
-        target = np.concatenate([target, seen[real]])
-        weights = np.concatenate([weights, np.full(real.sum(), -unlikely_seen)])
-        order = np.argsort(row, kind="stable")
-        row, position, target, weights = row[order], position[order], target[order], weights[order]
     return rows_of(
         lists([vocabulary.opening] * len(first)),
         matrix(vocabulary.event_tokens(train, catalog)),
@@ -98,7 +80,7 @@ def next_item(
         row,
         position,
         _sids(vocabulary, catalog, train.items[target]),
-        weights,
+        decay**step,
     )
 
 
@@ -288,7 +270,6 @@ def build(
     *,
     steps: int = 1,
     decay: float = 0.5,
-    unlikely_seen: float = 0.0,
     max_text: int = 64,
     seed: int = 0,
 ) -> Dataset:
@@ -296,8 +277,7 @@ def build(
     if name not in TASKS:
         raise HfGrError(f"{name!r} is no task; choose from {', '.join(TASKS)}.")
     if name == "next_item":
-        settings = {"decay": decay, "unlikely_seen": unlikely_seen}
-        return next_item(train, catalog, vocabulary, steps=steps, seed=seed, **settings)
+        return next_item(train, catalog, vocabulary, steps=steps, decay=decay)
     if name == "query_to_sid":
         return query_to_sid(train, catalog, vocabulary, tokenizer, seed=seed, max_text=max_text)
     of_catalog = name in ("title_to_sid", "sid_to_title")

@@ -167,44 +167,6 @@ def test_next_item_equals_the_reference(form, context, max_history, steps):
     assert next_item(HISTORIES, CATALOG, vocabulary, steps=steps, decay=0.7).to_list() == expected
 
 
-@pytest.mark.parametrize("form", ["flat", "stepwise"])
-def test_one_item_of_the_history_is_unlikely_at_every_position(form):
-    vocabulary = vocabulary_of(max_history=4, form=form)
-    plain = next_item(HISTORIES, CATALOG, vocabulary, steps=2).to_list()
-    rows = next_item(HISTORIES, CATALOG, vocabulary, steps=2, unlikely_seen=0.5, seed=3).to_list()
-    assert len(rows) == len(plain)
-    written_as = answer_tokens(vocabulary, CATALOG, np.arange(NUM_ITEMS))[0].tolist()
-    item_of = {tuple(tokens): item for item, tokens in enumerate(written_as)}
-    distances = set()
-    for row, without in zip(rows, plain, strict=True):
-        answers = list(zip(row["attach"], row["answers"], row["labels"], row["weights"], strict=True))
-        wished = [answer for answer in answers if answer[3] > 0]
-        columns = [list(column) for column in zip(*wished, strict=True)]
-        assert columns == [without[name] for name in ("attach", "answers", "labels", "weights")]
-        assert row["input_ids"] == without["input_ids"]
-        codes = np.array(row["input_ids"][1:]).reshape(-1, LEVELS)
-        events = [item_of_codes(codes[event]) for event in range(len(codes))]
-        unwished = [answer for answer in answers if answer[3] < 0]
-        positions = [(attach - 1) // LEVELS for attach, *_ in unwished]
-        assert len(set(positions)) == len(positions)
-        for position, (_, answer, _, weight) in zip(positions, unwished, strict=True):
-            assert weight == -0.5
-            item = item_of[tuple(answer)]
-            assert item in events[:position] and item != events[position]
-            distances.add(position - max(n for n in range(position) if events[n] == item))
-        for position in set(range(1, len(events))) - set(positions):  # only where the draw was the target itself
-            assert events[position] in events[:position]
-    assert distances == {1, 2, 3, 4}
-    again = next_item(HISTORIES, CATALOG, vocabulary, steps=2, unlikely_seen=0.5, seed=3).to_list()
-    assert again == rows != next_item(HISTORIES, CATALOG, vocabulary, steps=2, unlikely_seen=0.5, seed=4).to_list()
-
-
-def item_of_codes(tokens):
-    """The item that some code tokens are of."""
-    codes = [ids.index(token) for ids, token in zip(PLAIN.code_ids, tokens.tolist(), strict=True)]
-    return int(np.flatnonzero((CATALOG.codes == codes).all(1))[0])
-
-
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.integers(0, 20), min_size=1, max_size=6), st.integers(1, 6), st.sampled_from(FORMS), st.integers(0, 99)
