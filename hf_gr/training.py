@@ -154,6 +154,11 @@ def merged(model: PreTrainedModel, base: Path) -> PreTrainedModel:
     return PeftModel.from_pretrained(plain, adapter).merge_and_unload()
 
 
+def plain_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The LM itself, adapters in it or not, out of what PEFT wraps it in."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether weights are shared out between processes (FSDP, DeepSpeed)."""
     return accelerator.distributed_type in _SHARDED

@@ -26,7 +26,7 @@ from ..grammar import SidGrammar
 from ..models import add_inner_call, answer_logits, last_hidden
 from ..offline import resolve
 from ..rewards import trl_reward
-from ..training import Run, check_sharding, load_lm, trained_model, tuned
+from ..training import Run, check_sharding, load_lm, plain_lm, trained_model, tuned
 from ..vocabulary import SidVocabulary
 from .config import SidGRPOConfig
 
@@ -79,7 +79,7 @@ class SidGRPOTrainer(GRPOTrainer):
         prompts, answers = input_ids[:, :-logits_to_keep], input_ids[:, -logits_to_keep:]
         log_probs, entropies = policy_log_probs(
             model,
-            self.accelerator.unwrap_model(model),
+            plain_lm(self.accelerator.unwrap_model(model)),
             prompts,
             attention_mask[:, :-logits_to_keep],
             answers,
@@ -152,7 +152,7 @@ def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> d
         was_training = model.training
         model.eval()
         beams = search(
-            model.get_base_model() if trainer.args.finetune != "full" else model,
+            plain_lm(model),
             prompts[::group],
             trainer.grammar,
             num_beams=group,

@@ -69,6 +69,13 @@ class SidSFTConfig(RunArguments, SFTConfig):
     target_decay: float = field(
         default=0.5, metadata={"help": "γ: the n-th next item counts γ^(n-1); with target_steps above 1."}
     )
+    trunk_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "With thinking tokens: weight of predicting the next item without them as well, by the history's "
+            "own tokens, which costs no further token."
+        },
+    )
     loss: Literal["constrained", "full"] = field(
         default="constrained",
         metadata={
@@ -137,7 +144,12 @@ class SidSFTConfig(RunArguments, SFTConfig):
             raise HfGrError("thinking is set, but form is 'flat' and has no thinking tokens; set form: stepwise.")
         if self.max_length is None or self.max_length < 8:
             raise HfGrError(f"max_length is {self.max_length}; rows of branches need a bound of at least 8 tokens.")
-        for name, low, high in (("target_steps", 1, 100), ("target_decay", 0.0, 1.0), ("hidden_dropout", 0.0, 0.9)):
+        for name, low, high in (
+            ("target_steps", 1, 100),
+            ("target_decay", 0.0, 1.0),
+            ("hidden_dropout", 0.0, 0.9),
+            ("trunk_weight", 0.0, 100.0),
+        ):
             if not low <= vars(self)[name] <= high:
                 raise HfGrError(f"{name} is {vars(self)[name]}; it lies between {low} and {high}.")
         if self.rows_first < 0 or (self.rows_first and self.train_rows_only):

@@ -70,10 +70,11 @@ def answer_loss(
     if heads is not None:
         levels = torch.full((len(is_sid), grammar.num_codes), -1, device=codes.device)
         levels[is_sid] = grammar.codes(codes.repeat_interleave(grammar.stride, dim=1))
-        output.terms = heads(columns, packed, levels, is_sid)
+        thought = is_sid & (packed.thoughts >= 0).all(1)
+        output.terms = heads(columns, packed, levels, thought)
         scale = {"align": heads.config.align, "interest": heads.config.interest, "agreement": heads.config.agreement}
         terms = [factor * output.terms[name] for name, factor in scale.items() if name in output.terms]
-        output.thinking = torch.stack(terms).sum() * packed.weights[is_sid].sum()
+        output.thinking = torch.stack(terms).sum() * packed.weights[thought].sum()
     return output
 
 

@@ -130,6 +130,7 @@ def training_rows(
             tokenizer,
             steps=config.target_steps,
             decay=config.target_decay,
+            trunk_weight=config.trunk_weight,
             seed=config.seed,
         )
         for name in config.tasks

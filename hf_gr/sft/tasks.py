@@ -56,6 +56,7 @@ def next_item(
     *,
     steps: int = 1,
     decay: float = 0.5,
+    trunk_weight: float = 0.0,
 ) -> Dataset:
     """Every training event as a target once, all positions of a history in one row.
 
@@ -68,19 +69,30 @@ def next_item(
         catalog, vocabulary: Of the model.
         steps: The items of how many events after a position are its targets (within the window).
         decay: The k-th of them weighs decay**(k − 1).
+        trunk_weight: Above 0, in forms with thinking tokens, the next item is also predicted without them, by the
+            trunk itself, with this weight: it takes no further column, and trains what the branches only read [ours].
     """
     if steps < 1 or not 0 < decay <= 1:
         raise HfGrError(f"steps is {steps} and decay {decay}; use at least 1 step and a decay above 0, up to 1.")
     first, last = windows_of(train, vocabulary.max_history + 1)
     row, position, target, step = following(first, last, catalog.live[train.items], steps)
+    answers, weights = _sids(vocabulary, catalog, train.items[target]), decay**step
+    if trunk_weight and vocabulary.form != "flat":
+        inline = np.flatnonzero(step == 0)
+        codes = matrix(vocabulary.item_tokens(catalog, train.items[target[inline]]))
+        row, position = np.concatenate([row, row[inline]]), np.concatenate([position, position[inline]])
+        weights = np.concatenate([weights, np.full(len(inline), trunk_weight)])
+        order = np.argsort(row, kind="stable")
+        row, position, weights = row[order], position[order], weights[order]
+        answers = tuple(pa.concat_arrays([own, codes]).take(order) for own in answers)
     return rows_of(
         lists([vocabulary.opening] * len(first)),
         matrix(vocabulary.event_tokens(train, catalog)),
         (first, last),
         row,
         position,
-        _sids(vocabulary, catalog, train.items[target]),
-        decay**step,
+        answers,
+        weights,
     )
 
 
@@ -270,6 +282,7 @@ def build(
     *,
     steps: int = 1,
     decay: float = 0.5,
+    trunk_weight: float = 0.0,
     max_text: int = 64,
     seed: int = 0,
 ) -> Dataset:
@@ -277,7 +290,7 @@ def build(
     if name not in TASKS:
         raise HfGrError(f"{name!r} is no task; choose from {', '.join(TASKS)}.")
     if name == "next_item":
-        return next_item(train, catalog, vocabulary, steps=steps, decay=decay)
+        return next_item(train, catalog, vocabulary, steps=steps, decay=decay, trunk_weight=trunk_weight)
     if name == "query_to_sid":
         return query_to_sid(train, catalog, vocabulary, tokenizer, seed=seed, max_text=max_text)
     of_catalog = name in ("title_to_sid", "sid_to_title")

@@ -18,7 +18,7 @@ from ..errors import HfGrError
 from ..grammar import SidGrammar
 from ..models import ThinkingHeads, add_dropout, add_inner_call, last_hidden
 from ..models.feedback import read
-from ..training import check_sharding, is_sharded
+from ..training import check_sharding, is_sharded, plain_lm
 from ..vocabulary import SidVocabulary
 from .config import SidSFTConfig
 from .curriculum import RowsFirst, mask_old_rows, row_weights
@@ -125,8 +125,7 @@ class SidSFTTrainer(SFTTrainer):
     @property
     def _plain(self) -> PreTrainedModel:
         """The LM itself, out of what DDP and PEFT wrap it in."""
-        model = self.accelerator.unwrap_model(self.model)
-        return model if self.args.finetune == "full" else model.get_base_model()
+        return plain_lm(self.accelerator.unwrap_model(self.model))
 
     def take_heads(self) -> ThinkingHeads | None:
         """The thinking heads, taken from the model, which is a plain one again."""

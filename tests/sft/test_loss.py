@@ -86,6 +86,22 @@ def test_every_form_and_kind_equals_the_listing(train, form, steps, kind):
     close(output, listed_loss(model, rows, catalog, vocabulary, full=kind == "full"))
 
 
+@pytest.mark.parametrize("form", ["stepwise", "upfront"])
+def test_the_trunk_predicts_beside_its_branches(train, form):
+    model, catalog = tiny_lm(Qwen3Config), distinct_catalog()
+    vocabulary = replace(add_vocabulary(tiny_tokenizer(), model, catalog, max_history=5), form=form)
+    rows = next_item(train, catalog, vocabulary, trunk_weight=0.6).to_list()[:8]
+    plain = next_item(train, catalog, vocabulary).to_list()[:8]
+    packed = [pack(given, think_ids=vocabulary.think_ids) for given in (rows, plain)]
+    assert packed[0].input_ids.numel() <= 1.1 * packed[1].input_ids.numel()  # hardly a column more
+    heads = ThinkingHeads.start(ThinkingConfig(clusters=3), 32, catalog, seed=0)
+    with torch.no_grad():
+        output = found_loss(model, rows, catalog, vocabulary, heads=heads)
+        close(output, listed_loss(model, rows, catalog, vocabulary))
+        expected = found_loss(model, plain, catalog, vocabulary, heads=heads)  # the trunk has no thoughts
+        assert float(output.thinking) == pytest.approx(float(expected.thinking), rel=1e-4)
+
+
 def test_titles_and_semantic_ids_in_one_batch(train):
     """Titles are over the whole vocabulary, whatever the kind of loss."""
     model, catalog, tokenizer = tiny_lm(), tiny_catalog(), tiny_tokenizer()

@@ -167,6 +167,23 @@ def test_next_item_equals_the_reference(form, context, max_history, steps):
     assert next_item(HISTORIES, CATALOG, vocabulary, steps=steps, decay=0.7).to_list() == expected
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_trunk_predicts_every_next_item_as_well(form):
+    vocabulary = vocabulary_of(form=form)
+    plain = next_item(HISTORIES, CATALOG, vocabulary, steps=2).to_list()
+    rows = next_item(HISTORIES, CATALOG, vocabulary, steps=2, trunk_weight=0.25).to_list()
+    if form == "flat":
+        assert rows == plain
+        return
+    flat = next_item(HISTORIES, CATALOG, replace(vocabulary, form="flat")).to_list()
+    for row, branches, trunk in zip(rows, plain, flat, strict=True):
+        count = len(branches["attach"])
+        assert row["input_ids"] == branches["input_ids"]
+        for name in ("attach", "answers", "labels"):
+            assert row[name] == branches[name] + trunk[name]
+        assert row["weights"] == branches["weights"] + [0.25] * (len(row["attach"]) - count)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.integers(0, 20), min_size=1, max_size=6), st.integers(1, 6), st.sampled_from(FORMS), st.integers(0, 99)
