@@ -18,6 +18,7 @@ of the two peaks over that of its plain arm. `mfu` is 6 × parameters × tokens 
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -119,7 +120,7 @@ def run_arm(arm: str, chosen: argparse.Namespace) -> dict[str, Any]:
         rows = next_item(train, catalog, vocabulary)
         targets = sum(map(len, rows["attach"]))
         if arm.startswith("plain"):
-            config.per_device_train_batch_size = round(targets / len(rows) * chosen.batch)
+            config.per_device_train_batch_size = math.ceil(targets / len(rows) * chosen.batch)
             trainer = _plain_trainer(model, tokenizer, rows, config)
         else:
             heads = starting_heads(config, model, catalog)
