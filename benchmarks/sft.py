@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +115,13 @@ def run_arm(arm: str, chosen: argparse.Namespace) -> dict[str, Any]:
             logging_steps=10_000,
         )
         model, tokenizer, vocabulary = starting_model(config, catalog, train)
-        vocabulary = replace(vocabulary, form=config.form)
         rows = next_item(train, catalog, vocabulary)
         targets = sum(map(len, rows["attach"]))
         if arm.startswith("plain"):
             config.per_device_train_batch_size = math.ceil(targets / len(rows) * chosen.batch)
             trainer = _plain_trainer(model, tokenizer, rows, config)
         else:
-            heads = starting_heads(config, model, catalog)
+            heads = starting_heads(config, model, catalog, vocabulary)
             grammar = vocabulary.grammar(catalog)
             trainer = SidSFTTrainer(
                 model, vocabulary, grammar, args=config, heads=heads, train_dataset=rows, processing_class=tokenizer

@@ -32,7 +32,7 @@ def test_a_recipe_is_read_by_its_station(file):
     for key, value in given.items():
         assert vars(config)[key] == value, key
     if isinstance(config, SidSFTConfig):
-        assert (config.heads is None) == (config.form == "flat") == ("flat" in file.stem)
+        assert (config.heads is None) == (config.form is None) == ("flat" in file.stem)
 
 
 @pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)

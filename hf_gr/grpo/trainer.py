@@ -20,7 +20,7 @@ from ..artifacts import is_current, report
 from ..branches import share_prompts
 from ..catalog import SidCatalog
 from ..dataset import Histories, InteractionDataset
-from ..decoding import search, tree_support
+from ..decoding import load_thinking, search, tree_support
 from ..errors import HfGrError
 from ..grammar import SidGrammar
 from ..models import add_inner_call, answer_logits, last_hidden
@@ -202,6 +202,12 @@ def grpo(config: SidGRPOConfig) -> Path:
     catalog, vocabulary = SidCatalog.load(path), SidVocabulary.load(path)
     model, tokenizer = load_lm(path, config.attention)
     vocabulary.check(catalog, tokenizer, config.model)
+    thinking = load_thinking(path, catalog)
+    if thinking is not None and thinking.feed is not None:
+        raise HfGrError(
+            f"{config.model} feeds hidden states back (thinking.feedback: hidden), which GRPO does not score; take "
+            "one with feedback: token."
+        )
     train = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split).train
     rows = training_prompts(train, catalog, vocabulary, config.prompts_per_user)
     policy, adapter = tuned(model, vocabulary, config, run.base)

@@ -43,18 +43,20 @@ class SidSFTConfig(RunArguments, SFTConfig):
             "learns badly)."
         },
     )
-    form: Form = field(
-        default="flat",
+    form: Form | None = field(
+        default=None,
         metadata={
             "help": "How an item is written: `flat` (its codes), `stepwise` (a thinking token before each: S²GR), "
-            "or `upfront` (all thinking tokens, then the codes; for comparison)."
+            "or `upfront` (all thinking tokens, then the codes; for comparison). Left out: as the "
+            "model that goes on writes it, else flat."
         },
     )
     thinking: dict | str | None = field(
         default=None,
         metadata={
             "help": "Supervision of the thoughts, for stepwise and upfront: {} for the defaults, or settings such as "
-            "{clusters: 16, align: 0.1} (ThinkingConfig lists them); left out, thoughts are not supervised."
+            "{clusters: 16, align: 0.1} (ThinkingConfig lists them); left out, thoughts are not "
+            "supervised, or as in the model that goes on."
         },
     )
     tasks: dict | str | None = field(
@@ -140,7 +142,8 @@ class SidSFTConfig(RunArguments, SFTConfig):
             raise HfGrError(f"{'tasks' if self.model else 'model'} is empty; leave it out for the default.")
         for name in (name for name in self.tasks if name not in TASKS):
             raise HfGrError(f"tasks holds {name!r}, which is no task; choose from {', '.join(TASKS)}.")
-        if self.thinking is not None and self.form == "flat":
+        flat = self.form == "flat" or (self.form is None and not self.continue_from)
+        if self.thinking is not None and flat:
             raise HfGrError("thinking is set, but form is 'flat' and has no thinking tokens; set form: stepwise.")
         if self.max_length is None or self.max_length < 8:
             raise HfGrError(f"max_length is {self.max_length}; rows of branches need a bound of at least 8 tokens.")

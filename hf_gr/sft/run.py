@@ -11,6 +11,7 @@ from ..arguments import parse_config
 from ..artifacts import is_current, report
 from ..catalog import SidCatalog
 from ..dataset import Histories, InteractionDataset
+from ..decoding import load_thinking
 from ..errors import HfGrError
 from ..models import ThinkingHeads, from_scratch
 from ..offline import resolve
@@ -38,7 +39,7 @@ def sft(config: SidSFTConfig) -> Path:
     catalog = SidCatalog.load(config.catalog)
     split = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split)
     model, tokenizer, vocabulary = starting_model(config, catalog, split.train)
-    heads = starting_heads(config, model, catalog)
+    heads = starting_heads(config, model, catalog, vocabulary)
     rows = training_rows(config, split.train, catalog, vocabulary, tokenizer)
     model, adapter = tuned(model, vocabulary, config, run.base)
     trainer = SidSFTTrainer(
@@ -73,7 +74,7 @@ def starting_model(
         model, tokenizer = load_lm(config.continue_from, config.attention)
         vocabulary = SidVocabulary.load(resolve(config.continue_from))
         vocabulary.check(catalog, tokenizer, config.continue_from)
-        return model, tokenizer, replace(vocabulary, form=config.form)
+        return model, tokenizer, replace(vocabulary, form=config.form or vocabulary.form)
     if isinstance(config.model, dict):
         model, tokenizer = from_scratch(config.model, config.seed)
         if config.attention:
@@ -88,7 +89,7 @@ def starting_model(
         context=config.context,
         histories=train,
         row_start=config.row_start,
-        form=config.form,
+        form=config.form or "flat",
         seed=config.seed,
     )
     if config.prompt and not reads_text(tokenizer):
@@ -96,19 +97,23 @@ def starting_model(
     return model, tokenizer, replace(vocabulary, prompt_ids=tuple(encode_text(tokenizer, config.prompt)))
 
 
-def starting_heads(config: SidSFTConfig, model: PreTrainedModel, catalog: SidCatalog) -> ThinkingHeads | None:
+def starting_heads(
+    config: SidSFTConfig, model: PreTrainedModel, catalog: SidCatalog, vocabulary: SidVocabulary
+) -> ThinkingHeads | None:
     """New thinking heads, or those of the model that goes on; `None` where thoughts are not supervised."""
-    if config.heads is None:
+    if vocabulary.form == "flat":
         return None
     if config.continue_from:
-        folder = Path(resolve(config.continue_from))
-        if (folder / "thinking.json").is_file():
-            heads = ThinkingHeads.load(folder, catalog)
-            if heads.config != config.heads:
-                raise HfGrError(
-                    f"thinking asks for {config.heads}, but {folder} has heads of {heads.config}; ask for the same."
-                )
+        heads = load_thinking(config.continue_from, catalog)
+        if heads is not None and config.heads not in (None, heads.config):
+            raise HfGrError(
+                f"thinking asks for {config.heads}, but {config.continue_from} has heads of {heads.config}; ask for "
+                "the same, or leave it out."
+            )
+        if heads is not None:
             return heads
+    if config.heads is None:
+        return None
     return ThinkingHeads.start(config.heads, model.get_input_embeddings().embedding_dim, catalog, config.seed)
 
 

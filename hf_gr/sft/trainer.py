@@ -118,6 +118,8 @@ class SidSFTTrainer(SFTTrainer):
                 parameter.requires_grad_(id(parameter) in weights)
             mask_old_rows(self._plain, vocabulary)
         if args.rows_first:
+            if is_sharded(self.accelerator):
+                raise HfGrError("rows_first does not work on sharded weights; use one device or DDP.")
             self.add_callback(RowsFirst(self._plain, vocabulary, args.rows_first))
         if args.patience:
             self.add_callback(EarlyStoppingCallback(args.patience))

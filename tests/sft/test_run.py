@@ -19,6 +19,7 @@ from hf_gr.dataset import InteractionDataset
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
 from hf_gr.evaluation.baselines import Popularity
+from hf_gr.grpo import SidGRPOConfig, grpo
 from hf_gr.models import ThinkingConfig, ThinkingHeads
 from hf_gr.sft import SidSFTConfig, SidSFTTrainer, sft
 from hf_gr.sft.run import starting_model
@@ -234,6 +235,24 @@ def test_the_best_checkpoint_gives_its_heads_too(data, tmp_path, finetune):
     best = min(losses, key=losses.get)
     assert best != max(losses) < 60
     assert all(torch.equal(value, seen[best][name]) for name, value in heads_of(model).items())
+
+
+def test_going_on_without_a_word_stays_a_thinking_model(data, thinker, tmp_path):
+    """`hf-gr sft --from MODEL` on new logs, nothing else said: not a flat model without heads."""
+    settings = data.sft(tmp_path / "more", continue_from=str(thinker), max_steps=1, learning_rate=1e-9)
+    model = sft(SidSFTConfig(**settings))
+    assert json.loads((model / "vocabulary.json").read_text())["form"] == "stepwise"
+    assert all(torch.allclose(value, heads_of(model)[name], atol=1e-6) for name, value in heads_of(thinker).items())
+    flat = sft(SidSFTConfig(**settings | {"output_dir": str(tmp_path / "flat"), "form": "flat"}))
+    assert not list(flat.glob("thinking.*"))
+    assert json.loads((flat / "vocabulary.json").read_text())["form"] == "flat"
+
+
+def test_grpo_refuses_hidden_feedback(data, tmp_path):
+    settings = THINKING | {"thinking": {"clusters": 4, "feedback": "hidden"}, "max_steps": 1}
+    model = sft(SidSFTConfig(**data.sft(tmp_path / "hidden", **settings)))
+    with pytest.raises(HfGrError, match="feeds hidden states back"):
+        grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", model)))
 
 
 def test_going_on_keeps_the_heads_and_refuses_others(data, thinker, tmp_path):
