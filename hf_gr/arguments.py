@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from trl import TrlParser
@@ -50,3 +50,18 @@ def _config_file(arguments: list[str]) -> str | None:
     if place == len(arguments):
         raise HfGrError("--config names no file; give it a YAML file.")
     return arguments[place]
+
+
+def mapping(name: str, text: str) -> dict[str, Any]:
+    """A setting that is a mapping, from the words of a command line: `{key: 1, other: 2}` as YAML or JSON.
+
+    Raises:
+        HfGrError: If it is not one.
+    """
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise HfGrError(f"{name} is {text!r}; give keys and values, such as {{key: 1, other: 2}}.")
+    return found

@@ -1,6 +1,5 @@
 """The quantize station: item vectors → quantizer and SID catalogue."""
 
-import json
 import shutil
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from ..arguments import mapping
 from ..artifacts import fingerprint, is_current, report, settings_key, write_json, write_manifest, writing
 from ..catalog import SidCatalog
 from ..dataset import InteractionDataset, SplitKind, popularity
@@ -71,10 +71,7 @@ class QuantizeConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.method_config, str):  # from the command line
-            try:
-                self.method_config = json.loads(self.method_config)
-            except json.JSONDecodeError as error:
-                raise HfGrError(f"method_config {self.method_config!r} is not JSON ({error}).") from None
+            self.method_config = mapping("method_config", self.method_config)
 
 
 METHODS: dict[str, type[Quantizer]] = {

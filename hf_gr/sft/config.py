@@ -1,11 +1,11 @@
 """Settings of supervised fine-tuning."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
 from trl import SFTConfig
 
+from ..arguments import mapping
 from ..errors import HfGrError
 from ..models import ScratchConfig, ThinkingConfig
 from ..training import RunArguments
@@ -121,7 +121,7 @@ class SidSFTConfig(RunArguments, SFTConfig):
         for name in ("model", "thinking", "tasks"):
             value = vars(self)[name]
             if isinstance(value, str) and (name != "model" or value.lstrip().startswith("{")):  # of the command line
-                setattr(self, name, _mapping(name, value))
+                setattr(self, name, mapping(name, value))
         self._check()
         if self.patience:
             self.load_best_model_at_end, self.metric_for_best_model = True, "eval_loss"
@@ -160,13 +160,3 @@ class SidSFTConfig(RunArguments, SFTConfig):
         if self.heads is not None and self.heads.feedback == "hidden" and self.form == "upfront":
             raise HfGrError("thinking.feedback is 'hidden', which searches serve for form: stepwise alone; use that.")
         _ = self.scratch, self.heads  # both raise on settings that they do not have
-
-
-def _mapping(name: str, text: str) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
-        found = None
-    if not isinstance(found, dict):
-        raise HfGrError(f"{name} is {text!r}; give keys and values, such as {{key: 1, other: 2}}.")
-    return found
