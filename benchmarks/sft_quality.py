@@ -30,6 +30,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # arm → recipe and what is ch
     "flat": (FLAT, {}),
     "s2gr": (S2GR, {}),
     "stepwise": (S2GR, {"thinking": None}),  # thinking tokens that nothing supervises
+    "no_trunk": (S2GR, {"trunk_weight": 0.0}),  # the paper's loss: the history's own tokens predict nothing
     "upfront": (S2GR, {"form": "upfront"}),  # all thinking before the first code
     "no_align": (S2GR, {"thinking": {"align": 0.0}}),
     "no_interest": (S2GR, {"thinking": {"interest": 0.0, "agreement": 0.0}}),
