@@ -30,13 +30,15 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # arm → recipe and what is ch
     "flat": (FLAT, {}),
     "s2gr": (S2GR, {}),
     "stepwise": (S2GR, {"thinking": None}),  # thinking tokens that nothing supervises
-    "no_trunk": (S2GR, {"trunk_weight": 0.0}),  # the paper's loss: the history's own tokens predict nothing
+    "trunk": (S2GR, {"trunk_weight": 1.0}),  # the history's own tokens predict the next item, too
     "upfront": (S2GR, {"form": "upfront"}),  # all thinking before the first code
     "no_align": (S2GR, {"thinking": {"align": 0.0}}),
     "no_interest": (S2GR, {"thinking": {"interest": 0.0, "agreement": 0.0}}),
     "hidden": (S2GR, {"thinking": {"feedback": "hidden"}}),
     "codebook": (S2GR, {}),  # S²GR on a plain RQ-KMeans: give --other-catalog
     "flat_codebook": (FLAT, {}),
+    "flat_deep": (FLAT, {"model": {"layers": 4}, "learning_rate": 2.0e-3}),
+    "s2gr_deep": (S2GR, {"model": {"layers": 4}, "learning_rate": 2.0e-3}),
 }
 GRID = [*(f"{arm}-s{seed}" for seed in range(3) for arm in ("flat", "s2gr"))]
 GRID += [f"{arm}-s0" for arm in ARMS if arm not in ("flat", "s2gr")]

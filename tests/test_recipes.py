@@ -54,4 +54,4 @@ def test_the_recipes_of_a_data_set_fit_together(folder):
     for size in ("", "-small"):  # what is compared differs in the thinking alone
         flat, thinking = given[f"sft-flat{size}"], given[f"sft-s2gr{size}"]
         differing = {key for key in flat | thinking if flat.get(key) != thinking.get(key)}
-        assert differing == {"form", "thinking", "trunk_weight", "output_dir"}
+        assert differing == {"form", "thinking", "output_dir"}
