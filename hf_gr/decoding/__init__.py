@@ -1,6 +1,7 @@
 """Decoding: beam search on a tree, `generate` for models that do not take it, and the recommender on top of both."""
 
 from .beam import Ranking, beam_search, search
+from .choose import Draws
 from .exhaustive import exhaustive_search
 from .generate import generate_search
 from .graphs import SearchGraphs
@@ -12,6 +13,7 @@ from .tree import Beams, tree_search
 
 __all__ = [
     "Beams",
+    "Draws",
     "PrefixCache",
     "Ranking",
     "Recommender",

@@ -46,7 +46,7 @@ class SearchSettings(TypedDict, total=False):
     score: Score
     temperature: float
     item_filter: ItemFilter | None
-    generator: torch.Generator | None
+    generator: choose.Source
     prefix_cache: PrefixCache | None
     graphs: SearchGraphs | None
     feed: nn.Linear | None
@@ -96,7 +96,7 @@ def beam_search(
     score: Score = "constrained",
     temperature: float = 1.0,
     item_filter: ItemFilter | None = None,
-    generator: torch.Generator | None = None,
+    generator: choose.Source = None,
     prefix_cache: PrefixCache | None = None,
     graphs: SearchGraphs | None = None,
     feed: nn.Linear | None = None,

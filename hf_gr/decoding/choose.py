@@ -1,8 +1,46 @@
 """How a search goes on: which options of which beams are kept."""
 
+from dataclasses import dataclass
+
 import torch
 
 from ..grammar import UnorderedGrammar
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers of a batch that several processes share: each makes those of all and takes its own rows', so that
+    the draws are the same on one process and on many.
+
+    Attributes:
+        generator: In the same state on every process.
+        part, parts: Which of how many equal shares of the batch's prompts are here.
+    """
+
+    generator: torch.Generator
+    part: int = 0
+    parts: int = 1
+
+    def uniform(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """float32 of [0, 1), the first axis being the prompts that are here."""
+        rows = shape[0]
+        whole = torch.rand(rows * self.parts, *shape[1:], generator=self.generator, device=self.generator.device)
+        return whole[rows * self.part : rows * (self.part + 1)]
+
+
+Source = torch.Generator | Draws | None
+
+
+def uniform(shape: tuple[int, ...], device: torch.device, source: Source) -> torch.Tensor:
+    """float32 of [0, 1) from wherever random numbers are to come."""
+    if isinstance(source, Draws):
+        return source.uniform(shape).to(device)
+    return torch.rand(shape, device=device, generator=source)
+
+
+def gumbel(shape: tuple[int, ...], device: torch.device, source: Source) -> torch.Tensor:
+    """Standard Gumbel noise, float32."""
+    return -torch.log(-torch.log(uniform(shape, device, source).clamp(1e-20, 1 - 1e-7)))
 
 
 def best(totals: torch.Tensor, width: int) -> torch.Tensor:
@@ -10,7 +48,7 @@ def best(totals: torch.Tensor, width: int) -> torch.Tensor:
     return totals.topk(width, dim=1).indices
 
 
-def draw(log_probs: torch.Tensor, width: int, generator: torch.Generator | None) -> torch.Tensor:
+def draw(log_probs: torch.Tensor, width: int, source: Source) -> torch.Tensor:
     """One option for every beam, drawn from its distribution; `width` options where there is one beam yet.
 
     Args:
@@ -21,15 +59,15 @@ def draw(log_probs: torch.Tensor, width: int, generator: torch.Generator | None)
     """
     batch, beams, options = log_probs.shape
     count = width // beams
-    probabilities = log_probs.flatten(0, 1).exp()
-    option = torch.multinomial(probabilities, count, replacement=True, generator=generator)
+    reached = log_probs.exp().cumsum(-1)
+    # below 1, so that the place found is always one where `reached` grows
+    wanted = uniform((batch, beams, count), log_probs.device, source).clamp(max=1 - 1e-6) * reached[..., -1:]
+    option = torch.searchsorted(reached, wanted, right=True).clamp(max=options - 1)
     first = torch.arange(beams, device=log_probs.device).repeat_interleave(count) * options
     return option.view(batch, width) + first
 
 
-def perturb(
-    scores: torch.Tensor, keys: torch.Tensor, log_probs: torch.Tensor, generator: torch.Generator | None
-) -> torch.Tensor:
+def perturb(scores: torch.Tensor, keys: torch.Tensor, log_probs: torch.Tensor, source: Source) -> torch.Tensor:
     """Gumbel keys of every candidate, given those of the beams they continue (Kool et al. 2019, algorithm 1).
 
     The key of a beam is the largest among the answers below it, so its options' keys are drawn under the condition
@@ -44,8 +82,7 @@ def perturb(
         float [B, beams, D], −inf likewise.
     """
     log_p = scores[..., None] + log_probs
-    uniform = torch.rand(log_p.shape, device=log_p.device, generator=generator).clamp(1e-20, 1 - 1e-7)
-    free = log_p - torch.log(-torch.log(uniform))
+    free = log_p + gumbel(log_p.shape, log_p.device, source)
     largest = free.max(dim=-1, keepdim=True).values
     # log(exp(-key) - exp(-largest) + exp(-free)), negated, in the stable form of the paper's appendix B.3
     key = keys[..., None]

@@ -39,7 +39,8 @@ class Beams:
             Falling for `method="beam"`. Where equal sets were merged, the log-probability of all their orders.
         log_probs: float32 [B, W, C], log-probability of every code in the order written; empty ([B, W, 0]) from
             `generate_search`.
-        keys: float32 [B, W], Gumbel keys, falling (`method="gumbel"` only): the answers with the largest of all keys.
+        keys: float32 [B, W], Gumbel keys, falling (`method="gumbel"` only): the answers with the largest of all keys,
+            each being its log-probability plus standard Gumbel noise of its own.
     """
 
     tokens: torch.Tensor
@@ -60,7 +61,7 @@ def tree_search(
     score: Score = "constrained",
     temperature: float = 1.0,
     item_filter: ItemFilter | None = None,
-    generator: torch.Generator | None = None,
+    generator: choose.Source = None,
     merge: bool = True,
     prefix_cache: PrefixCache | None = None,
     graphs: "SearchGraphs | None" = None,
@@ -80,7 +81,7 @@ def tree_search(
             `"model"`: over the whole vocabulary, then masked, as `generate` with a logits processor has them.
         temperature: Divides the logits.
         item_filter: One row per prompt. A row without live items raises [`HfGrError`].
-        generator: Source of the draws, on the model's device.
+        generator: Source of the draws: a generator on the model's device, or [`Draws`] that processes share.
         merge: Whether beams of an unordered grammar that hold the same codes are merged after every step (their
             probabilities add up, the best order's cache goes on); only for `method="beam"`.
         prefix_cache: Keys and values of earlier prompts.
@@ -131,7 +132,7 @@ def search_from(
     score: Score = "constrained",
     temperature: float = 1.0,
     item_filter: ItemFilter | None = None,
-    generator: torch.Generator | None = None,
+    generator: choose.Source = None,
     merge: bool = True,
     feed: nn.Linear | None = None,
 ) -> Beams:
@@ -177,9 +178,7 @@ class _TreeSearch:
         self.scores = torch.zeros(self.batch, 1, device=self.device)
         self.keys: torch.Tensor | None = None
 
-    def extend(
-        self, step: int, method: Method, item_filter: ItemFilter | None, generator: torch.Generator | None
-    ) -> None:
+    def extend(self, step: int, method: Method, item_filter: ItemFilter | None, generator: choose.Source) -> None:
         """Feeds the codes chosen last (if any) and chooses those of `step`."""
         self._feed_newest(step)
         beams = self.states.shape[1]
@@ -194,7 +193,7 @@ class _TreeSearch:
         if method == "sample":
             chosen = choose.draw(log_probs, self.width, generator)
         elif method == "gumbel":
-            before = torch.zeros_like(self.scores) if self.keys is None else self.keys
+            before = choose.gumbel(self.scores.shape, self.device, generator) if self.keys is None else self.keys
             keys = choose.perturb(self.scores, before, log_probs, generator).flatten(1)
             chosen = choose.best(keys, width)
         else:

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,3 +50,27 @@ def test_draws_come_from_each_beams_own_distribution():
     assert abs((chosen[:, 1] == 5).mean() - 0.9) < 0.03
     first = choose.draw(log_probs[:, :1], 4000, None)[0]
     assert abs(float((first == 0).float().mean()) - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("method", ["draw", "perturb"])
+def test_processes_that_share_draws_make_those_of_one(method):
+    log_probs = torch.log_softmax(torch.randn(4, 1, 6, generator=torch.Generator().manual_seed(1)), -1)
+
+    def drawn(rows: torch.Tensor, part: int, parts: int) -> torch.Tensor:
+        source = choose.Draws(torch.Generator().manual_seed(0), part, parts)
+        if method == "draw":
+            return choose.draw(rows, 3, source)
+        zero = torch.zeros(len(rows), 1)
+        return choose.perturb(zero, zero, rows, source)
+
+    one = drawn(log_probs, 0, 1)
+    assert torch.equal(torch.cat([drawn(log_probs[:2], 0, 2), drawn(log_probs[2:], 1, 2)]), one)
+    assert not torch.equal(one[:2], one[2:])
+
+
+def test_what_is_not_allowed_is_never_drawn():
+    log_probs = torch.full((1, 1, 40), -torch.inf)
+    log_probs[0, 0, 7], log_probs[0, 0, 20] = np.log(0.25), np.log(0.75)
+    drawn = choose.draw(log_probs, 100_000, torch.Generator().manual_seed(0))
+    assert sorted(drawn.unique().tolist()) == [7, 20]
+    assert abs(float((drawn == 20).float().mean()) - 0.75) < 0.01
