@@ -238,9 +238,10 @@ def share_prompts(prompts: torch.Tensor, prompt_mask: torch.Tensor, answers: tor
         answers: int64 [R, A], all of A tokens. Rows of one prompt may stand anywhere.
 
     Returns:
-        A row `[padding | prompt | branch 1 | branch 2 | …]` for every distinct prompt; answers in the order given.
+        A row `[padding | prompt | branch 1 | branch 2 | …]` for every distinct prompt; answers in the order given. An
+        answer's last token predicts nothing and is not fed.
     """
-    length, tokens = prompts.shape[1], answers.shape[1]
+    length, tokens = prompts.shape[1], answers.shape[1] - 1
     device = prompts.device
     _, row = torch.unique(prompts.masked_fill(prompt_mask == 0, -1), dim=0, return_inverse=True)
     num_rows = int(row.max()) + 1
@@ -257,7 +258,7 @@ def share_prompts(prompts: torch.Tensor, prompt_mask: torch.Tensor, answers: tor
     input_ids = torch.zeros(num_rows, columns, dtype=torch.int64, device=device)
     input_ids[:, :length] = prompts[first]
     own = length + branch[:, None] * tokens + torch.arange(tokens, device=device)
-    input_ids[row[:, None], own] = answers
+    input_ids[row[:, None], own] = answers[:, :-1]
 
     ends = real.sum(1, keepdim=True)
     positions = (real.cumsum(1) - 1).clamp(min=0)
@@ -265,7 +266,7 @@ def share_prompts(prompts: torch.Tensor, prompt_mask: torch.Tensor, answers: tor
     filled = in_branch // tokens < counts[:, None]
     number = torch.arange(num_rows, device=device)[:, None]
     trunk = torch.cat([torch.where(real, number, -1), torch.where(filled, number, -1)], dim=1)
-    predictors = torch.cat([torch.full_like(own[:, :1], length - 1), own[:, :-1]], dim=1) + (row * columns)[:, None]
+    predictors = torch.cat([torch.full_like(row, length - 1)[:, None], own], dim=1) + (row * columns)[:, None]
     return Packed(
         input_ids,
         torch.cat([positions, ends + in_branch % tokens], dim=1),

@@ -401,7 +401,7 @@ def test_shared_prompts_equal_plain_rows(architecture, names):
 def test_every_prompt_stands_once(tokens):
     prompts, mask, answers = batch_of(NAMES, tokens)
     shared = share_prompts(prompts, mask, answers)
-    assert shared.input_ids.shape == (4, prompts.shape[1] + 4 * tokens)  # "a" has four answers
+    assert shared.input_ids.shape == (4, prompts.shape[1] + 4 * (tokens - 1))  # "a" has four answers
     assert torch.equal(shared.labels, answers) and not shared.simple and shared.thoughts.shape == (len(NAMES), 0)
     assert_sees(shared, plain_rows(NAMES, answers))
     row = shared.anchors // shared.input_ids.shape[1]
