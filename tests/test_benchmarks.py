@@ -224,6 +224,37 @@ def test_sft_counts_the_same_targets_in_every_arm(load, tmp_path, monkeypatch):
     assert ours["mfu"] == pytest.approx(6 * ours["parameters"] * ours["tokens_per_s"] / 1e12)
 
 
+@pytest.mark.slow
+def test_grpo_measures_both_sides_alike_and_scores_agree(load, tmp_path, monkeypatch):
+    """One arm as a process of its own, the others in this one, which has everything imported already."""
+    benchmark, file = load("grpo"), tmp_path / "grpo.json"
+    apart = benchmark.run_apart
+
+    def run(arm: str, given: list[str]) -> dict:
+        return apart(arm, given) if arm == "ours" else benchmark.main([*given, "--only", arm])
+
+    monkeypatch.setattr(benchmark, "run_apart", run)
+    sizes = shlex.split("--model tiny --dtype fp32 --generations 4 --prompt-length 12 --items 60 --codes 8 --steps 1")
+    benchmark.main(["--quick", *sizes, "--device", "cpu", "--json", str(file)])
+    result = json.loads(file.read_text())
+    arms = result["arms"]
+    assert list(arms) == ["stock", "ours", "stock_spg", "ours_spg"]
+    assert {arm["rollouts_a_step"] for arm in arms.values()} == {2 * 2 * 4}
+    assert [arm["steps"] for arm in arms.values()] == [2, 2, 4, 4]
+    for arm in arms.values():
+        seconds = arm["seconds"]
+        assert all(value > 0 for value in seconds.values()) and arm["peak_mb"] > 100
+        assert seconds["step"] == pytest.approx(sum(seconds.values()) - seconds["step"])  # the parts are the whole
+    for part in ("step", "rollout", "score"):
+        for suffix in ("", "_spg"):
+            quotient = arms[f"stock{suffix}"]["seconds"][part] / arms[f"ours{suffix}"]["seconds"][part]
+            assert result[f"{part}_speedup{suffix}"] == pytest.approx(quotient)
+    assert result["peak_ratio"] == pytest.approx(arms["ours"]["peak_mb"] / arms["stock"]["peak_mb"])
+    assert result["invalid"] == 0
+    assert result["logp_maxdiff"] < 1e-5 and result["grad_reldiff"] < 1e-4 and result["masked_logp_maxdiff"] < 1e-5
+    assert {"settings", "hardware", "versions", "commit", "date", "command"} <= set(result)
+
+
 def test_the_study_of_thinking_pairs_users_and_goes_on(load, tmp_path, monkeypatch):
     data, study = tiny_data(tmp_path), load("sft_quality")
     recipes = tmp_path / "recipes"
