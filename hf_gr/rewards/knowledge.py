@@ -1,0 +1,219 @@
+"""What a reward is asked (a batch of rollouts) and what it may know of the items."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+from ..catalog import SidCatalog
+from ..dataset import Histories, popularity
+from ..embedding.behavior import cooccurrence
+from ..embedding.store import ItemVectors, items_fingerprint
+from ..errors import HfGrError
+from ..quantizers.metrics import unit_rows
+
+
+WINDOW = 5  # events apart, as where behaviour vectors are made
+
+Reward = Callable[..., np.ndarray]  # reward(rollouts, items, **parameters) -> float64 [P, G]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What the policy answered to P prompts, G times each.
+
+    Attributes:
+        items: int64 [P, G], catalogue rows; −1 where a rollout is no item.
+        targets: int64 [P, n], the next n items that the user took; the first one, *the* target, is always there, later
+            ones are −1 where the user has fewer.
+        scores: float64 [P, G], log-probability of each rollout when it was drawn.
+    """
+
+    items: np.ndarray
+    targets: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def target(self) -> np.ndarray:
+        """The target beside the rollouts, int64 [P, 1]."""
+        return self.targets[:, :1]
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Which rollouts are an item, bool [P, G]."""
+        return self.items >= 0
+
+    @property
+    def hits(self) -> np.ndarray:
+        """Which rollouts are the target, bool [P, G]."""
+        return self.valid & (self.items == self.target)
+
+
+@dataclass(frozen=True)
+class ItemKnowledge:
+    """What rewards know of N items. Made by [`of`]; each part is computed when a reward first asks for it.
+
+    Everything that comes from how items are used is of the training part alone.
+
+    Attributes:
+        catalog: The items and their SIDs.
+        train: Histories of the training part, in rows of the catalogue.
+        embeddings: Folder of `hf-gr embed`, if there is one.
+        quality: float64 [N], how good the interests of each item are (q of [`~hf_gr.rewards.interest`]).
+    """
+
+    catalog: SidCatalog
+    train: Histories
+    embeddings: str | Path | None
+    quality: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        catalog: SidCatalog,
+        train: Histories,
+        embeddings: str | Path | None = None,
+        quality: np.ndarray | None = None,
+    ) -> "ItemKnowledge":
+        """Knowledge of the items of a catalogue.
+
+        Args:
+            catalog: The items and their SIDs.
+            train: Histories of the training part, and nothing else, in rows of the catalogue.
+            embeddings: Folder of `hf-gr embed` with the vectors of just these items; without it an item's vector is
+                made of its codes.
+            quality: float [N]; 1 for every item if left out.
+
+        Raises:
+            HfGrError: If events name other rows than the catalogue's, or `quality` is not one finite number an item.
+        """
+        if len(train.items) and not 0 <= train.items.min() <= train.items.max() < len(catalog):
+            raise HfGrError(
+                f"the training events name item rows {train.items.min()} to {train.items.max()}, but the catalogue "
+                f"has {len(catalog)} items; align the dataset with InteractionDataset.aligned(catalog.item_ids)."
+            )
+        quality = np.ones(len(catalog)) if quality is None else np.asarray(quality, np.float64)
+        if quality.shape != (len(catalog),) or not np.isfinite(quality).all():
+            raise HfGrError(
+                f"quality has shape {quality.shape}; give one finite number for each of the {len(catalog)} items."
+            )
+        return cls(catalog, train, embeddings, quality)
+
+    def __len__(self) -> int:
+        return len(self.catalog)
+
+    @cached_property
+    def codes(self) -> np.ndarray:
+        """SIDs, int64 [N, L]."""
+        return self.catalog.codes.astype(np.int64)
+
+    @property
+    def categories(self) -> list[list[str]]:
+        """Categories of each item."""
+        return self.catalog.categories
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """Item vectors of length 1 (zero vectors stay zero), float32 [N, d].
+
+        Those of the embeddings folder; without one, the sum of the code vectors of an item's codes, in which a digit
+        that only tells items of one SID apart has no part [ours].
+
+        Raises:
+            HfGrError: If the folder holds other items' vectors, or there are neither embeddings nor code vectors.
+        """
+        if self.embeddings is not None:
+            return unit_rows(self._embedded(self.embeddings))
+        if not self.catalog.code_vectors:
+            raise HfGrError(
+                "items have no vectors: the catalogue holds no code vectors; name the folder of `hf-gr embed` as "
+                "embeddings, or leave out the rewards that compare vectors."
+            )
+        meaning = self.catalog.num_levels - (self.catalog.collisions == "digit")
+        return unit_rows(sum(self.catalog.code_vectors[level][self.codes[:, level]] for level in range(meaning)))
+
+    def _embedded(self, folder: str | Path) -> np.ndarray:
+        """The folder holds no ids, only the fingerprint of their list, so the order must be the same."""
+        found = ItemVectors.load(folder)
+        recorded = found.info.get("items_fingerprint")  # vectors from elsewhere need not have it
+        if len(found) != len(self) or recorded not in (None, items_fingerprint(self.catalog.item_ids)):
+            raise HfGrError(
+                f"{folder} holds the vectors of {len(found)} items, but not of the {len(self)} items of the "
+                "catalogue, in their order; give the embeddings that the catalogue was made from."
+            )
+        return found.vectors
+
+    @cached_property
+    def popularity(self) -> np.ndarray:
+        """Training events of each item, int64 [N]."""
+        return popularity(self.train, len(self))
+
+    @cached_property
+    def together(self) -> sp.csr_array:
+        """How often two items stand near each other in the training histories, float64 [N, N], between 0 and 1.
+
+        c_ij / √(c_i·c_j), with the counts c_ij of [`cooccurrence`] and c_i their sum over j: the Â of METHODS §1. The
+        diagonal is empty. Values are small (an item's neighbours share its weight) [form ours].
+        """
+        counts = cooccurrence(self.train, len(self), WINDOW)
+        sums = np.asarray(counts.sum(axis=1), np.float64)
+        scale = sp.diags_array(np.divide(1.0, np.sqrt(sums), out=np.zeros_like(sums), where=sums > 0))
+        return (scale @ counts @ scale).tocsr()
+
+    @cached_property
+    def category_names(self) -> list[str]:
+        """Categories of all items, sorted; their places are the category indices."""
+        return sorted({name for names in self.categories for name in names})
+
+    @cached_property
+    def interests(self) -> sp.csr_array:
+        """Which item has which interest, 0/1 float64 [N, V]; until interests are mined, its categories are those."""
+        column = {name: place for place, name in enumerate(self.category_names)}
+        pairs = [(row, column[name]) for row, names in enumerate(self.categories) for name in set(names)]
+        rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
+        return sp.coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(self), len(column))).tocsr()
+
+    @cached_property
+    def rarity(self) -> np.ndarray:
+        """idf of each interest, float64 [V]: log(N / items that have it); 0 where every item has it."""
+        return np.log(len(self) / self.interests.sum(axis=0))
+
+    @cached_property
+    def category(self) -> np.ndarray:
+        """The one category of each item, int64 [N]: its first one that not more than half of the items share.
+
+        −1 where it has none such. The first categories of a shop ("Beauty") are on every item and tell nothing [ours].
+        """
+        shares = self.interests.sum(axis=0) / len(self)
+        index = {name: place for place, name in enumerate(self.category_names) if shares[place] <= 0.5}
+        return np.array([next((index[name] for name in names if name in index), -1) for names in self.categories])
+
+    @cached_property
+    def token_category(self) -> list[np.ndarray]:
+        """Category of each code, L arrays int64 [K_l]: that of most items that carry it (REG4Rec) [known].
+
+        Items without a category do not count; of equal ones the lower index is taken; −1 where no item counts.
+        """
+        return [_majority(self.codes[:, level], self.category, size) for level, size in enumerate(self._sizes)]
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return self.catalog.codebook_sizes
+
+    def name(self, row: int) -> str:
+        """How an item is called in messages."""
+        return f"item {self.catalog.item_ids[row]!r}" if row >= 0 else "no item"
+
+
+def _majority(codes: np.ndarray, category: np.ndarray, size: int) -> np.ndarray:
+    """The most frequent category (not −1) beside each code, int64 [size]."""
+    known = category >= 0
+    pairs, counts = np.unique(np.stack([codes[known], category[known]], 1), axis=0, return_counts=True)
+    order = np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))
+    code, first = np.unique(pairs[order, 0], return_index=True)
+    found = np.full(size, -1)
+    found[code] = pairs[order, 1][first]
+    return found
