@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from .artifacts import fingerprint, settings_key, write_json, write_manifest, writing
+from .artifacts import fingerprint, is_current, report, settings_key, write_json, write_manifest, writing
 from .catalog import SidCatalog
 from .dataset import SplitKind
 from .errors import HfGrError
@@ -198,6 +198,7 @@ class Run:
     output_dir: Path
     settings: dict[str, Any]
     inputs: dict[str, str]
+    paths: dict[str, str | Path]
 
     @classmethod
     def of(cls, station: str, config: TrainingArguments, inputs: dict[str, str | Path]) -> "Run":
@@ -209,7 +210,7 @@ class Run:
             for name, value in changed_settings(config).items()
             if not (isinstance(value, str) and value in paths)
         }
-        run = cls(station, Path(config.output_dir), settings, found)
+        run = cls(station, Path(config.output_dir), settings, found, inputs)
         config.output_dir = str(run.folder)
         return run
 
@@ -224,6 +225,18 @@ class Run:
     @property
     def base(self) -> Path:
         return self.folder / "base"
+
+    def is_current(self, force: bool) -> bool:
+        """Whether the finished model is there already, of these settings and inputs; says so."""
+        current = not force and is_current(self.model, self.station, self.settings, self.inputs)
+        if current:
+            self.report(current=True)
+        return current
+
+    def report(self, *, current: bool = False) -> None:
+        """Says what was read and written, on the main process."""
+        if PartialState().is_main_process:
+            report(self.station, self.paths, self.model, current=current)
 
     def last_checkpoint(self) -> str | None:
         """The newest complete checkpoint; the trainer's state is what it writes last."""

@@ -8,12 +8,13 @@ from .graphs import SearchGraphs
 from .prefix_cache import PrefixCache
 from .recommender import Recommender, load_thinking
 from .support import tree_support
-from .tree import Beams, tree_search
+from .tree import Beams, Method, tree_search
 
 
 __all__ = [
     "Beams",
     "Draws",
+    "Method",
     "PrefixCache",
     "Ranking",
     "Recommender",

@@ -1,7 +1,19 @@
 """GRPO: a model of `hf_gr.sft` learns from recommendation rewards under the grammar."""
 
 from .config import SidGRPOConfig
-from .trainer import SidGRPOTrainer, grpo, main
+from .policy import policy_log_probs
+from .run import grpo, main, training_prompts
+from .trainer import SidGRPOTrainer, constrained_rollouts
+from .validation import Validation
 
 
-__all__ = ["SidGRPOConfig", "SidGRPOTrainer", "grpo", "main"]
+__all__ = [
+    "SidGRPOConfig",
+    "SidGRPOTrainer",
+    "Validation",
+    "constrained_rollouts",
+    "grpo",
+    "main",
+    "policy_log_probs",
+    "training_prompts",
+]

@@ -5,7 +5,10 @@ from typing import Literal
 
 from trl import GRPOConfig
 
+from ..errors import HfGrError
+from ..rewards import parse_mix
 from ..training import RunArguments
+from .validation import VALIDATION_KS
 
 
 @dataclass
@@ -16,9 +19,21 @@ class SidGRPOConfig(RunArguments, GRPOConfig):
     prompts_per_user: int = field(
         default=1, metadata={"help": "Training events of each user, the latest ones, whose history is a prompt."}
     )
-    rewards: list[str] = field(
-        default_factory=lambda: ["exact", "ranking"],
-        metadata={"help": "Rewards by name (hf_gr/rewards); `reward_weights` weighs them."},
+    rewards: dict | str | None = field(
+        default_factory=lambda: {"exact": 1.0, "ranking": 1.0},
+        metadata={
+            "help": "Rewards (hf_gr/rewards): names by commas, or with weights and parameters: "
+            "{exact: 1, prefix: 0.3}."
+        },
+    )
+    target_steps: int = field(
+        default=1, metadata={"help": "Next items of the user that rollouts are rewarded against (MSRA)."}
+    )
+    target_decay: float = field(
+        default=0.5, metadata={"help": "γ: the n-th next item counts γ^(n-1); with target_steps above 1."}
+    )
+    embeddings: str | None = field(
+        default=None, metadata={"help": "Item vectors for `semantic`; those of the codebook if left out."}
     )
     rollout: Literal["sample", "beam", "gumbel"] = field(
         default="sample",
@@ -27,12 +42,68 @@ class SidGRPOConfig(RunArguments, GRPOConfig):
             "`beam`: the G best SIDs (MiniOneRec)."
         },
     )
+    estimator: Literal["group", "leave_one_out", "without_replacement"] = field(
+        default="group",
+        metadata={
+            "help": "Advantages: TRL's, less the group's mean (and divided as `scale_rewards` says); less the mean of "
+            "the other rollouts; or importance-weighted, for `gumbel` and without scaling (scale_rewards: none)."
+        },
+    )
+    zero_variance: Literal["keep", "skip", "refill"] = field(
+        default="keep",
+        metadata={
+            "help": "Groups whose rollouts all have one reward: kept (they pull to the reference), left out of the "
+            "loss, or replaced by other prompts' groups."
+        },
+    )
+    max_refills: int = field(default=2, metadata={"help": "Further batches that `refill` may draw in a generation."})
+    eval_users: int = field(default=2000, metadata={"help": "Validation users that are measured; with eval_strategy."})
+    eval_beams: int = field(default=50, metadata={"help": "Beams of that measurement."})
+    patience: int = field(
+        default=0, metadata={"help": "Stop after so many measurements without a better one; 0: train to the end."}
+    )
 
     # other defaults than TRL's, because answers are SIDs
     num_generations: int | None = field(default=16, metadata={"help": "G, rollouts a prompt."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Rollouts per device: prompts × G."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Validation users at a time."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
     beta: float = field(
         default=1e-3, metadata={"help": "Weight of the KL divergence to the SFT policy; 0: no reference."}
     )
     logging_steps: float = field(default=1, metadata={"help": "Steps between log lines."})
+
+    def __post_init__(self) -> None:
+        self._check()
+        if self.eval_strategy != "no":  # the best of what was measured is kept, the start among it
+            wanted = self.metric_for_best_model or "NDCG@10"  # type: ignore[has-type]
+            self.metric_for_best_model = f"eval_{wanted.removeprefix('eval_')}"
+            self.greater_is_better, self.load_best_model_at_end, self.eval_on_start = True, True, True
+            self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.save_steps
+            self.num_generations_eval = 1  # TRL's evaluation by rollouts is not used
+        super().__post_init__()
+
+    def _check(self) -> None:
+        parse_mix(self.rewards)  # raises on what there is not
+        if self.estimator == "without_replacement" and (self.rollout != "gumbel" or self.scale_rewards != "none"):
+            raise HfGrError(
+                "estimator without_replacement is for rollout: gumbel and scale_rewards: none, not for "
+                f"{self.rollout} and {self.scale_rewards}; set both, or choose another estimator."
+            )
+        if self.patience and self.eval_strategy == "no":
+            raise HfGrError("patience waits for measurements; set eval_strategy: steps and eval_steps.")
+        if self.metric_for_best_model and self.eval_strategy != "no":
+            known = [f"{name}@{k}" for name in ("HR", "NDCG") for k in VALIDATION_KS if k <= self.eval_beams]
+            if self.metric_for_best_model.removeprefix("eval_") not in known:
+                raise HfGrError(
+                    f"metric_for_best_model is {self.metric_for_best_model}; there are {', '.join(known)}."
+                )
+        for name, low, high in (
+            ("target_steps", 1, 100),
+            ("target_decay", 0.0, 1.0),
+            ("max_refills", 1, 100),
+            ("eval_users", 1, 10**9),
+            ("eval_beams", 10, 1000),
+        ):
+            if not low <= vars(self)[name] <= high:
+                raise HfGrError(f"{name} is {vars(self)[name]}; it lies between {low} and {high}.")

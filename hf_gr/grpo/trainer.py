@@ -1,45 +1,39 @@
-"""GRPO on TRL's trainer: constrained rollouts, constrained log-probabilities, shared prompts.
+"""GRPO on TRL's trainer: constrained rollouts, constrained log-probabilities, shared prompts."""
 
-Uses one internal of TRL (1.16): `_get_per_token_logps_and_entropies`, replaced so that policy and reference are scored
-under the grammar's mask. Rollouts, rewards and columns go through TRL's public hooks.
-"""
-
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from datasets import Dataset
-from transformers import PreTrainedModel
-from trl import GRPOTrainer
+from transformers import EarlyStoppingCallback, PreTrainedModel
 from trl.models import unwrap_model_for_generation
 
-from ..arguments import parse_config
-from ..artifacts import is_current, report
-from ..branches import share_prompts
-from ..catalog import SidCatalog
-from ..dataset import Histories, InteractionDataset
-from ..decoding import load_thinking, search, tree_support
 from ..errors import HfGrError
 from ..grammar import SidGrammar
-from ..models import add_inner_call, answer_logits, last_hidden
-from ..offline import resolve
-from ..rewards import trl_reward
-from ..training import Run, check_sharding, load_lm, plain_lm, trained_model, tuned
-from ..vocabulary import SidVocabulary
+from ..models import add_inner_call
+from ..rewards import ItemKnowledge, Reward, answered_items, parse_mix, trl_reward, trl_rewards
+from ..training import check_sharding, plain_lm
+from .advantages import leave_one_out, without_replacement
 from .config import SidGRPOConfig
+from .internals import GroupedGRPOTrainer
+from .policy import policy_log_probs
+from .rollouts import draws_of, roll_out
+from .validation import Validation
 
 
-class SidGRPOTrainer(GRPOTrainer):
+class SidGRPOTrainer(GroupedGRPOTrainer):
     """GRPO whose policy is the constrained one.
 
     Args:
         model: Causal LM with the SID tokens, not yet wrapped by PEFT.
         grammar: What may follow.
-        args: A prompt's G rollouts must fit on one device: `per_device_train_batch_size × steps_per_generation` must
-            be a multiple of G, else [`HfGrError`].
-        train_dataset: Columns `prompt` (token ids) and `target` (catalogue row).
+        args: A prompt's G rollouts stay in one micro-batch: `per_device_train_batch_size` must be a multiple of G,
+            else [`HfGrError`].
+        train_dataset: Columns `prompt` (token ids) and `target` (catalogue row, or rows of the next n items).
+        items: What rewards know of the items.
+        rewards: Rewards of one's own beside those of `args.rewards`, each with its weight: functions as in
+            `hf_gr/rewards`.
+        validation: What the policy is measured on every `eval_steps`.
     """
 
     def __init__(
@@ -48,89 +42,105 @@ class SidGRPOTrainer(GRPOTrainer):
         grammar: SidGrammar,
         *,
         args: SidGRPOConfig,
+        items: ItemKnowledge,
+        rewards: Sequence[tuple[Reward, float]] = (),
+        validation: Validation | None = None,
         **kwargs: Any,
     ):
-        self.grammar = grammar
+        self.grammar, self.validation = grammar, validation
+        self._turns = (-1, 0)  # step of the last generation, and how many there were in it
         add_inner_call(model)
         args.max_completion_length = grammar.answer_length
         group = args.num_generations or 0  # TRL refuses fewer than two
-        rewards = [trl_reward(name, grammar, group) for name in args.rewards]
-        super().__init__(model, rewards, args=args, rollout_func=constrained_rollouts, **kwargs)
+        mix = parse_mix(args.rewards)
+        functions = trl_rewards(mix, grammar, items, group, args.target_decay)
+        functions += [trl_reward(own, grammar, items, group, decay=args.target_decay) for own, _ in rewards]
+        args.reward_weights = [given.weight for given in mix.values()] + [weight for _, weight in rewards]
+        super().__init__(
+            model,
+            functions,
+            args=args,
+            rollout_func=constrained_rollouts,
+            eval_dataset=None if validation is None else kwargs["train_dataset"].select([0]),  # evaluate() is ours
+            **kwargs,
+        )
         check_sharding(self.accelerator, self.args.finetune)
-        rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        if rows % self.num_generations:
+        if self.args.per_device_train_batch_size % self.num_generations:
             raise HfGrError(
-                f"per_device_train_batch_size × steps_per_generation = {rows} is no multiple of num_generations = "
-                f"{self.num_generations}, so a prompt's rollouts would be torn apart; choose a multiple."
+                f"per_device_train_batch_size is {self.args.per_device_train_batch_size}, no multiple of "
+                f"num_generations = {self.num_generations}, so a prompt's rollouts would be torn apart; choose a "
+                "multiple."
             )
         if self.ref_model is not None:
             add_inner_call(self.accelerator.unwrap_model(self.ref_model))
+        if self.args.patience:
+            self.add_callback(EarlyStoppingCallback(self.args.patience))
 
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: torch.nn.Module,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        **_: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        prompts, answers = input_ids[:, :-logits_to_keep], input_ids[:, -logits_to_keep:]
-        log_probs, entropies = policy_log_probs(
-            model,
-            plain_lm(self.accelerator.unwrap_model(model)),
-            prompts,
-            attention_mask[:, :-logits_to_keep],
-            answers,
-            self.grammar.to(input_ids.device),
-            self.temperature,
-        )
-        return log_probs, entropies if compute_entropy else None, None
+    # The policy
 
+    def score(
+        self, model: torch.nn.Module, prompts: torch.Tensor, prompt_mask: torch.Tensor, answers: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        plain = plain_lm(self.accelerator.unwrap_model(model))
+        grammar = self.grammar.to(prompts.device)
+        return policy_log_probs(model, plain, prompts, prompt_mask, answers, grammar, self.temperature)
 
-def policy_log_probs(
-    model: torch.nn.Module,
-    plain: PreTrainedModel,
-    prompts: torch.Tensor,
-    prompt_mask: torch.Tensor,
-    answers: torch.Tensor,
-    grammar: SidGrammar,
-    temperature: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability and entropy of every answer token under the grammar, float32 [R, L] each.
+    # Advantages
 
-    Equal prompts are computed once where the architecture allows it ([`tree_support`]).
+    def reweighed(self, inputs: list[dict[str, Any]], rewards: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+        shape = (-1, self.num_generations)
+        if self.args.estimator == "leave_one_out":
+            return leave_one_out(advantages.view(shape)).flatten()
+        if self.args.estimator == "without_replacement":
+            scores, keys = (
+                torch.tensor([row[name] for row in inputs], device=rewards.device).view(shape)
+                for name in ("fresh_score", "threshold")
+            )
+            return without_replacement(rewards.view(shape), scores, keys[:, 0]).flatten()
+        return advantages
 
-    Args:
-        model: The (possibly wrapped) model to call; `plain` is the same one unwrapped.
-        prompts: int64 [R, P], padded on the left; `prompt_mask` int64 [R, P].
-        answers: int64 [R, L], complete SIDs.
-        temperature: Divides the logits.
-    """
-    if tree_support(plain, prompts.shape[1] + answers.shape[1])[0]:
-        shared = share_prompts(prompts, prompt_mask, answers)
-        predictors, inputs = shared.predictors, shared.inputs(plain.config._attn_implementation, plain.dtype)
-    else:
-        ids = torch.cat([prompts, answers], dim=1)
-        inputs = {"input_ids": ids, "attention_mask": torch.cat([prompt_mask, torch.ones_like(answers)], dim=1)}
-        columns = torch.arange(ids.numel(), device=ids.device).view_as(ids)
-        predictors = columns[:, prompts.shape[1] - 1 : -1]
-    places = list(grammar.code_columns)
+    def replacements(self, turn: int) -> list[dict[str, Any]] | None:
+        if turn == self.args.max_refills:
+            return None
+        count = self.args.generation_batch_size // self.num_generations
+        seeds = [self.args.seed, self.state.global_step, turn]
+        chosen = np.random.default_rng(seeds).choice(len(self.train_dataset), count)
+        mine = np.array_split(chosen, self.accelerator.num_processes)[self.accelerator.process_index]
+        return [dict(self.train_dataset[int(row)]) for row in mine for _ in range(self.num_generations)]
 
-    def score() -> tuple[torch.Tensor, torch.Tensor]:
-        hidden = last_hidden(plain, **inputs)
-        log_probs = torch.zeros(answers.shape, device=answers.device)  # a forced token has log-probability 0
-        entropies = torch.zeros_like(log_probs)
-        read, codes = hidden.flatten(0, 1)[predictors[:, places]], answers[:, places]
-        for place, logits, option in zip(places, *answer_logits(plain, read, codes, grammar), strict=True):
-            policy = torch.log_softmax(logits / temperature, dim=1)
-            log_probs[:, place] = policy.gather(1, option[:, None])[:, 0]
-            finite = policy.masked_fill(logits.isneginf(), 0.0)
-            entropies[:, place] = -(finite.exp() * finite).sum(1)
-        return log_probs, entropies
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> torch.Tensor:
+        items = answered_items(completion_ids, self.grammar).reshape(-1, self.num_generations)
+        targets = np.array([np.atleast_1d(row["target"])[0] for row in inputs]).reshape(items.shape)
+        self._log_metric("group_hit_rate", float((items == targets).any(axis=1).mean()))
+        self._log_metric("distinct_items", float(np.mean([len(np.unique(group)) for group in items])))
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids)
 
-    return model(inner=score)
+    # Validation
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """HR and NDCG of beams on the validation cases, in place of rewards of rollouts."""
+        if self.validation is None:
+            raise HfGrError("no validation cases were given; pass validation=… or leave eval_strategy out.")
+        was_training = self.model.training
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model, self.accelerator.autocast():
+            self.model.eval()
+            found = self.validation.measure(plain_lm(model), self.grammar, self.accelerator)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(metrics)  # in evaluation mode, which TRL keeps apart
+        self.model.train(was_training)
+        control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
+        self.control = control
+        if self.state.global_step == 0 and self.args.metric_for_best_model:
+            self.state.best_metric = metrics[self.args.metric_for_best_model]  # what checkpoints have to beat
+        return metrics
+
+    def next_draws(self) -> Any:
+        """Random numbers of the next generation."""
+        step = self.state.global_step
+        self._turns = (step, self._turns[1] + 1 if self._turns[0] == step else 0)
+        accelerator = self.accelerator
+        parts = (accelerator.process_index, accelerator.num_processes)
+        return draws_of(self.args.seed, *self._turns, accelerator.device, *parts)
 
 
 def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> dict[str, Any]:
@@ -141,110 +151,34 @@ def constrained_rollouts(prompts: list[list[int]], trainer: SidGRPOTrainer) -> d
         trainer: Whose policy rolls out.
 
     Returns:
-        `prompt_ids`, `completion_ids` and `logprobs` as TRL wants them, and `rollout_score`, each rollout's
-        log-probability, for rewards that rank.
+        `prompt_ids`, `completion_ids` and `logprobs` as TRL wants them; `env_mask`, 0 on forced tokens, which leaves
+        them out of the loss, its KL and its length; `rollout_score`, each rollout's log-probability, for rewards that
+        rank; `fresh_score` and `threshold` for importance weights.
     """
-    group = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+    group, grammar = trainer.num_generations, trainer.grammar
     with (
         unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
         trainer.accelerator.autocast(),
     ):
         was_training = model.training
         model.eval()
-        beams = search(
+        found = roll_out(
             plain_lm(model),
             prompts[::group],
-            trainer.grammar,
-            num_beams=group,
-            method=trainer.args.rollout,
-            temperature=trainer.temperature,
+            grammar,
+            group,
+            trainer.args.rollout,
+            trainer.temperature,
+            trainer.next_draws(),
         )
         model.train(was_training)
-    tokens, scores = _filled(beams.tokens, beams.scores, group)
+    answer = [int(place in grammar.code_columns) for place in range(grammar.answer_length)]
     return {
         "prompt_ids": prompts,
-        "completion_ids": tokens.flatten(0, 1).tolist(),
+        "completion_ids": found.tokens.flatten(0, 1).tolist(),
         "logprobs": None,
-        "rollout_score": scores.flatten().tolist(),
+        "env_mask": [answer] * len(prompts),
+        "rollout_score": found.scores.flatten().tolist(),
+        "fresh_score": found.fresh_scores.flatten().tolist(),
+        "threshold": found.thresholds.repeat_interleave(group).tolist(),
     }
-
-
-def _filled(tokens: torch.Tensor, scores: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`group` answers a prompt: where there are fewer SIDs than that, the prompt's first one is repeated.
-
-    That is the best one of beams, and with Gumbel keys a draw from the policy.
-    """
-    missing = group - scores.shape[1]
-    tokens = torch.nn.functional.pad(tokens, (0, 0, 0, missing))
-    scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
-    dead = scores.isneginf()
-    return torch.where(dead[..., None], tokens[:, :1], tokens), torch.where(dead, scores[:, :1], scores)
-
-
-def grpo(config: SidGRPOConfig) -> Path:
-    """Trains a model of `hf-gr sft` with recommendation rewards; the finished model is `output_dir/model`.
-
-    Continues from the last checkpoint of the same settings, and does nothing when the model is up to date.
-    """
-    for name in ("dataset", "model"):
-        if not vars(config)[name]:
-            raise HfGrError(f"{name} is not set; give --{name} FOLDER or name it in the YAML file.")
-    inputs: dict[str, str | Path] = {"dataset": config.dataset}
-    if Path(config.model).is_dir():
-        inputs["model"] = config.model
-    run = Run.of("grpo", config, inputs)
-    main = PartialState().is_main_process
-    if not config.force and is_current(run.model, "grpo", run.settings, run.inputs):
-        if main:
-            report("grpo", inputs, run.model, current=True)
-        return run.model
-    path = resolve(config.model)
-    catalog, vocabulary = SidCatalog.load(path), SidVocabulary.load(path)
-    model, tokenizer = load_lm(path, config.attention)
-    vocabulary.check(catalog, tokenizer, config.model)
-    thinking = load_thinking(path, catalog)
-    if thinking is not None and thinking.feed is not None:
-        raise HfGrError(
-            f"{config.model} feeds hidden states back (thinking.feedback: hidden), which GRPO does not score; take "
-            "one with feedback: token."
-        )
-    train = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split).train
-    rows = training_prompts(train, catalog, vocabulary, config.prompts_per_user)
-    policy, adapter = tuned(model, vocabulary, config, run.base)
-    trainer = SidGRPOTrainer(
-        policy,
-        vocabulary.grammar(catalog),
-        args=config,
-        train_dataset=rows,
-        processing_class=tokenizer,
-        peft_config=adapter,
-    )
-    trainer.train(resume_from_checkpoint=run.last_checkpoint())
-    trained = trained_model(trainer)
-    if main:
-        run.finish(trained, tokenizer, catalog, vocabulary, trainer.state.log_history, config.model, path)
-        report("grpo", inputs, run.model)
-    PartialState().wait_for_everyone()
-    return run.model
-
-
-def training_prompts(train: Histories, catalog: SidCatalog, vocabulary: SidVocabulary, per_user: int) -> Dataset:
-    """Prompts from the latest `per_user` training events of each user that have an earlier one; `target` is the event.
-
-    Events of items that were removed from the catalogue are left out: no rollout can reach them.
-    """
-    users, ends = [], []
-    for user, length in enumerate(train.lengths):
-        latest = np.arange(max(1, length - per_user), length)
-        users.append(np.full(len(latest), user))
-        ends.append(latest)
-    chosen, cut = np.concatenate(users), np.concatenate(ends)
-    targets = train.items[train.ptr[chosen] + cut]
-    live = catalog.live[targets]
-    prompts = vocabulary.prompts(train.cut(chosen[live], cut[live]), catalog)
-    return Dataset.from_dict({"prompt": prompts, "target": targets[live]})
-
-
-def main(arguments: list[str] | None = None) -> Path:
-    """Entry of `recipes/grpo.py` and `hf-gr grpo`: TRL's parser over [`SidGRPOConfig`], `--config FILE` included."""
-    return grpo(parse_config(SidGRPOConfig, arguments))

@@ -8,7 +8,6 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..arguments import parse_config
-from ..artifacts import is_current, report
 from ..catalog import SidCatalog
 from ..dataset import Histories, InteractionDataset
 from ..decoding import load_thinking
@@ -31,10 +30,7 @@ def sft(config: SidSFTConfig) -> Path:
     if config.continue_from and Path(config.continue_from).is_dir():
         inputs["model"] = config.continue_from
     run = Run.of("sft", config, inputs)
-    main = PartialState().is_main_process
-    if not config.force and is_current(run.model, "sft", run.settings, run.inputs):
-        if main:
-            report("sft", inputs, run.model, current=True)
+    if run.is_current(config.force):
         return run.model
     catalog = SidCatalog.load(config.catalog)
     split = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split)
@@ -56,11 +52,11 @@ def sft(config: SidSFTConfig) -> Path:
     trainer.train(resume_from_checkpoint=run.last_checkpoint())
     heads = trainer.take_heads()
     trained = trained_model(trainer)
-    if main:
+    if PartialState().is_main_process:
         base = config.continue_from or ("scratch" if config.scratch else str(config.model))
         log = trainer.state.log_history
         run.finish(trained, tokenizer, catalog, vocabulary, log, base, config.catalog, heads)
-        report("sft", inputs, run.model)
+        run.report()
     PartialState().wait_for_everyone()
     return run.model
 

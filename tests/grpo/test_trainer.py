@@ -15,13 +15,12 @@ from transformers import GemmaConfig, LlamaConfig, MistralConfig, Qwen3Config
 from trl import GRPOTrainer
 
 from hf_gr.catalog import SidCatalog
-from hf_gr.dataset import InteractionDataset, write_dataset
+from hf_gr.dataset import Histories, InteractionDataset, write_dataset
 from hf_gr.decoding import tree_search, tree_support
 from hf_gr.errors import HfGrError
-from hf_gr.grpo import SidGRPOConfig, SidGRPOTrainer, grpo
-from hf_gr.grpo.trainer import constrained_rollouts, policy_log_probs, training_prompts
+from hf_gr.grpo import SidGRPOConfig, SidGRPOTrainer, constrained_rollouts, grpo, policy_log_probs, training_prompts
 from hf_gr.models import add_inner_call
-from hf_gr.rewards import answered_items
+from hf_gr.rewards import ItemKnowledge, answered_items
 from hf_gr.sft import SidSFTConfig, sft
 from hf_gr.vocabulary import SidVocabulary, add_vocabulary
 
@@ -131,7 +130,7 @@ def test_a_stepwise_policy_does_not_count_its_thinking(tree, monkeypatch):
 
     rows = [prompt for prompt in prompts for _ in range(5)]
     width = max(map(len, prompts))
-    monkeypatch.setattr("hf_gr.grpo.trainer.tree_support", lambda *_: (tree, ""))
+    monkeypatch.setattr("hf_gr.grpo.policy.tree_support", lambda *_: (tree, ""))
     add_inner_call(model)
     log_probs, entropies = policy_log_probs(
         model,
@@ -154,7 +153,7 @@ def test_a_stepwise_policy_does_not_count_its_thinking(tree, monkeypatch):
 def test_policy_gradients_are_the_same_by_tree_and_by_rows(monkeypatch):
     gradients = []
     for supported in (True, False):
-        monkeypatch.setattr("hf_gr.grpo.trainer.tree_support", lambda *_, supported=supported: (supported, ""))
+        monkeypatch.setattr("hf_gr.grpo.policy.tree_support", lambda *_, supported=supported: (supported, ""))
         catalog, model = tiny_catalog(), tiny_lm()
         vocabulary = add_vocabulary(tiny_tokenizer(), model, catalog, max_history=10)
         tokens = torch.from_numpy(vocabulary.item_tokens(catalog))
@@ -219,7 +218,17 @@ def trainer_of(
     data = TinyData(Path(), Path())
     config = SidGRPOConfig(**data.grpo(tmp_path / "run", Path(), **settings))
     grammar = vocabulary.grammar(catalog)
-    return SidGRPOTrainer(model, grammar, args=config, train_dataset=rows, processing_class=tokenizer), vocabulary
+    trainer = SidGRPOTrainer(
+        model, grammar, args=config, items=knowledge(catalog), train_dataset=rows, processing_class=tokenizer
+    )
+    return trainer, vocabulary
+
+
+def knowledge(catalog: SidCatalog) -> ItemKnowledge:
+    """Of items that one user has taken."""
+    count = len(catalog)
+    train = Histories(np.array(["u"]), np.array([0, count]), np.arange(count), np.arange(count))
+    return ItemKnowledge.of(catalog, train)
 
 
 ROLLOUTS = [
@@ -277,21 +286,9 @@ def test_beams_beyond_the_catalogue_repeat_the_first_answer(tmp_path, rollout, w
 
 
 def test_a_group_that_would_be_torn_apart_is_refused(tmp_path):
-    """On two devices of 12 rollouts TRL is content (24 = 3 × 8), but a prompt's 8 would straddle them."""
-    catalog = tiny_catalog()
-    model, tokenizer = tiny_lm(), tiny_tokenizer()
-    vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10)
-    settings = {"num_generations": 8, "per_device_train_batch_size": 16, "beta": 0.0}
-    config = SidGRPOConfig(**TinyData(Path(), Path()).grpo(tmp_path, Path(), **settings))
-    config.per_device_train_batch_size = 12
-    with pytest.raises(HfGrError, match=r"12 is no multiple of num_generations = 8.*choose a multiple"):
-        SidGRPOTrainer(
-            model,
-            vocabulary.grammar(catalog),
-            args=config,
-            train_dataset=Dataset.from_dict({"prompt": [[vocabulary.start_id]], "target": [0]}),
-            processing_class=tokenizer,
-        )
+    """Of 2 x 12 rollouts TRL makes three groups of 8, but the second one would straddle two micro-batches."""
+    with pytest.raises(HfGrError, match=r"is 12, no multiple of num_generations = 8.*choose a multiple"):
+        trainer_of(tiny_catalog(), tmp_path, per_device_train_batch_size=12, steps_per_generation=2)
 
 
 def test_an_unknown_reward_is_refused(tmp_path):

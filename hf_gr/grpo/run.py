@@ -1,0 +1,121 @@
+"""The station: from a model of `hf_gr.sft` to one that learned from rewards."""
+
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from ..arguments import parse_config
+from ..catalog import SidCatalog
+from ..dataset import Histories, InteractionDataset
+from ..decoding import load_thinking
+from ..errors import HfGrError
+from ..offline import resolve
+from ..rewards import ItemKnowledge
+from ..training import Run, load_lm, trained_model, tuned
+from ..vocabulary import SidVocabulary
+from .config import SidGRPOConfig
+from .trainer import SidGRPOTrainer
+from .validation import Validation
+
+
+def grpo(config: SidGRPOConfig) -> Path:
+    """Trains a model of `hf-gr sft` with recommendation rewards; the finished model is `output_dir/model`.
+
+    Continues from the last checkpoint of the same settings, and does nothing when the model is up to date.
+    """
+    for name in ("dataset", "model"):
+        if not vars(config)[name]:
+            raise HfGrError(f"{name} is not set; give --{name} FOLDER or name it in the YAML file.")
+    inputs: dict[str, str | Path] = {"dataset": config.dataset}
+    if Path(config.model).is_dir():
+        inputs["model"] = config.model
+    if config.embeddings:
+        inputs["embeddings"] = config.embeddings
+    run = Run.of("grpo", config, inputs)
+    if run.is_current(config.force):
+        return run.model
+    path = resolve(config.model)
+    catalog, vocabulary = SidCatalog.load(path), SidVocabulary.load(path)
+    model, tokenizer = load_lm(path, config.attention)
+    vocabulary.check(catalog, tokenizer, config.model)
+    thinking = load_thinking(path, catalog)
+    if thinking is not None and thinking.feed is not None:
+        raise HfGrError(
+            f"{config.model} feeds hidden states back (thinking.feedback: hidden), which GRPO does not score; take "
+            "one with feedback: token."
+        )
+    split = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split)
+    policy, adapter = tuned(model, vocabulary, config, run.base)
+    validation = None
+    if config.eval_strategy != "no":
+        validation = Validation.of(
+            split.validation,
+            catalog,
+            vocabulary,
+            users=config.eval_users,
+            seed=config.seed,
+            num_beams=config.eval_beams,
+            batch_size=config.per_device_eval_batch_size,
+        )
+    trainer = SidGRPOTrainer(
+        policy,
+        vocabulary.grammar(catalog),
+        args=config,
+        items=ItemKnowledge.of(catalog, split.train, config.embeddings),
+        validation=validation,
+        train_dataset=training_prompts(split.train, catalog, vocabulary, config.prompts_per_user, config.target_steps),
+        processing_class=tokenizer,
+        peft_config=adapter,
+    )
+    trainer.train(resume_from_checkpoint=run.last_checkpoint())
+    trained = best_model(trainer, path)
+    if PartialState().is_main_process:
+        run.finish(trained, tokenizer, catalog, vocabulary, trainer.state.log_history, config.model, path)
+        run.report()
+    PartialState().wait_for_everyone()
+    return run.model
+
+
+def best_model(trainer: SidGRPOTrainer, start: str) -> PreTrainedModel:
+    """The trained model or, where measurements found none better than the start, the start."""
+    state = trainer.state
+    if trainer.validation is None or state.best_model_checkpoint is not None:
+        return trained_model(trainer)
+    name = trainer.args.metric_for_best_model.removeprefix("eval_")
+    if trainer.accelerator.is_main_process:
+        print(
+            f"[grpo] no checkpoint was better than the start ({name} {state.best_metric:.4f}): the model written is "
+            "the one that training began with. Try a lower learning_rate, a larger beta, or other rewards.",
+            flush=True,
+        )
+    return load_lm(start)[0]
+
+
+def training_prompts(
+    train: Histories, catalog: SidCatalog, vocabulary: SidVocabulary, per_user: int, steps: int = 1
+) -> Dataset:
+    """Prompts from the latest `per_user` training events of each user that have an earlier one; `target` is the event,
+    or with `steps` above 1 the list of it and those after it, −1 where training events have ended.
+
+    Events of items that were removed from the catalogue are left out: no rollout can reach them.
+    """
+    users, ends = [], []
+    for user, length in enumerate(train.lengths):
+        latest = np.arange(max(1, length - per_user), length)
+        users.append(np.full(len(latest), user))
+        ends.append(latest)
+    chosen, cut = np.concatenate(users), np.concatenate(ends)
+    places = train.ptr[chosen][:, None] + cut[:, None] + np.arange(steps)
+    inside = places < train.ptr[chosen + 1][:, None]
+    targets = np.where(inside, train.items[np.where(inside, places, 0)], -1)
+    live = catalog.live[targets[:, 0]]
+    prompts = vocabulary.prompts(train.cut(chosen[live], cut[live]), catalog)
+    return Dataset.from_dict({"prompt": prompts, "target": targets[live, 0] if steps == 1 else targets[live].tolist()})
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Entry of `recipes/grpo.py` and `hf-gr grpo`: TRL's parser over [`SidGRPOConfig`], `--config FILE` included."""
+    return grpo(parse_config(SidGRPOConfig, arguments))
