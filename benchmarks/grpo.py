@@ -16,9 +16,9 @@ several steps a rollout, old policy); `score`, the policy's forward, loss and ba
 bf16 is autocast over fp32 weights, as in training. Random weights seldom hit the target, so most advantages are 0;
 that saves no side any work. Peak memory is the process's (on a GPU torch's); `training` is what training adds to it.
 
-    python benchmarks/grpo.py --json grpo.json          # 135M, 200 tokens, G = 16, 64 rollouts a step
+    python benchmarks/grpo.py --json grpo.json          # 135M, 200 tokens, G = 16, two prompts a step
     python benchmarks/grpo.py --quick                   # the small model, a minute or two
-    python benchmarks/grpo.py --dtype fp32 --accumulate 1 --json grpo-fp32.json
+    python benchmarks/grpo.py --dtype fp32 --json grpo-fp32.json
 
 `…_speedup` is stock over ours (`…_spg` for those arms), `…_ratio` ours over stock. In fp32, one of two prompts padded:
 `logp_maxdiff` is the largest difference between log-probabilities over shared prompts with the mask off and TRL's own;
@@ -39,6 +39,7 @@ from typing import Any
 
 import measure
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from sft import peak_mb
@@ -53,9 +54,13 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 
 from hf_gr.branches import share_prompts
+from hf_gr.catalog import SidCatalog
+from hf_gr.dataset import Histories
+from hf_gr.decoding.trunk import pad_left
 from hf_gr.grammar import TrieGrammar
 from hf_gr.grpo import SidGRPOConfig, SidGRPOTrainer
 from hf_gr.models import last_hidden
+from hf_gr.rewards import ItemKnowledge
 
 
 ARMS = ("stock", "ours", "stock_spg", "ours_spg")
@@ -96,8 +101,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(measure.SHAPES), default="135m")
     parser.add_argument("--dtype", choices=tuple(measure.DTYPES), default="bf16", help="arithmetic; weights are fp32")
-    parser.add_argument("--prompts", type=int, default=2, help="prompts a micro-batch")
-    parser.add_argument("--accumulate", type=int, default=2, help="micro-batches an optimizer step")
+    parser.add_argument("--prompts", type=int, default=2, help="prompts an optimizer step")
     parser.add_argument("--prompt-length", type=int, default=200, help="tokens")
     parser.add_argument("--generations", type=int, default=16, help="G, rollouts a prompt")
     parser.add_argument(
@@ -135,6 +139,11 @@ class World:
         self.token_ids, _ = measure.new_token_ids(chosen.model, CODEBOOKS, chosen.codes)
         self.tokens = np.asarray(self.token_ids)[np.arange(CODEBOOKS), self.codes]
         self.grammar = TrieGrammar(self.codes, self.token_ids)
+        names = [str(row) for row in range(len(self.codes))]
+        items = pa.table({"item_id": names, "title": names})
+        catalog = SidCatalog.from_codes(self.codes, items, (chosen.codes,) * CODEBOOKS)
+        nobody = Histories(np.array([], str), np.zeros(1, np.int64), *np.zeros((2, 0), np.int64))
+        self.items = ItemKnowledge.of(catalog, nobody)  # the reward needs nothing of how they are used
 
     def prompts(self, count: int, length: int) -> list[list[int]]:
         return measure.random_prompts(self.codes, self.token_ids, count, length, padded=False)
@@ -153,27 +162,19 @@ def save_model(chosen: argparse.Namespace, folder: Path) -> None:
     measure.random_model(chosen.model, CODEBOOKS * chosen.codes, "fp32", "cpu").save_pretrained(folder)
 
 
-def trainer_of(
-    side: str, chosen: argparse.Namespace, world: World, output: str, *, spg: int = 1, **changes: Any
-) -> GRPOTrainer:
-    """The trainer of a side, `stock` or `ours`; both get the same settings.
-
-    Args:
-        spg: Optimizer steps a rollout.
-        changes: Other settings.
-    """
+def trainer_of(side: str, chosen: argparse.Namespace, world: World, output: str, spg: int = 1) -> GRPOTrainer:
+    """The trainer of a side, `stock` or `ours`, with `spg` optimizer steps a rollout; both get the same settings."""
     model = AutoModelForCausalLM.from_pretrained(chosen.folder, dtype=torch.float32, attn_implementation="sdpa")
     cycles = chosen.steps + 1
     random = np.random.default_rng(4)
-    count = chosen.prompts * chosen.accumulate * spg * cycles
+    count = chosen.prompts * spg * cycles
     prompts, targets = world.prompts(count, chosen.prompt_length), random.integers(0, len(world.codes), count).tolist()
     settings: dict[str, Any] = {
         "output_dir": output,
         "max_steps": spg * cycles,
         "num_generations": chosen.generations,
         "per_device_train_batch_size": chosen.prompts * chosen.generations,
-        "gradient_accumulation_steps": chosen.accumulate,
-        "steps_per_generation": chosen.accumulate * spg,  # TRL counts micro-batches
+        "steps_per_generation": spg,
         "max_completion_length": CODEBOOKS,
         "loss_type": "dapo",
         "scale_rewards": "group",
@@ -189,12 +190,13 @@ def trainer_of(
         "disable_tqdm": True,
         "logging_steps": 1,
     }
-    settings |= changes
     tokenizer = tokenizer_of(world)
     if side == "ours":
         rows = Dataset.from_dict({"prompt": prompts, "target": targets})
-        config = SidGRPOConfig(**settings, rewards=["exact"], rollout="sample")
-        return SidGRPOTrainer(model, world.grammar, args=config, train_dataset=rows, processing_class=tokenizer)
+        config = SidGRPOConfig(**settings, rewards="exact", rollout="sample", zero_variance="keep")
+        return SidGRPOTrainer(
+            model, world.grammar, args=config, items=world.items, train_dataset=rows, processing_class=tokenizer
+        )
     texts = [" ".join(f"t{token}" for token in prompt) for prompt in prompts]
     rows = Dataset.from_dict({"prompt": texts, "target": targets})
     constrain(model, world.grammar)
@@ -273,7 +275,7 @@ def run_arm(arm: str, chosen: argparse.Namespace) -> dict[str, Any]:
     world = World(chosen)
     spg = chosen.steps_per_generation if arm.endswith("_spg") else 1
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(arm.removesuffix("_spg"), chosen, world, folder, spg=spg)
+        trainer = trainer_of(arm.removesuffix("_spg"), chosen, world, folder, spg)
         clock = Clock(trainer, chosen.device)
         before = peak_mb()
         trainer.train()
@@ -295,34 +297,27 @@ def parity(chosen: argparse.Namespace) -> dict[str, float | str]:
     prompts = world.prompts(2, chosen.prompt_length)
     prompts[1] = prompts[1][chosen.prompt_length // 2 :]
     generator = torch.Generator().manual_seed(5)
-    answers = torch.from_numpy(world.tokens)[
-        torch.randint(len(world.codes), (2 * PARITY_ANSWERS,), generator=generator)
-    ]
-    advantages = torch.randn(answers.shape, generator=generator)
-    padded = torch.zeros(2, chosen.prompt_length, dtype=torch.int64)
-    mask = torch.zeros_like(padded)
-    for row, prompt in enumerate(prompts):
-        padded[row, -len(prompt) :] = torch.tensor(prompt)
-        mask[row, -len(prompt) :] = 1
-    rows = [each.repeat_interleave(PARITY_ANSWERS, 0).to(chosen.device) for each in (padded, mask)]
-    rows.append(answers.to(chosen.device))
-    inputs = torch.cat([rows[0], rows[2]], 1), torch.cat([rows[1], torch.ones_like(rows[2])], 1)
-    quiet = {"beta": 0.0, "bf16": False, "gradient_checkpointing": False}
+    chance = torch.randint(len(world.codes), (2 * PARITY_ANSWERS,), generator=generator)
+    answers = torch.from_numpy(world.tokens)[chance].to(chosen.device)
+    advantages = torch.randn(answers.shape, generator=generator).to(chosen.device)
+    ids, mask = (each.repeat_interleave(PARITY_ANSWERS, 0) for each in pad_left(prompts, 0, chosen.device))
+    whole = torch.cat([ids, answers], 1), torch.cat([mask, torch.ones_like(answers)], 1)
+    exact = argparse.Namespace(**vars(chosen) | {"dtype": "fp32", "beta": 0.0, "gradient_checkpointing": False})
     with tempfile.TemporaryDirectory() as folder:
-        stock = trainer_of("stock", chosen, world, folder, **quiet)
-        ours = trainer_of("ours", chosen, world, folder, **quiet)
-    theirs, *_ = stock._get_per_token_logps_and_entropies(stock.model, *inputs, CODEBOOKS)
-    shared = whole_vocabulary(ours.model, *rows)
+        stock = trainer_of("stock", exact, world, folder)
+        ours = trainer_of("ours", exact, world, folder)
+    theirs, *_ = stock._get_per_token_logps_and_entropies(stock.model, *whole, CODEBOOKS)
+    shared = whole_vocabulary(ours.model, ids, mask, answers)
     for log_probs in (theirs, shared):
-        (log_probs * advantages.to(log_probs.device)).sum().backward()
+        (log_probs * advantages).sum().backward()
     gradients = {name: weight.grad for name, weight in stock.model.named_parameters()}
     differences = {
         name: float((weight.grad - gradients[name]).norm() / gradients[name].norm())
         for name, weight in ours.model.named_parameters()
     }
     with torch.no_grad():
-        masked, *_ = ours._get_per_token_logps_and_entropies(ours.model, *inputs, CODEBOOKS)
-        listed = renormalised(stock.model, world, *inputs)
+        masked, _ = ours.score(ours.model, ids, mask, answers)
+        listed = renormalised(stock.model, world, *whole)
     worst = max(differences, key=differences.__getitem__)
     return {
         "logp_maxdiff": float((shared - theirs).detach().abs().max()),
