@@ -100,7 +100,7 @@ def world(request) -> World:
     codes = np.stack([random.integers(0, size, count) for size in sizes], axis=1).tolist()
     names = ["all", "a", "b", "c", "d"]
     categories = [["all", *random.choice(names[1:], random.integers(0, 4)).tolist()] for _ in range(count)]
-    train = [random.integers(0, count - 1, random.integers(1, 9)).tolist() for _ in range(9)]  # one item is not taken
+    train = [random.integers(1, count, random.integers(1, 9)).tolist() for _ in range(9)]  # nobody takes item 0
     vectors = [random.normal(size=(size, 5)).astype(np.float32) for size in sizes]
     quality = random.random(count)
     items = knowledge_of(codes, sizes, categories=categories, train=train, code_vectors=vectors, quality=quality)

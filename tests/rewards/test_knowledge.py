@@ -19,6 +19,7 @@ def test_rollouts_know_which_are_items_and_which_are_hits():
     assert rollouts.target.tolist() == [[5]]
     assert rollouts.valid.tolist() == [[True, False, True]]
     assert rollouts.hits.tolist() == [[False, False, True]]
+    assert Rollouts(np.array([[-1]]), np.array([[-1]]), np.zeros((1, 1))).hits.tolist() == [[False]]
 
 
 def test_rewards_of_the_answer_alone_compute_nothing_else(world):

@@ -129,6 +129,17 @@ def test_over_one_target_it_is_the_reward_itself(world, name):
     assert ahead(rollouts, world.items).tolist() == reward(rollouts, world.items).tolist()
 
 
+def test_a_reward_is_never_asked_about_a_target_that_is_not_there(make_items, group):
+    asked = []
+
+    def noting(rollouts, items):
+        asked.append(rollouts.targets.tolist())
+        return exact(rollouts, items)
+
+    over_horizon(noting, 0.5)(group([0, 1], 1, 0, -1), make_items([[0], [1]], (2,)))
+    assert asked == [[[1]], [[0]], [[1]]]
+
+
 def test_over_horizon_hands_parameters_on(make_items, group):
     items = make_items([[0], [1]], (2,))
 
