@@ -71,6 +71,12 @@ class SidGRPOTrainer(GroupedGRPOTrainer):
                 f"num_generations = {self.num_generations}, so a prompt's rollouts would be torn apart; choose a "
                 "multiple."
             )
+        batch = self.args.generation_batch_size // self.num_generations
+        if len(self.train_dataset) < batch:
+            raise HfGrError(
+                f"there are {len(self.train_dataset)} prompts, fewer than the {batch} of one generation; lower "
+                "per_device_train_batch_size or steps_per_generation, or raise prompts_per_user."
+            )
         if self.ref_model is not None:
             add_inner_call(self.accelerator.unwrap_model(self.ref_model))
         if self.args.patience:
