@@ -1,6 +1,5 @@
 """GRPO: the policy against a listing of the items, rollouts, the KL reference, and a reward that rises."""
 
-import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from datasets import Dataset
 from tiny import tiny_catalog, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
 from tiny_runs import TinyData, distinct_catalog, tiny_data, untied_lm
 from transformers import GemmaConfig, LlamaConfig, MistralConfig, Qwen3Config
-from trl import GRPOTrainer
 
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Histories, InteractionDataset, write_dataset
@@ -169,20 +167,6 @@ def test_policy_gradients_are_the_same_by_tree_and_by_rows(monkeypatch):
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-4), name
     assert any(gradient.abs().max() > 1e-2 for gradient in gradients[0].values())
-
-
-def test_trl_still_has_the_method_that_we_replace():
-    """`SidGRPOTrainer` replaces one internal of TRL; if it moves, that must not pass in silence."""
-    theirs = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
-    ours = inspect.signature(SidGRPOTrainer._get_per_token_logps_and_entropies).parameters
-    used = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
-    assert list(theirs)[: len(used)] == used
-    assert [name for name in ours if name != "_"] == used
-    for name in ("batch_size", "compute_entropy"):
-        assert ours[name].default == theirs[name].default
-    source = inspect.getsource(GRPOTrainer)
-    assert source.count("self._get_per_token_logps_and_entropies(") == 4, "TRL scores policies in other places now"
-    assert "rollout_func" in inspect.signature(GRPOTrainer.__init__).parameters
 
 
 # Prompts and rollouts
