@@ -245,7 +245,7 @@ def differences(rows: list[dict[str, Any]], out: Path, against: str) -> dict[str
     """Recall@10 less that of another kind of codebook over the seeds both have; interval from resampled users."""
     hits: dict[str, dict[int, np.ndarray]] = {}
     for row in rows:
-        found_hits = user_scores(out / row["cell"] / "test" / "predictions.parquet")["HR@10"]
+        found_hits = user_scores(out / row["cell"] / "test" / "predictions.parquet", ["HR@10"])["HR@10"]
         hits.setdefault(_kind(row), {})[row["seed"]] = found_hits
     found = {}
     for kind, seeds in hits.items():

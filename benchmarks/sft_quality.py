@@ -12,7 +12,6 @@ A cell takes five to fifteen minutes of one core on some 50,000 events.
 """
 
 import argparse
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +19,8 @@ from typing import Any
 
 import cells
 import measure
-import numpy as np
 
-from hf_gr.artifacts import read_json, write_json
+from hf_gr.artifacts import write_json
 
 
 FLAT, S2GR = "sft-flat-small", "sft-s2gr-small"
@@ -64,34 +62,28 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         run_cell(chosen.only, chosen)
         return {}
     wanted = chosen.cells.split(",")
-    unknown = [cell for cell in wanted if _parts(cell) is None]
-    if unknown:
-        parser.error(f"no cell is called {unknown[0]!r}; cells are ARM-sSEED with an arm of {', '.join(ARMS)}.")
+    for cell in wanted:
+        if cells.parts(cell)[0] not in ARMS:
+            parser.error(f"no cell is called {cell!r}; cells are ARM-sSEED with an arm of {', '.join(ARMS)}.")
     names = ("recipes", "dataset", "catalog", "other_catalog", "out", "beams", "epochs", "max_steps")
     given = [(f"--{name.replace('_', '-')}", vars(chosen)[name]) for name in names if vars(chosen)[name] is not None]
     cells.run_apart(__file__, wanted, [str(word) for pair in given for word in pair], chosen.out, chosen.jobs)
-    done = [cell for cell in wanted if (chosen.out / cell / "row.json").is_file()]
-    result = summary(done, chosen.out, chosen.against)
+    done = cells.finished(wanted, chosen.out)
+    result = cells.summary(done, chosen.out, chosen.against)
     result |= {"not_run": [cell for cell in wanted if cell not in done]} | measure.provenance("cpu")
-    show(result)
+    cells.show(result)
     if chosen.json:
         measure.write_json(chosen.json, result)
     return result
-
-
-def _parts(cell: str) -> tuple[str, int] | None:
-    found = re.fullmatch(r"(\w+)-s(\d+)", cell)
-    return (found[1], int(found[2])) if found and found[1] in ARMS else None
 
 
 def run_cell(cell: str, chosen: argparse.Namespace) -> None:
     """Trains and evaluates a cell, and writes its row."""
     import yaml
 
-    from hf_gr.evaluation import EvaluateConfig, evaluate
     from hf_gr.sft import SidSFTConfig, sft
 
-    arm, seed = _parts(cell) or ("", 0)
+    arm, seed = cells.parts(cell)
     recipe, changes = ARMS[arm]
     settings = yaml.safe_load((Path(chosen.recipes) / f"{recipe}.yaml").read_text())
     for key, value in changes.items():
@@ -106,67 +98,11 @@ def run_cell(cell: str, chosen: argparse.Namespace) -> None:
     started = time.process_time()
     model = sft(SidSFTConfig(**settings | paths | {"seed": seed, "disable_tqdm": True, "save_total_limit": 1}))
     trained = time.process_time() - started
-    config = EvaluateConfig(
-        chosen.dataset,
-        str(folder / "test"),
-        str(model),
-        num_beams=chosen.beams,
-        top_k=min(50, chosen.beams),
-        batch_size=128,
-        baselines=False,
-    )
-    judged = evaluate(config)
+    judged = cells.judged(chosen.dataset, model, folder / "test", chosen.beams)
     row = {"cell": cell, "arm": arm, "seed": seed, "cpu_seconds": trained, "settings": settings}
     row |= {name: numbers["value"] for name, numbers in judged["systems"]["model"]["item"].items()}
     row |= {"thoughts": judged.get("thoughts")}
     write_json(folder / "row.json", row)
-
-
-def summary(done: Sequence[str], out: Path, against: str) -> dict[str, Any]:
-    """Means and standard deviations of every arm, and paired differences to one of them."""
-    rows = [read_json(out / cell / "row.json") for cell in done]
-    arms: dict[str, dict[str, Any]] = {}
-    scores = {row["cell"]: cells.user_scores(out / row["cell"] / "test" / "predictions.parquet") for row in rows}
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        same = [row for row in rows if row["arm"] == arm]
-        arms[arm] = {"seeds": [row["seed"] for row in same]}
-        arms[arm]["cpu_seconds"] = float(np.mean([row["cpu_seconds"] for row in same]))
-        for name in ("HR@5", "HR@10", "HR@50", "NDCG@5", "NDCG@10", "NDCG@50"):
-            values = [row[name] for row in same if name in row]
-            if values:
-                std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-                arms[arm][name] = {"mean": float(np.mean(values)), "std": std}
-    differences: dict[str, Any] = {}
-    for arm, figures in arms.items():
-        both = [seed for seed in figures["seeds"] if f"{against}-s{seed}" in scores]
-        if arm != against and both:
-            differences[arm] = {"seeds": both}
-            for name in ("HR@10", "NDCG@10"):
-                ours, theirs = ([scores[f"{a}-s{seed}"][name] for seed in both] for a in (arm, against))
-                differences[arm][name] = cells.paired(ours, theirs)
-    return {"arms": arms, "against": against, "differences": differences, "rows": rows}
-
-
-def show(result: dict[str, Any]) -> None:
-    """Tables in Markdown."""
-    names = ["HR@5", "HR@10", "HR@50", "NDCG@5", "NDCG@10"]
-    print(f"| arm | seeds | {' | '.join(names)} | CPU minutes of training |\n|---|---|{'---|' * (len(names) + 1)}")
-    for arm, figures in result["arms"].items():
-        values = [_mean(figures[name]) if name in figures else "" for name in names]
-        print(f"| {arm} | {len(figures['seeds'])} | {' | '.join(values)} | {figures['cpu_seconds'] / 60:.1f} |")
-    print(f"\n| arm less {result['against']} | seeds | HR@10 | NDCG@10 |\n|---|---|---|---|")
-    for arm, found in result["differences"].items():
-        print(f"| {arm} | {len(found['seeds'])} | {_difference(found['HR@10'])} | {_difference(found['NDCG@10'])} |")
-    for cell in result["not_run"]:
-        print(f"{cell}: not run")
-
-
-def _mean(figure: dict[str, float | None]) -> str:
-    return f"{figure['mean']:.4f}" + (f" ± {figure['std']:.4f}" if figure["std"] is not None else "")
-
-
-def _difference(d: dict[str, float]) -> str:
-    return f"{d['value']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f}), {d['relative']:+.1%}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,107 @@
+"""What does GRPO buy, and which reward? Every reward alone, mixes and rollouts, on top of finished SFT models.
+
+Every cell trains by the recipe `grpo-small.yaml` of a folder of `recipes/` with some keys changed, starting from the
+SFT model of its seed (a cell of `sft_quality.py`), and evaluates on the test part through the same functions as
+`hf-gr grpo` and `hf-gr evaluate`. Finished cells are never run again. The arm `sft` is the model that the others start
+from; differences to it are taken user by user, 95 % intervals.
+
+    python benchmarks/grpo_quality.py --recipes recipes/amazon-scientific --dataset scientific/dataset \\
+        --start 'study/flat-s{seed}' --out study-grpo                                                 # the grid
+    python benchmarks/grpo_quality.py … --cells sft-s0,mix-s0                                         # a part of it
+
+A cell takes some five minutes of one core.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cells
+import measure
+import yaml
+
+from hf_gr.artifacts import write_json
+
+
+ALONE = {
+    name: {"rewards": {name: 1.0}}
+    for name in (
+        "exact", "ranking", "prefix", "ndcg", "semantic", "collaborative", "novelty", "interest", "step_hit",
+        "global_path", "category_hit", "step_consistency",
+    )
+}  # fmt: skip
+ARMS: dict[str, dict[str, Any]] = {  # arm → what is changed in the recipe
+    "sft": {},  # nothing is trained
+    "mix": {},  # the recipe as it stands
+    **ALONE,
+    "msra": {"rewards": {"exact": 1.0}, "target_steps": 3},
+    "minionerec": {"rewards": {"exact": 1.0, "ranking": 1.0}, "rollout": "beam"},
+    "sample": {"rollout": "sample"},
+    "gumbel": {"rollout": "gumbel"},
+    "unbiased": {"rollout": "gumbel", "estimator": "without_replacement", "scale_rewards": "none"},
+    "no_kl": {"beta": 0.0},
+}
+METRICS = ("NDCG@10", "HR@10", "HR@50")
+GRID = [*(f"{arm}-s{seed}" for seed in range(3) for arm in ("sft", "mix"))]
+GRID += [f"{arm}-s0" for arm in ARMS if arm not in ("sft", "mix")]
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", required=True, help="folder with grpo-small.yaml")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--start", required=True, help="cell of sft_quality.py; {seed} stands for the seed of a cell")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the cells; run again to go on")
+    parser.add_argument("--cells", default=",".join(GRID), help="ARM-sSEED by commas")
+    parser.add_argument("--jobs", type=int, default=2, help="cells at a time, each on its share of the cores")
+    parser.add_argument("--beams", type=int, default=50)
+    parser.add_argument("--max-steps", type=int, help="in place of the recipe's")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--only", metavar="CELL", help=argparse.SUPPRESS)  # one cell, in this process
+    chosen = parser.parse_args(arguments)
+    if chosen.only:
+        run_cell(chosen.only, chosen)
+        return {}
+    wanted = chosen.cells.split(",")
+    for cell in wanted:
+        if cells.parts(cell)[0] not in ARMS:
+            parser.error(f"no cell is called {cell!r}; cells are ARM-sSEED with an arm of {', '.join(ARMS)}.")
+    names = ("recipes", "dataset", "start", "out", "beams", "max_steps")
+    given = [(f"--{name.replace('_', '-')}", vars(chosen)[name]) for name in names if vars(chosen)[name] is not None]
+    cells.run_apart(__file__, wanted, [str(word) for pair in given for word in pair], chosen.out, chosen.jobs)
+    done = cells.finished(wanted, chosen.out)
+    result = cells.summary(done, chosen.out, "sft", METRICS)
+    result |= {"not_run": [cell for cell in wanted if cell not in done]} | measure.provenance("cpu")
+    cells.show(result)
+    if chosen.json:
+        measure.write_json(chosen.json, result)
+    return result
+
+
+def run_cell(cell: str, chosen: argparse.Namespace) -> None:
+    """Trains and evaluates a cell, and writes its row."""
+    from hf_gr.grpo import SidGRPOConfig, grpo
+
+    arm, seed = cells.parts(cell)
+    folder = chosen.out / cell
+    start = Path(chosen.start.format(seed=seed)) / "sft" / "model"
+    settings = yaml.safe_load((Path(chosen.recipes) / "grpo-small.yaml").read_text()) | ARMS[arm]
+    if chosen.max_steps is not None:
+        settings["max_steps"] = chosen.max_steps
+    started = time.process_time()
+    model = start
+    if arm != "sft":
+        paths = {"dataset": chosen.dataset, "model": str(start), "output_dir": str(folder / "grpo")}
+        quiet = {"disable_tqdm": True, "save_total_limit": 1}
+        model = grpo(SidGRPOConfig(**settings | paths | {"seed": seed} | quiet))
+    trained = time.process_time() - started
+    judged = cells.judged(chosen.dataset, model, folder / "test", chosen.beams)
+    row = {"cell": cell, "arm": arm, "seed": seed, "cpu_seconds": trained, "settings": settings}
+    row |= {name: numbers["value"] for name, numbers in judged["systems"]["model"]["item"].items()}
+    write_json(folder / "row.json", row)
+
+
+if __name__ == "__main__":
+    main()
