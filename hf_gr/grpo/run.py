@@ -97,8 +97,10 @@ def best_model(trainer: SidGRPOTrainer, start: str) -> PreTrainedModel:
 def training_prompts(
     train: Histories, catalog: SidCatalog, vocabulary: SidVocabulary, per_user: int, steps: int = 1
 ) -> Dataset:
-    """Prompts from the latest `per_user` training events of each user that have an earlier one; `target` is the event,
-    or with `steps` above 1 the list of it and those after it, −1 where training events have ended.
+    """Prompts from the latest `per_user` training events of each user that have an earlier one.
+
+    `target` is the event, or with `steps` above 1 the list of it and those after it, −1 where training events have
+    ended; `history` are the items before it that the prompt shows.
 
     Events of items that were removed from the catalogue are left out: no rollout can reach them.
     """
@@ -112,8 +114,14 @@ def training_prompts(
     inside = places < train.ptr[chosen + 1][:, None]
     targets = np.where(inside, train.items[np.where(inside, places, 0)], -1)
     live = catalog.live[targets[:, 0]]
-    prompts = vocabulary.prompts(train.cut(chosen[live], cut[live]), catalog)
-    return Dataset.from_dict({"prompt": prompts, "target": targets[live, 0] if steps == 1 else targets[live].tolist()})
+    before = train.cut(chosen[live], cut[live])
+    return Dataset.from_dict(
+        {
+            "prompt": vocabulary.prompts(before, catalog),
+            "target": targets[live, 0] if steps == 1 else targets[live].tolist(),
+            "history": [items[-vocabulary.max_history :].tolist() for items in before],
+        }
+    )
 
 
 def main(arguments: list[str] | None = None) -> Path:

@@ -4,7 +4,7 @@ from .interest import interest
 from .knowledge import ItemKnowledge, Reward, Rollouts
 from .mix import REWARDS, Weighted, parse_mix
 from .reasoning import category_hit, global_path, over_horizon, step_consistency, step_hit
-from .rules import collaborative, exact, ndcg, novelty, prefix, ranking, semantic
+from .rules import collaborative, exact, ndcg, novelty, prefix, ranking, repeat, semantic
 from .trl import RolloutReader, answered_items, trl_reward, trl_rewards
 
 
@@ -27,6 +27,7 @@ __all__ = [
     "parse_mix",
     "prefix",
     "ranking",
+    "repeat",
     "semantic",
     "step_consistency",
     "step_hit",

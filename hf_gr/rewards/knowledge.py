@@ -30,11 +30,13 @@ class Rollouts:
         targets: int64 [P, n], the next n items that the user took; the first one, *the* target, is always there, later
             ones are −1 where the user has fewer.
         scores: float64 [P, G], log-probability of each rollout when it was drawn.
+        taken: int64 [P, n], items of each prompt's history, −1 after the last; `None` where that is not known.
     """
 
     items: np.ndarray
     targets: np.ndarray
     scores: np.ndarray
+    taken: np.ndarray | None = None
 
     @property
     def target(self) -> np.ndarray:

@@ -11,7 +11,7 @@ from ..errors import HfGrError
 from .interest import interest
 from .knowledge import Reward
 from .reasoning import category_hit, global_path, step_consistency, step_hit
-from .rules import collaborative, exact, ndcg, novelty, prefix, ranking, semantic
+from .rules import collaborative, exact, ndcg, novelty, prefix, ranking, repeat, semantic
 
 
 REWARDS: dict[str, Reward] = {
@@ -22,6 +22,7 @@ REWARDS: dict[str, Reward] = {
     "semantic": semantic,
     "collaborative": collaborative,
     "novelty": novelty,
+    "repeat": repeat,
     "interest": interest,
     "step_hit": step_hit,
     "global_path": global_path,

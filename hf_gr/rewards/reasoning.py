@@ -5,6 +5,7 @@ counted in the order of the codebooks, since a reward is told the item, not the 
 The examples have three levels.
 """
 
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -90,7 +91,7 @@ def over_horizon(reward: Reward, decay: float) -> Reward:
             targets = rollouts.targets[:, place : place + 1]
             weight = decay**place * (targets >= 0)
             # where there is none, any target serves: its weight is 0
-            against = Rollouts(rollouts.items, np.where(targets >= 0, targets, rollouts.target), rollouts.scores)
+            against = replace(rollouts, targets=np.where(targets >= 0, targets, rollouts.target))
             total += weight * reward(against, items, **parameters)
             weights += weight
         return total / weights

@@ -43,7 +43,11 @@ class RolloutReader:
         self._items = np.empty(0, np.int64)
 
     def __call__(
-        self, completion_ids: list[list[int]], target: list[int] | list[list[int]], rollout_score: list[float]
+        self,
+        completion_ids: list[list[int]],
+        target: list[int] | list[list[int]],
+        rollout_score: list[float],
+        history: list[list[int]] | None = None,
     ) -> Rollouts:
         """The batch as P prompts with G rollouts each. Raises [`HfGrError`] where rows are no whole groups."""
         if completion_ids is not self._ids:  # kept, so that no other list can be at its place
@@ -53,7 +57,7 @@ class RolloutReader:
                 f"{len(self._items)} rollouts are no whole groups of {self._group}; give rewards the group size "
                 "(num_generations) that they are called with."
             )
-        targets = padded_targets(target).reshape(len(self._items) // self._group, self._group, -1)
+        targets = padded_rows(target).reshape(len(self._items) // self._group, self._group, -1)
         torn = (targets != targets[:, :1]).any(axis=(1, 2))
         if torn.any():
             raise HfGrError(
@@ -63,11 +67,12 @@ class RolloutReader:
         if (targets[:, 0, 0] < 0).any():
             raise HfGrError(f"prompt {int(targets[:, 0, 0].argmin())} of the batch has no target; leave it out.")
         scores = np.array(rollout_score, np.float64)
-        return Rollouts(self._items.reshape(-1, self._group), targets[:, 0], scores.reshape(-1, self._group))
+        taken = None if history is None else padded_rows(history[:: self._group])
+        return Rollouts(self._items.reshape(-1, self._group), targets[:, 0], scores.reshape(-1, self._group), taken)
 
 
-def padded_targets(target: list[int] | list[list[int]]) -> np.ndarray:
-    """A dataset column of the next item, or of the next items, int64 [rows, n], −1 where a row has fewer."""
+def padded_rows(target: list[int] | list[list[int]]) -> np.ndarray:
+    """A dataset column of an item, or of several, int64 [rows, n], −1 where a row has fewer."""
     rows = [entry if isinstance(entry, list) else [entry] for entry in target]
     width = max(map(len, rows), default=1)
     return np.array([[*row, *[-1] * (width - len(row))] for row in rows], np.int64)
@@ -84,8 +89,8 @@ def trl_reward(
 ) -> TrlReward:
     """A reward in TRL's signature.
 
-    It reads `completion_ids`, the dataset column `target` (a catalogue row, or the list of the next n) and
-    `rollout_score`, which the rollouts hand over.
+    It reads `completion_ids`, the dataset columns `target` (a catalogue row, or the list of the next n) and, if there
+    is one, `history` (the list of the prompt's items), and `rollout_score`, which the rollouts hand over.
 
     Args:
         name: One of `REWARDS`, or a function `(rollouts, items, **parameters) -> float64 [P, G]` of your own.
@@ -122,15 +127,17 @@ def _trl_reward(
     function = reward_named(name) if isinstance(name, str) else name
     judge = over_horizon(checked(function), decay)
     if isinstance(name, str):  # what is missing is told now, and expensive parts are made now, not in the first step
-        judge(Rollouts(np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64), np.zeros((1, 1))), items, **parameters)
+        none = np.zeros((1, 1), np.int64)
+        judge(Rollouts(none, none, np.zeros((1, 1)), none), items, **parameters)
 
     def reward(
         completion_ids: list[list[int]],
         target: list[int] | list[list[int]],
         rollout_score: list[float],
+        history: list[list[int]] | None = None,
         **_: Any,
     ) -> list[float]:
-        rollouts = reader(completion_ids, target, rollout_score)
+        rollouts = reader(completion_ids, target, rollout_score, history)
         return judge(rollouts, items, **parameters).ravel().tolist()
 
     reward.__name__ = function.__name__
@@ -171,7 +178,8 @@ def _first_that_raises(reward: Reward, rollouts: Rollouts, items: ItemKnowledge,
     """The first prompt on which the reward raises by itself; 0 if it takes several."""
     for prompt in range(len(rollouts.items)):
         one = slice(prompt, prompt + 1)
-        alone = Rollouts(rollouts.items[one], rollouts.targets[one], rollouts.scores[one])
+        taken = None if rollouts.taken is None else rollouts.taken[one]
+        alone = Rollouts(rollouts.items[one], rollouts.targets[one], rollouts.scores[one], taken)
         try:
             np.asarray(reward(alone, items, **parameters), np.float64)
         except Exception:

@@ -181,7 +181,8 @@ def test_prompts_are_the_latest_training_events(data):
         for history in train:
             for cut in range(max(1, len(history) - per_user), len(history)):
                 prompt = [vocabulary.start_id, *tokens[history[:cut][-3:]].ravel().tolist()]
-                expected.append({"prompt": prompt, "target": int(history[cut])})
+                shown = history[:cut][-3:].tolist()
+                expected.append({"prompt": prompt, "target": int(history[cut]), "history": shown})
         assert training_prompts(train, catalog, vocabulary, per_user).to_list() == expected
         gone = expected[0]["target"]
         left = training_prompts(train, catalog.removed([catalog.item_ids[gone]]), vocabulary, per_user).to_list()

@@ -1,9 +1,11 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from hf_gr.rewards import collaborative, exact, ndcg, novelty, prefix, ranking, semantic
+from hf_gr.errors import HfGrError
+from hf_gr.rewards import collaborative, exact, ndcg, novelty, prefix, ranking, repeat, semantic
 
 
 SEEDS = range(40)
@@ -49,6 +51,13 @@ def test_collaborative_as_in_its_docstring(make_items, group):
 def test_novelty_as_in_its_docstring(make_items, group):
     items = make_items([[row] for row in range(3)], (3,), train=[[0] * 5, [0, 0, 1]])
     assert novelty(group([0, 1, 2, -1], 1), items)[0] == pytest.approx([-1, -1 / 3, 0, -1])
+
+
+def test_repeat_as_in_its_docstring(ten, group):
+    rollouts = replace(group([4, 7, 9, -1], 7), taken=np.array([[9, 4, -1]]))
+    assert repeat(rollouts, ten).tolist() == [[-1, 0, -1, 0]]
+    with pytest.raises(HfGrError, match="add a column `history`"):
+        repeat(group([4], 7), ten)
 
 
 def test_where_nothing_was_taken_every_item_is_as_new(make_items, group):
