@@ -263,7 +263,8 @@ def test_beams_beyond_the_catalogue_repeat_the_first_answer(tmp_path, rollout, w
     catalog = SidCatalog.from_codes(np.array([[0, 0], [0, 1], [1, 1]]), tiny_items(3), (2, 2))
     prompts = [[259, 260, 263]]
     model = tiny_lm(MistralConfig, sliding_window=window)
-    trainer, _ = trainer_of(catalog, tmp_path, prompts=prompts, model=model, rollout=rollout)
+    batch = {"per_device_train_batch_size": 8}
+    trainer, _ = trainer_of(catalog, tmp_path, prompts=prompts, model=model, rollout=rollout, **batch)
     out = constrained_rollouts(prompts * 8, trainer)
     completions = [tuple(completion) for completion in out["completion_ids"]]
     assert len(set(completions)) == 3 and completions[3:] == completions[:1] * 5

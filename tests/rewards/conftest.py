@@ -90,7 +90,8 @@ class World:
         targets = np.where(np.arange(horizon) < left, targets, -1)
         answers = random.integers(-1, len(self), (prompts, size))
         answers = np.where(random.random(answers.shape) < 0.3, targets[:, :1], answers)
-        return Rollouts(answers, targets, random.choice([-9.5, -3.0, -2.5, -0.1], answers.shape))
+        taken = random.integers(-1, len(self), (prompts, 3))
+        return Rollouts(answers, targets, random.choice([-9.5, -3.0, -2.5, -0.1], answers.shape), taken)
 
 
 @pytest.fixture(scope="session", params=[0, 1, 2])

@@ -115,7 +115,8 @@ def test_over_horizon_is_the_weighted_mean_over_the_targets_there_are(world, nam
             total, weights = np.zeros(len(answers)), 0.0
             for place, target in enumerate(rollouts.targets[prompt]):
                 if target >= 0:
-                    alone = Rollouts(answers[None], np.array([[target]]), rollouts.scores[prompt][None])
+                    own = (rollouts.scores[prompt][None], rollouts.taken[prompt][None])
+                    alone = Rollouts(answers[None], np.array([[target]]), *own)
                     total += decay**place * reward(alone, world.items)[0]
                     weights += decay**place
             assert found[prompt] == pytest.approx(total / weights)

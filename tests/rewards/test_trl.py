@@ -146,11 +146,12 @@ def test_a_mix_reads_each_batch_once(grammar, known, batch, monkeypatch):
     mix = {name: Weighted() for name in REWARDS if name != "semantic"}  # these items have no vectors
     rewards = trl_rewards(mix, grammar, known, 3)
     assert [reward.__name__ for reward in rewards] == list(mix)
-    arguments = batch([3, 3, 3, 4, 4, 4])
+    arguments = batch([3, 3, 3, 4, 4, 4]) | {"history": [[1, 5]] * 3 + [[2]] * 3}
     found = [reward(**arguments) for reward in rewards]
     assert len(reads) == 1
     alone = [trl_reward(name, grammar, known, 3)(**arguments) for name in mix]
     assert found == alone
+    assert found[list(mix).index("repeat")] == [-1, 0, 0, 0, 0, -1]  # items 1 3 4 | 1 3 2 after 1 5 | 2
     reads.clear()
     other = arguments | {"completion_ids": arguments["completion_ids"][::-1]}
     assert rewards[0](**other) == [0, 1, 0, 1, 0, 0]  # items 2 3 1 | 4 3 1
