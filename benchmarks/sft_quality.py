@@ -35,6 +35,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # arm → recipe and what is ch
     "hidden": (S2GR, {"thinking": {"feedback": "hidden"}}),
     "codebook": (S2GR, {}),  # S²GR on a plain RQ-KMeans: give --other-catalog
     "flat_codebook": (FLAT, {}),
+    "flat_wide": (FLAT, {"model": {"width": 256}, "hidden_dropout": 0.3, "learning_rate": 2.0e-3}),
     "flat_deep": (FLAT, {"model": {"layers": 4}, "learning_rate": 2.0e-3}),
     "s2gr_deep": (S2GR, {"model": {"layers": 4}, "learning_rate": 2.0e-3}),
 }
