@@ -47,6 +47,9 @@ def test_the_recipes_of_a_data_set_fit_together(folder):
         "quantize",
         "evaluate",
     } <= given.keys()
+    for name in ("grpo", "grpo-small", "grpo-s2gr", "grpo-s2gr-small") if folder.name != "amazon-sports" else ():
+        sft = given[name.replace("grpo", "sft") if "s2gr" in name else name.replace("grpo", "sft-flat")]
+        assert given[name]["model"] == f"{sft['output_dir']}/model"
     assert len({recipe["dataset"] for recipe in given.values()}) == 1
     for name, recipe in given.items():
         if name.startswith("sft"):
