@@ -9,6 +9,7 @@ import pytest
 from tiny import tiny_lm, tiny_tokenizer
 
 from hf_gr.catalog import SidCatalog
+from hf_gr.dataset import write_dataset
 from hf_gr.hub import save_repo
 from hf_gr.models import ThinkingConfig, ThinkingHeads
 from hf_gr.vocabulary import add_vocabulary
@@ -21,7 +22,7 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 @pytest.fixture
 def quickstart(tmp_path, monkeypatch):
     """A folder with models at `quickstart/grpo/model` and, with thoughts, `quickstart/sft-s2gr/model` that know items
-    "1" to "200"."""
+    "1" to "200", and a data set of them."""
     ids = [str(number) for number in range(1, 201)]
     kinds = [["Comedy"] if number % 2 else ["Drama"] for number in range(200)]
     items = pa.table({"item_id": ids, "title": [f"Film {i}" for i in ids], "categories": kinds})
@@ -35,6 +36,8 @@ def quickstart(tmp_path, monkeypatch):
         save_repo(folder, model, tokenizer, catalog, vocabulary)
         if form == "stepwise":
             ThinkingHeads.start(ThinkingConfig(clusters=4), 32, catalog, seed=0).save(folder)
+    events = {"user_id": ["1"] * 5, "item_id": ids[:5], "timestamp": [1, 2, 3, 4, 5]}
+    write_dataset(tmp_path / "quickstart" / "dataset", pa.table(events), items, source="Made for tests.")
     monkeypatch.chdir(tmp_path)
 
 
