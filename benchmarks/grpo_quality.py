@@ -25,23 +25,25 @@ import yaml
 from hf_gr.artifacts import write_json
 
 
+LAST = {"eval_strategy": "no", "patience": 0}  # the last step's model, whatever became of it
 ALONE = {
-    name: {"rewards": {name: 1.0}}
+    name: {"rewards": {name: 1.0}} | LAST
     for name in (
-        "exact", "ranking", "prefix", "ndcg", "semantic", "collaborative", "novelty", "interest", "step_hit",
+        "exact", "ranking", "prefix", "ndcg", "semantic", "collaborative", "novelty", "repeat", "interest", "step_hit",
         "global_path", "category_hit", "step_consistency",
     )
 }  # fmt: skip
+GROUP = {"estimator": "group", "scale_rewards": "group"}  # TRL's defaults
 ARMS: dict[str, dict[str, Any]] = {  # arm → what is changed in the recipe
     "sft": {},  # nothing is trained
     "mix": {},  # the recipe as it stands
     **ALONE,
-    "msra": {"rewards": {"exact": 1.0}, "target_steps": 3},
-    "minionerec": {"rewards": {"exact": 1.0, "ranking": 1.0}, "rollout": "beam"},
-    "sample": {"rollout": "sample"},
-    "gumbel": {"rollout": "gumbel"},
-    "unbiased": {"rollout": "gumbel", "estimator": "without_replacement", "scale_rewards": "none"},
-    "no_kl": {"beta": 0.0},
+    "minionerec": {"rewards": {"exact": 1.0, "ranking": 1.0}, "rollout": "beam"} | GROUP | LAST,
+    "sample": {"rollout": "sample", "estimator": "leave_one_out"} | LAST,
+    "gumbel": GROUP | LAST,  # as if distinct draws were independent ones
+    "msra": {"target_steps": 3} | LAST,
+    "no_kl": {"beta": 0.0} | LAST,
+    "last": LAST,
 }
 METRICS = ("NDCG@10", "HR@10", "HR@50")
 GRID = [*(f"{arm}-s{seed}" for seed in range(3) for arm in ("sft", "mix"))]

@@ -13,6 +13,7 @@ from tiny_runs import tiny_data
 
 from hf_gr.dataset import InteractionDataset, write_dataset
 from hf_gr.embedding import EmbedConfig, embed
+from hf_gr.sft import SidSFTConfig, sft
 
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -213,9 +214,10 @@ def test_sft_counts_the_same_targets_in_every_arm(load, tmp_path, monkeypatch):
         "1",
     ]
     given = ["--dataset", str(data.dataset), "--catalog", str(data.catalog), *shapes, "--peak-tflops", "1"]
-    benchmark.main([*given, "--arms", "plain stepwise,s2gr", "--json", str(file)])
+    benchmark.main([*given, "--arms", "plain stepwise,s2gr", "--micro-batch", "8", "--json", str(file)])
     result = json.loads(file.read_text())
     plain, ours = result["arms"]["plain stepwise"], result["arms"]["s2gr"]
+    assert plain["accumulated"] > ours["accumulated"] == 1 and plain["batch"] <= 8
     assert plain["targets"] == ours["targets"] > 12 and plain["steps"] == ours["steps"] == 3
     assert plain["tokens"] > 1.5 * ours["tokens"]
     assert result["s2gr_ratio"] == pytest.approx(ours["targets_per_s"] / plain["targets_per_s"])
@@ -278,3 +280,22 @@ def test_the_study_of_thinking_pairs_users_and_goes_on(load, tmp_path, monkeypat
     assert (tmp_path / "cells" / "flat-s0" / "row.json").stat().st_mtime_ns == before
     with pytest.raises(SystemExit):
         study.main([*given, "--cells", "nonsense-s0"])
+
+
+def test_the_study_of_rewards_starts_from_finished_models(load, tmp_path):
+    data, study = tiny_data(tmp_path), load("grpo_quality")
+    sft(SidSFTConfig(**data.sft(tmp_path / "start" / "flat-s0" / "sft", max_steps=20)))
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    settings = {key: value for key, value in data.grpo(tmp_path, tmp_path).items() if key not in ("output_dir",)}
+    (recipes / "grpo-small.yaml").write_text(json.dumps(settings | {"max_steps": 3, "learning_rate": 1e-3}))
+    given = ["--recipes", str(recipes), "--dataset", str(data.dataset)]
+    given += ["--start", str(tmp_path / "start" / "flat-s{seed}"), "--out", str(tmp_path / "cells"), "--beams", "10"]
+    result = study.main([*given, "--cells", "sft-s0,prefix-s0", "--json", str(tmp_path / "study.json")])
+    assert result["not_run"] == [] and set(result["arms"]) == {"sft", "prefix"}
+    rows = {row["arm"]: row for row in result["rows"]}
+    assert rows["prefix"]["settings"]["rewards"] == {"prefix": 1.0} and rows["sft"]["cpu_seconds"] < 5
+    difference = result["differences"]["prefix"]["NDCG@10"]
+    assert difference["value"] == pytest.approx(rows["prefix"]["NDCG@10"] - rows["sft"]["NDCG@10"], abs=1e-9)
+    with pytest.raises(SystemExit):
+        study.main([*given, "--cells", "joy-s0"])
