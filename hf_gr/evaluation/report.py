@@ -173,7 +173,7 @@ def _training(logs: dict[str, list[dict[str, Any]]]) -> list[str]:
     drawn = [
         plots.training_curves(run, log, wanted, label)
         for run, log in logs.items()
-        for wanted, label in ((_is_loss, "loss"), (_is_reward, "reward"))
+        for wanted, label in ((_is_loss, "loss"), (_is_reward, "reward"), (_is_measured, "validation"))
     ]
     curves = [svg for svg in drawn if svg is not None]
     return [section("Training", charts(curves))] if curves else []
@@ -185,6 +185,10 @@ def _is_loss(name: str) -> bool:
 
 def _is_reward(name: str) -> bool:
     return name == "reward" or (name.startswith("rewards/") and name.endswith("/mean"))
+
+
+def _is_measured(name: str) -> bool:
+    return name.startswith(("eval_HR@", "eval_NDCG@"))
 
 
 def _example(example: Example) -> str:

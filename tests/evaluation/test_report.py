@@ -1,3 +1,4 @@
+import html
 import re
 from html.parser import HTMLParser
 
@@ -64,6 +65,7 @@ def page(tmp_path_factory):
     }
     example = Example(EVIL, [EVIL], ["first", EVIL, "third"], EVIL, 1)
     logs = {EVIL: [{"step": 1, "loss": 2.0}, {"step": 2, "eval_loss": 1.0}, {"step": 3, "reward": 0.5, EVIL: 1}]}
+    logs[EVIL] += [{"step": 0, "eval_NDCG@10": 0.1}, {"step": 3, "eval_NDCG@10": 0.2}]
     write_report(tmp_path / "report.html", result, [example, Example("u2", [], [], "truth", MISS)], logs)
     return (tmp_path / "report.html").read_text()
 
@@ -121,7 +123,7 @@ def test_every_part_is_there(page, read):
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     expected = ["Results", "By cut-off", "For whom, and for what", "Semantic IDs", "Training"]
     assert titles[:5] == expected
-    assert read.tags.count("svg") == 2 + 2 + 1 + 2
+    assert read.tags.count("svg") == 2 + 2 + 1 + 3
     assert page.count('class="best"') == 1
     assert page.count('class="hit"') == 2  # in the list, and as the truth
     assert "0.2500" in text and "0.2400 – 0.2600" in text
@@ -132,4 +134,9 @@ def test_every_part_is_there(page, read):
 def test_plots_take_the_page_size(read):
     svgs = [dict(read.attributes[i : i + 1]) for i in range(len(read.attributes))]
     boxes = [a["viewbox"] for a in svgs if "viewbox" in a]
-    assert len(boxes) == 7 and all(np.array(box.split(), float)[2] > 300 for box in boxes)
+    assert len(boxes) == 8 and all(np.array(box.split(), float)[2] > 300 for box in boxes)
+
+
+def test_losses_rewards_and_measurements_are_curves_of_their_own(page):
+    for label in ("loss", "reward", "validation"):
+        assert page.count(f"{label} of {html.escape(EVIL)} over training steps") == 1
