@@ -13,8 +13,8 @@ from .advantages import uniform_groups
 
 
 class GroupedGRPOTrainer(GRPOTrainer):
-    """TRL's trainer with three openings: how answers are scored, what their advantages are, and what becomes of groups
-    that teach nothing. A prompt's rollouts stay together in one micro-batch."""
+    """TRL's trainer with openings: how answers are scored, what their advantages are, what is logged of them, and what
+    becomes of groups that teach nothing. A prompt's rollouts stay together in one micro-batch."""
 
     # What a subclass fills in
 
@@ -30,6 +30,10 @@ class GroupedGRPOTrainer(GRPOTrainer):
 
     def reweighed(self, inputs: list[dict[str, Any]], rewards: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
         """Advantages [R] of the rollouts that are here, given their rewards [R] and TRL's advantages [R]."""
+        raise NotImplementedError
+
+    def measured(self, inputs: list[dict[str, Any]], completion_ids: list[list[int]]) -> dict[str, float]:
+        """What is logged of a batch of rollouts beside its rewards, means of what is here."""
         raise NotImplementedError
 
     def replacements(self, turn: int) -> list[dict[str, Any]] | None:
@@ -69,8 +73,10 @@ class GroupedGRPOTrainer(GRPOTrainer):
             self._buffered_inputs = split_tensor_dict(batch, self.args.steps_per_generation)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
-    def _calculate_rewards(self, *arguments: Any, **named: Any) -> torch.Tensor:
-        self._rewards = super()._calculate_rewards(*arguments, **named)
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> torch.Tensor:
+        for name, value in self.measured(inputs, completion_ids).items():
+            self._log_metric(name, value)
+        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
         return self._rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -114,12 +114,13 @@ class SidGRPOTrainer(GroupedGRPOTrainer):
         mine = np.array_split(chosen, self.accelerator.num_processes)[self.accelerator.process_index]
         return [dict(self.train_dataset[int(row)]) for row in mine for _ in range(self.num_generations)]
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> torch.Tensor:
+    def measured(self, inputs: list[dict[str, Any]], completion_ids: list[list[int]]) -> dict[str, float]:
         items = answered_items(completion_ids, self.grammar).reshape(-1, self.num_generations)
         targets = np.array([np.atleast_1d(row["target"])[0] for row in inputs]).reshape(items.shape)
-        self._log_metric("group_hit_rate", float((items == targets).any(axis=1).mean()))
-        self._log_metric("distinct_items", float(np.mean([len(np.unique(group)) for group in items])))
-        return super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+        return {
+            "group_hit_rate": float((items == targets).any(axis=1).mean()),
+            "distinct_items": float(np.mean([len(np.unique(group)) for group in items])),
+        }
 
     # Validation
 
