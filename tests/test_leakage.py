@@ -13,8 +13,7 @@ from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import InteractionDataset, write_dataset
 from hf_gr.embedding import EmbedConfig, embed
 from hf_gr.evaluation.baselines import ItemKNN, Popularity
-from hf_gr.grpo import SidGRPOConfig, grpo
-from hf_gr.grpo.trainer import training_prompts
+from hf_gr.grpo import SidGRPOConfig, grpo, training_prompts
 from hf_gr.quantizers import QuantizeConfig, quantize
 from hf_gr.sft import SidSFTConfig, sft
 from hf_gr.sft.tasks import TASKS, build
