@@ -43,7 +43,7 @@ ARMS: dict[str, dict[str, Any]] = {  # arm → what is changed in the recipe
     "gumbel": GROUP | LAST,  # as if distinct draws were independent ones
     "msra": {"target_steps": 3} | LAST,
     "no_kl": {"beta": 0.0} | LAST,
-    "kl_3": {"beta": 0.3},
+    "less_kl": {"beta": 0.1},
     "last": LAST,
 }
 METRICS = ("NDCG@10", "HR@10", "HR@50")
