@@ -6,7 +6,7 @@ class _Saved:
 
 
 def test_a_finished_run_clears_its_own_folder_and_no_other(tmp_path, monkeypatch):
-    run = Run("sft", tmp_path, {"seed": 1}, {})
+    run = Run("sft", tmp_path, {"seed": 1}, {}, {})
     (run.folder / "checkpoint-5").mkdir(parents=True)
     kept = tmp_path / "run-of-somebody-else"
     kept.mkdir()
