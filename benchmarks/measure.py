@@ -172,8 +172,8 @@ def _peak(device: str) -> int:
 
 
 def ratio(above: float | None, below: float | None) -> float | None:
-    """Their quotient; `None` where one of them was not measured."""
-    return None if above is None or below is None else above / below
+    """Their quotient; `None` where one of them was not measured, or the second too small to be."""
+    return None if above is None or not below else above / below
 
 
 def provenance(device: str) -> dict[str, Any]:
