@@ -142,7 +142,7 @@ def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.where(visible, 0.0, lowest).to(dtype)[:, None]
 
 
-def pack(rows: Sequence[Row], *, think_ids: Sequence[int] = (), max_columns: int = 0) -> Packed:
+def pack(rows: Sequence[Row], *, think_ids: Sequence[int] = (), max_columns: int = 0, crowd: bool = False) -> Packed:
     """Puts trunks with their branches into as few rows as fit, each whole, the longest first.
 
     Args:
@@ -151,10 +151,12 @@ def pack(rows: Sequence[Row], *, think_ids: Sequence[int] = (), max_columns: int
         max_columns: Columns a packed row may have. 0: as many as the longest trunk with its branches needs, so that
             short ones share rows and nothing is padded for their sake; trunks that have no branches at all then stay
             alone, since plain causal attention is faster than a mask.
+        crowd: Let those share rows as well where they would be half padding: then the mask is faster.
     """
     parts = [_Part.of(row, think_ids) for row in rows]
     lengths = [len(part.ids) for part in parts]
-    if max_columns or any(max(part.branch) for part in parts):
+    wasteful = crowd and len(parts) * max(lengths) > 2 * sum(lengths)
+    if max_columns or wasteful or any(max(part.branch) for part in parts):
         places = _first_fit(lengths, max(max_columns, *lengths))
     else:
         places = [(row, 0) for row in range(len(parts))]

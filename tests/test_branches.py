@@ -409,3 +409,15 @@ def test_every_prompt_stands_once(tokens):
     trunks = shared.input_ids.where((shared.trunk >= 0) & (shared.branch == 0), -1)
     held = [[token for token in trunk if token >= 0] for trunk in trunks.tolist()]
     assert sorted(held) == sorted(PROMPTS.values())
+
+
+def test_rows_that_would_be_half_padding_share_them():
+    """The packed form is the one that is compared with plain rows above; here, when it is taken."""
+    long, short = (Row(input_ids=[7] * n, attach=[n], answers=[[9]], labels=[[9]], weights=[1.0]) for n in (40, 4))
+    rows = [long, *[short] * 10]
+    assert pack(rows).input_ids.shape == (11, 40) and pack(rows).simple
+    packed = pack(rows, crowd=True)
+    assert packed.input_ids.shape == (2, 40) and not packed.simple
+    assert_sees(packed, rows)
+    even = pack([long, long, short], crowd=True)  # 120 columns for 84 tokens
+    assert even.simple and even.input_ids.shape == (3, 40)

@@ -34,14 +34,16 @@ class Collator:
 
     Attributes:
         think_ids: Token ids of the thinking tokens.
-        max_columns: As for [`pack`].
+        max_columns, crowd: As for [`pack`].
     """
 
     think_ids: Sequence[int]
     max_columns: int = 0
+    crowd: bool = False
 
     def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        return pack(rows, think_ids=self.think_ids, max_columns=self.max_columns).as_batch()
+        packed = pack(rows, think_ids=self.think_ids, max_columns=self.max_columns, crowd=self.crowd)
+        return packed.as_batch()
 
 
 def fitting(rows: Dataset, model: PreTrainedModel, config: SidSFTConfig) -> Dataset:
@@ -101,7 +103,11 @@ class SidSFTTrainer(SFTTrainer):
         super().__init__(
             model,
             args=args,
-            data_collator=Collator(vocabulary.think_ids, args.max_length if args.fill_rows else 0),
+            data_collator=Collator(
+                vocabulary.think_ids,
+                max_columns=args.max_length if args.fill_rows else 0,
+                crowd=tree_support(model, args.max_length, training=True)[0],
+            ),
             train_dataset=fitting(train_dataset, model, args),
             eval_dataset=None if eval_dataset is None else fitting(eval_dataset, model, args),
             **kwargs,
