@@ -188,7 +188,7 @@ def _is_reward(name: str) -> bool:
 
 
 def _is_measured(name: str) -> bool:
-    return name.startswith(("eval_HR@", "eval_NDCG@"))
+    return name in ("eval_HR@10", "eval_HR@50", "eval_NDCG@10", "eval_NDCG@50")
 
 
 def _example(example: Example) -> str:
