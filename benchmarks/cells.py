@@ -1,14 +1,16 @@
 """What studies of many trainings share: cells run apart, a few at a time, and never twice; paired differences."""
 
+import argparse
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import measure
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -40,6 +42,34 @@ def parts(cell: str) -> tuple[str, int]:
     """Arm and seed of a cell called ARM-sSEED; an empty arm if it is called otherwise."""
     found = re.fullmatch(r"(\w+)-s(\d+)", cell)
     return (found[1], int(found[2])) if found else ("", 0)
+
+
+def run_study(
+    script: str,
+    chosen: argparse.Namespace,
+    names: Sequence[str],
+    arms: Collection[str],
+    against: str,
+    compared: Sequence[str],
+) -> dict[str, Any]:
+    """Runs the cells that were chosen, each in a process that is handed the options `names`, and sums them up.
+
+    Exits on a cell of an arm that there is not.
+    """
+    wanted = chosen.cells.split(",")
+    for cell in wanted:
+        if parts(cell)[0] not in arms:
+            print(f"error: no cell is called {cell!r}; cells are ARM-sSEED with an arm of {', '.join(arms)}.")
+            sys.exit(2)
+    given = [(f"--{name.replace('_', '-')}", vars(chosen)[name]) for name in names if vars(chosen)[name] is not None]
+    run_apart(script, wanted, [str(word) for pair in given for word in pair], chosen.out, chosen.jobs)
+    done = finished(wanted, chosen.out)
+    result = summary(done, chosen.out, against, compared)
+    result |= {"not_run": [cell for cell in wanted if cell not in done]} | measure.provenance("cpu")
+    show(result)
+    if chosen.json:
+        measure.write_json(chosen.json, result)
+    return result
 
 
 def finished(cells: Sequence[str], out: Path) -> list[str]:
@@ -83,9 +113,7 @@ def paired(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], draws: int 
     return {"value": value, "low": float(low), "high": float(high), "relative": value / base if base else 0.0}
 
 
-def summary(
-    done: Sequence[str], out: Path, against: str, compared: Sequence[str] = ("HR@10", "NDCG@10")
-) -> dict[str, Any]:
+def summary(done: Sequence[str], out: Path, against: str, compared: Sequence[str]) -> dict[str, Any]:
     """Means and standard deviations of every arm, and paired differences to one of them in the metrics `compared`."""
     rows = [read_json(out / cell / "row.json") for cell in done]
     arms: dict[str, dict[str, Any]] = {}

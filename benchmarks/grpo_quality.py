@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import cells
-import measure
 import yaml
 
 from hf_gr.artifacts import write_json
@@ -67,20 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if chosen.only:
         run_cell(chosen.only, chosen)
         return {}
-    wanted = chosen.cells.split(",")
-    for cell in wanted:
-        if cells.parts(cell)[0] not in ARMS:
-            parser.error(f"no cell is called {cell!r}; cells are ARM-sSEED with an arm of {', '.join(ARMS)}.")
     names = ("recipes", "dataset", "start", "out", "beams", "max_steps")
-    given = [(f"--{name.replace('_', '-')}", vars(chosen)[name]) for name in names if vars(chosen)[name] is not None]
-    cells.run_apart(__file__, wanted, [str(word) for pair in given for word in pair], chosen.out, chosen.jobs)
-    done = cells.finished(wanted, chosen.out)
-    result = cells.summary(done, chosen.out, "sft", METRICS)
-    result |= {"not_run": [cell for cell in wanted if cell not in done]} | measure.provenance("cpu")
-    cells.show(result)
-    if chosen.json:
-        measure.write_json(chosen.json, result)
-    return result
+    return cells.run_study(__file__, chosen, names, ARMS, "sft", METRICS)
 
 
 def run_cell(cell: str, chosen: argparse.Namespace) -> None:

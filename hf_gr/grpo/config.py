@@ -46,7 +46,7 @@ class SidGRPOConfig(RunArguments, GRPOConfig):
         default="group",
         metadata={
             "help": "Advantages: TRL's, less the group's mean (and divided as `scale_rewards` says); less the mean of "
-            "the other rollouts; or importance-weighted, for `gumbel` and without scaling (scale_rewards: none)."
+            "the other rollouts, for `sample`; or importance-weighted, for `gumbel`. Both need scale_rewards: none."
         },
     )
     zero_variance: Literal["keep", "skip", "refill"] = field(
@@ -85,9 +85,10 @@ class SidGRPOConfig(RunArguments, GRPOConfig):
 
     def _check(self) -> None:
         parse_mix(self.rewards)  # raises on what there is not
-        if self.estimator == "without_replacement" and (self.rollout != "gumbel" or self.scale_rewards != "none"):
-            raise HfGrError(
-                "estimator without_replacement is for rollout: gumbel and scale_rewards: none, not for "
+        needed = {"leave_one_out": "sample", "without_replacement": "gumbel"}.get(self.estimator)
+        if needed is not None and (self.rollout != needed or self.scale_rewards != "none"):
+            raise HfGrError(  # else it would not estimate what it is named after
+                f"estimator {self.estimator} is for rollout: {needed} and scale_rewards: none, not for "
                 f"{self.rollout} and {self.scale_rewards}; set both, or choose another estimator."
             )
         if self.patience and self.eval_strategy == "no":

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ..catalog import SidCatalog
 from ..dataset import Cases
 from ..decoding import beam_search
+from ..errors import HfGrError
 from ..evaluation.metrics import hit_rate, ndcg, target_ranks
 from ..grammar import SidGrammar
 from ..vocabulary import SidVocabulary
@@ -41,7 +42,9 @@ class Validation:
     def of(
         cls, cases: Cases, catalog: SidCatalog, vocabulary: SidVocabulary, users: int, seed: int, **settings: int
     ) -> "Validation":
-        """Of at most `users` cases, drawn at random."""
+        """Of at most `users` cases, drawn at random. Raises [`HfGrError`] where there is none."""
+        if not len(cases.targets):
+            raise HfGrError("the validation part has no case to measure on; use another split, or no eval_strategy.")
         chosen = np.random.default_rng(seed).permutation(len(cases.targets))[:users]
         prompts = vocabulary.prompts(cases.histories, catalog)
         return cls([prompts[case] for case in chosen], cases.targets[chosen], **settings)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from tiny_runs import TinyData, hit_rate, tiny_data
 from toy_world import TARGETS, World
 
-from hf_gr.dataset import InteractionDataset
+from hf_gr.dataset import Cases, Histories, InteractionDataset
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
 from hf_gr.grpo import SidGRPOConfig, Validation, grpo
@@ -104,6 +105,10 @@ def test_where_nothing_was_better_the_start_is_kept(data, half_trained, tmp_path
         ({"patience": 2}, "patience waits for measurements; set eval_strategy"),
         ({"eval_strategy": "steps", "metric_for_best_model": "HR@7"}, r"is HR@7; there are HR@1, HR@10, HR@50"),
         ({"estimator": "without_replacement"}, "is for rollout: gumbel and scale_rewards: none, not for sample"),
+        (
+            {"estimator": "leave_one_out"},
+            "leave_one_out is for rollout: sample and scale_rewards: none, not for sample",
+        ),
         ({"target_steps": 0}, "target_steps is 0; it lies between 1 and 100"),
         ({"rewards": {"joy": 1}}, "no reward is called 'joy'"),
     ],
@@ -111,6 +116,14 @@ def test_where_nothing_was_better_the_start_is_kept(data, half_trained, tmp_path
 def test_settings_that_do_not_go_together_are_refused(data, half_trained, tmp_path, changes, message):
     with pytest.raises(HfGrError, match=message):
         SidGRPOConfig(**data.grpo(tmp_path, half_trained, **changes))
+
+
+def test_a_validation_part_without_cases_is_refused(half_trained):
+    recommender = Recommender.from_pretrained(half_trained)
+    none = np.empty(0, np.int64)
+    cases = Cases(Histories(none.astype(str), np.zeros(1, np.int64), none, none), none)
+    with pytest.raises(HfGrError, match="has no case to measure on"):
+        Validation.of(cases, recommender.catalog, recommender.vocabulary, users=5, seed=0)
 
 
 def test_fewer_prompts_than_a_generation_needs_are_refused(tmp_path):
