@@ -16,7 +16,7 @@ from .files import ROW
 TimeUnit = Literal["auto", "s", "ms", "us", "ns"]
 
 REQUIRED = ("user_id", "item_id")
-OPTIONAL = ("timestamp", "position", "rating", "behavior")
+OPTIONAL = ("timestamp", "position", "rating", "behavior", "review")
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
@@ -25,15 +25,16 @@ def typed_events(frame: daft.DataFrame, where: str | Path, unit: TimeUnit = "aut
 
     Args:
         frame: Columns `_row` (place in the file), `user_id`, `item_id`, `timestamp` or `position`, optional `rating`
-            and `behavior`; strings, numbers or dates.
+            `behavior` and `review`; strings, numbers or dates.
         where: File, for messages.
         unit: What numbers in `timestamp` count; `"auto"` tells it from the largest: below 1e11 seconds (the year
             5138), below 1e14 milliseconds, below 1e17 microseconds, else nanoseconds (our choice). Dates are ISO 8601,
             in UTC where they name no zone.
 
     Returns:
-        The events (`user_id`, `item_id` str, `timestamp` int64, `rating` float32, `behavior` str, and `_row`), and
-        whether `timestamp` holds seconds or positions. Raises [`HfGrError`] that names an empty or unreadable value.
+        The events (`user_id`, `item_id` str, `timestamp` int64, `rating` float32, `behavior`, `review` str, and
+        `_row`), and whether `timestamp` holds seconds or positions. Raises [`HfGrError`] that names an empty or
+        unreadable value.
     """
     names = frame.column_names
     if "timestamp" not in names and "position" not in names:
@@ -43,8 +44,7 @@ def typed_events(frame: daft.DataFrame, where: str | Path, unit: TimeUnit = "aut
     parsed["timestamp"] = _seconds(frame, unit) if time == "timestamp" else _integer(col("position"))
     if "rating" in names:
         parsed["rating"] = _finite(col("rating")).cast(DataType.float32())
-    if "behavior" in names:
-        parsed["behavior"] = col("behavior").cast(DataType.string())
+    parsed |= {name: col(name).cast(DataType.string()) for name in ("behavior", "review") if name in names}
     raw = {name: col(time if name == "timestamp" else name).cast(DataType.string()) for name in parsed}
     both = frame.select(
         ROW, *[parsed[name].alias(name) for name in parsed], *[raw[name].alias(f"raw_{name}") for name in parsed]

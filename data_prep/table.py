@@ -40,8 +40,8 @@ def prepare_table(
     Args:
         out: Folder to write.
         interactions: File with `user_id`, `item_id`, `timestamp` or `position` (an order without a clock), optional
-            `rating` and `behavior`; `.csv`, `.tsv`, `.jsonl`, `.json` (one object a line), `.ndjson`, `.parquet`, or
-            one of the text formats with `.gz` after it.
+            `rating`, `behavior` and `review` (text); `.csv`, `.tsv`, `.jsonl`, `.json` (one object a line),
+            `.ndjson`, `.parquet`, or one of the text formats with `.gz` after it.
         items: File with `item_id` and optional `title`, `brand`, `categories`, `description`, `image`. Without it the
             items are made from the ids.
         columns: Our name → the files' name, for both files: `{"user_id": "uid"}`.

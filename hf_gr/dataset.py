@@ -25,7 +25,7 @@ TimeKind = Literal["timestamp", "position"]
 SplitKind = Literal["leave_one_out", "temporal"]
 
 _INTERACTION_TYPES = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.int64()}
-_OPTIONAL_INTERACTION_TYPES = {"rating": pa.float32(), "behavior": pa.string()}
+_OPTIONAL_INTERACTION_TYPES = {"rating": pa.float32(), "behavior": pa.string(), "review": pa.string()}
 _ITEM_TYPES = {"item_id": pa.string(), "title": pa.string()}
 
 
@@ -40,6 +40,7 @@ class Histories:
         timestamps: int64 [E], seconds or positions.
         ratings: float32 [E] or `None`.
         behaviors: Array of E strings or `None`.
+        reviews: Array of E strings, what users wrote of the items (`None` in it where they wrote nothing), or `None`.
     """
 
     user_ids: np.ndarray
@@ -48,6 +49,7 @@ class Histories:
     timestamps: np.ndarray
     ratings: np.ndarray | None = None
     behaviors: np.ndarray | None = None
+    reviews: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -73,6 +75,7 @@ class Histories:
             self.timestamps[rows],
             None if self.ratings is None else self.ratings[rows],
             None if self.behaviors is None else self.behaviors[rows],
+            None if self.reviews is None else self.reviews[rows],
         )
 
 
@@ -267,8 +270,8 @@ def write_dataset(
 
     Args:
         path: Folder to write.
-        interactions: Columns `user_id`, `item_id`, `timestamp`, optional `rating`, `behavior`; rows of one user and
-            one time keep their order.
+        interactions: Columns `user_id`, `item_id`, `timestamp`, optional `rating`, `behavior`, `review`; rows of
+            one user and one time keep their order.
         items: Columns `item_id`, `title` and whatever else is known of the items.
         source: Where the data comes from, in a sentence; stands on the card.
         license: Licence identifier or `"unknown"`.
@@ -358,4 +361,5 @@ def _histories(interactions: pa.Table, items: pa.Table) -> Histories:
         times[order],
         interactions["rating"].to_numpy()[order] if "rating" in columns else None,
         np.array(interactions["behavior"].to_pylist(), dtype=object)[order] if "behavior" in columns else None,
+        np.array(interactions["review"].to_pylist(), dtype=object)[order] if "review" in columns else None,
     )

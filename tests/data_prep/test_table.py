@@ -269,3 +269,13 @@ def test_flags_of_items_become_boolean_columns(tmp_path, kind):
         write_table(items, rows)
         with pytest.raises(HfGrError, match="in_stock of item 'c' is 'maybe'; a flag is true or false"):
             prepare_table(tmp_path / "other", interactions, items, flags=["in_stock"])
+
+
+def test_reviews_come_along(tmp_path):
+    lines = ["who,what,when,said", *(f'u,{item},{time},"good, {item}"' for time, item in enumerate("abc")), "u,d,9,"]
+    (tmp_path / "logs.csv").write_text("\n".join(lines) + "\n")
+    columns = {"user_id": "who", "item_id": "what", "timestamp": "when", "review": "said"}
+    prepare_table(tmp_path / "out", tmp_path / "logs.csv", columns=columns)
+    events = InteractionDataset.load(tmp_path / "out").events
+    assert events.reviews[:3].tolist() == ["good, a", "good, b", "good, c"]
+    assert not events.reviews[3]
