@@ -124,6 +124,7 @@ def recommend(
     num_beams: Annotated[int, typer.Option(help="Width of the search.")] = 50,
     max_per_category: Annotated[int | None, typer.Option(help="At most so many items of one category.")] = None,
     strict: Annotated[bool, typer.Option(help="Refuse unknown ids instead of skipping them.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show interests shared with the history.")] = False,
 ) -> None:
     """Recommendations for one history (a table) or for a file of users (resumes after a kill).
 
@@ -134,8 +135,8 @@ def recommend(
     settings: dict[str, Any] = {"top_k": top_k, "num_beams": num_beams, "max_per_category": max_per_category}
     settings["strict"] = strict
     if users is not None:
-        if out is None or history is not None:
-            raise HfGrError("--users needs --out FILE.parquet, and no --history.")
+        if out is None or history is not None or explain:
+            raise HfGrError("--users needs --out FILE.parquet, and neither --history nor --explain.")
         from .batch import recommend_batch
 
         print(f"[recommend] wrote {recommend_batch(model, users, out, defaults=wishes, **settings)}")
@@ -145,11 +146,14 @@ def recommend(
     from transformers import pipeline
 
     request = {"history": _ids(history)} | wishes
-    answers = pipeline("generative-recommendation", model=str(local_folder(model)))(request, **settings)
-    table = Table("#", "item", "title", "score", "SID")
+    recommender = pipeline("generative-recommendation", model=str(local_folder(model)))
+    answers = recommender(request, explain=explain, **settings)
+    shared = explain and all("interests" in answer for answer in answers)
+    table = Table("#", "item", "title", "score", "SID", *(["because"] if shared else []))
     for rank, answer in enumerate(answers, start=1):
         sid = " ".join(map(str, answer["sid"]))
-        table.add_row(str(rank), answer["item_id"], answer["title"], f"{answer['score']:.3f}", sid)
+        because = [", ".join(entry["interest"] for entry in answer["interests"])] if shared else []
+        table.add_row(str(rank), answer["item_id"], answer["title"], f"{answer['score']:.3f}", sid, *because)
     Console().print(table)
 
 

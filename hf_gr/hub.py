@@ -23,6 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from .artifacts import read_json, write_json
 from .catalog import SidCatalog
 from .errors import HfGrError
+from .interests.table import INTERESTS_FILE
 from .offline import local_folder
 from .vocabulary import SidVocabulary
 
@@ -49,6 +50,7 @@ _REPO_FILES = (
     "items.parquet",
     "vocabulary.json",
     "thinking.json",
+    INTERESTS_FILE,
     "quantizer/*.json",
     "quantizer/*.safetensors",
     "embedder/*.json",
@@ -56,9 +58,9 @@ _REPO_FILES = (
     REMOTE_CODE_FILE,
     "README.md",
 )
-# What a model carries on: folders that new items need, and thinking heads.
+# What a model carries on: folders that new items need; thinking heads and interests of items.
 _CARRIED = ("quantizer", "embedder")
-_THINKING = ("thinking.json", "thinking.safetensors")
+_CARRIED_FILES = ("thinking.json", "thinking.safetensors", INTERESTS_FILE)
 
 _REMOTE_CODE = '''"""Lets `pipeline(model=..., trust_remote_code=True)` find the installed package hf_gr."""
 
@@ -161,13 +163,13 @@ def update_card(folder: str | Path, metrics: dict) -> None:
 
 
 def carry(source: str | Path, folder: str | Path) -> None:
-    """Copies what new items need, `quantizer/` and `embedder/`, and thinking heads, from a catalogue, model folder or
-    repo that has them."""
-    source = local_folder(source, files=[*(f"{name}/*" for name in _CARRIED), *_THINKING])
+    """Copies what new items need, `quantizer/` and `embedder/`, thinking heads and interests from a catalogue, model
+    folder or repo that has them."""
+    source = local_folder(source, files=[*(f"{name}/*" for name in _CARRIED), *_CARRIED_FILES])
     for name in _CARRIED:
         if (source / name).is_dir():
             shutil.copytree(source / name, Path(folder) / name, dirs_exist_ok=True)
-    for name in _THINKING:
+    for name in _CARRIED_FILES:
         if (source / name).is_file():
             shutil.copy2(source / name, Path(folder) / name)
 

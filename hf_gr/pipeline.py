@@ -17,6 +17,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .catalog import SidCatalog
 from .dataset import Histories
 from .errors import HfGrError
+from .interests import Interests
+from .interests.shared import SharedInterests
 from .requests import Request, check_skipped, parse_request, shown
 
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 TASK = "generative-recommendation"
 
-_Found = tuple[np.ndarray, np.ndarray, "list[Explanation] | None"]  # items, scores, the thoughts behind them
+_Found = tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]  # items, scores, what explains each
 
 
 def answer(
@@ -178,7 +180,9 @@ class GenerativeRecommendationPipeline(Pipeline):
     and is answered as such. Parameters, here and in a call: `top_k` (10), `num_beams` (50), `max_per_category` (none;
     see [`answer`]), `batch_size` (16), `strict` (`False`): whether ids that are unknown or removed are refused instead
     of skipped with a warning, and `explain` (`False`): whether every item gets `thoughts`, the clusters of items that
-    the model had in mind before each code and of the user as a whole (see [`Explanation.described`]).
+    the model had in mind before each code and of the user as a whole (see [`Explanation.described`]), of a model with
+    thinking heads, and `interests` that the item shares with the history (see [`SharedInterests.between`]), of a model
+    with mined interests.
 
     Args:
         model: Causal LM with SID tokens.
@@ -186,6 +190,7 @@ class GenerativeRecommendationPipeline(Pipeline):
         catalog: Default: read from where the model came from.
         vocabulary: Likewise.
         thinking: Likewise, where there are thinking heads and the vocabulary is read too.
+        interests: Likewise, where the model carries interests and the vocabulary is read too.
         catalog_revision: Revision of the repo that they are read from. transformers keeps the `revision` of
             `pipeline()` to itself; where catalogue and weights do not match, an error says so.
         batch_size: Requests per call of the model.
@@ -205,6 +210,7 @@ class GenerativeRecommendationPipeline(Pipeline):
         catalog: SidCatalog | None = None,
         vocabulary: "SidVocabulary | None" = None,
         thinking: "ThinkingHeads | None" = None,
+        interests: Interests | None = None,
         catalog_revision: str | None = None,
         batch_size: int = 16,
         **kwargs: Any,
@@ -218,9 +224,12 @@ class GenerativeRecommendationPipeline(Pipeline):
         catalog = catalog or _load_catalog(model, catalog_revision)
         if whole and thinking is None:
             thinking = load_thinking(path, catalog, catalog_revision)
+        if whole and interests is None:
+            interests = Interests.of_model(path, catalog_revision)
         self.recommender = Recommender(model, tokenizer, catalog, vocabulary, thinking=thinking)
         self.batch_size = batch_size
         self._thoughts = None if thinking is None else Thoughts(self.recommender, thinking)
+        self._shared = None if interests is None else SharedInterests(interests)
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         strict = {"strict": parameters.pop("strict")} if "strict" in parameters else {}
@@ -250,13 +259,26 @@ class GenerativeRecommendationPipeline(Pipeline):
     def _forward(
         self, input_tensors: list[Request], batch_size: int = 16, explain: bool = False, **parameters: Any
     ) -> list[_Found]:
-        if explain and self._thoughts is None:
-            raise HfGrError("this model has no thinking heads to explain answers by; train one with `thinking`.")
+        if explain and self._thoughts is None and self._shared is None:
+            raise HfGrError(
+                "this model has nothing to explain answers by, neither thinking heads nor interests; train one with "
+                "`thinking`, or with `interests`."
+            )
         found = answer(self.recommender, input_tensors, batch_size=batch_size, **parameters)
-        told = self._explained(input_tensors, found, batch_size) if explain else [None] * len(found)
+        told: list[list[dict[str, Any]]] = [[{} for _ in items] for items, _ in found]
+        if explain and self._thoughts is not None:
+            for own, thoughts in zip(told, self._thoughts_of(input_tensors, found, batch_size), strict=True):
+                for entry, thought in zip(own, thoughts, strict=True):
+                    entry["thoughts"] = thought.described()
+        if explain and self._shared is not None:
+            ids = np.array(self.recommender.catalog.item_ids, object)
+            for own, request, (items, _) in zip(told, input_tensors, found, strict=True):
+                shared = self._shared.between(ids[request.history].tolist(), ids[items].tolist())
+                for entry, interests in zip(own, shared, strict=True):
+                    entry["interests"] = interests
         return [(items, scores, own) for (items, scores), own in zip(found, told, strict=True)]
 
-    def _explained(
+    def _thoughts_of(
         self, requests: list[Request], found: list[tuple[np.ndarray, np.ndarray]], batch_size: int
     ) -> "list[list[Explanation]]":
         assert self._thoughts is not None
@@ -274,20 +296,18 @@ class GenerativeRecommendationPipeline(Pipeline):
     def postprocess(self, model_outputs: list[_Found]) -> list[list[dict[str, Any]]]:
         return [self._listed(*found) for found in model_outputs]
 
-    def _listed(self, items: np.ndarray, scores: np.ndarray, told: "list[Explanation] | None") -> list[dict[str, Any]]:
+    def _listed(self, items: np.ndarray, scores: np.ndarray, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
         catalog = self.recommender.catalog
-        entries: list[dict[str, Any]] = [
+        return [
             {
                 "item_id": catalog.item_ids[item],
                 "title": catalog.titles[item],
                 "score": score,
                 "sid": catalog.codes[item].tolist(),
             }
-            for item, score in zip(items.tolist(), scores.tolist(), strict=True)
+            | own
+            for item, score, own in zip(items.tolist(), scores.tolist(), told, strict=True)
         ]
-        if told is None:
-            return entries
-        return [entry | {"thoughts": own.described()} for entry, own in zip(entries, told, strict=True)]
 
     def save_pretrained(self, save_directory: Any, **_: Any) -> None:
         """Writes a whole model repo. (The inherited one would declare this task as remote code.)"""

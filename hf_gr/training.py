@@ -25,6 +25,7 @@ from .catalog import SidCatalog
 from .dataset import SplitKind
 from .errors import HfGrError
 from .hub import carry, save_repo
+from .interests import Interests
 from .models import ThinkingHeads
 from .offline import resolve
 from .vocabulary import SidVocabulary
@@ -256,11 +257,12 @@ class Run:
         base_model: str | None,
         source: str | Path | None = None,
         heads: ThinkingHeads | None = None,
+        interests: Interests | None = None,
     ) -> None:
         """Writes the finished model atomically, keeps the log, and clears what only a resume would need.
 
         `source` is the catalogue or model whose quantizer, if it has one, the model carries on, and so its thinking
-        heads, unless `heads` are given.
+        heads and interests of items, unless `heads` or `interests` are given.
         """
         plain = merged(model, self.base)
         with writing(self.model) as folder:
@@ -269,6 +271,8 @@ class Run:
                 carry(source, folder)
             if heads is not None:
                 heads.save(folder)
+            if interests is not None:
+                interests.items.accepted.save(folder)
             write_json(folder / "training_log.json", log)
             write_manifest(folder, self.station, self.settings, self.inputs)
         shutil.rmtree(self.folder, ignore_errors=True)  # only its own: another run-… folder may be the user's

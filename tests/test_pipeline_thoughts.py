@@ -89,7 +89,7 @@ def test_filters_that_leave_nothing_leave_nothing_to_explain(recommend):
 
 def test_models_without_heads_say_so_in_a_line(tmp_path):
     flat = pipeline("generative-recommendation", model=str(write_repo(tmp_path / "flat")))
-    with pytest.raises(HfGrError, match="no thinking heads") as error:
+    with pytest.raises(HfGrError, match="neither thinking heads nor interests") as error:
         flat(["i001"], explain=True)
     assert "\n" not in str(error.value)
     assert len(flat(["i001"], explain=False)) == 10

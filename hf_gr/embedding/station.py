@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import scipy.sparse as sp
 
 from ..artifacts import fingerprint, is_current, report, write_manifest, writing
 from ..dataset import InteractionDataset, SplitKind
 from ..errors import HfGrError
+from ..interests.table import Interests
 from ..processes import main_process_first
 from .behavior import behavior_vectors, cooccurrence
 from .fusion import fuse
@@ -23,6 +25,7 @@ from .text import DEFAULT_ENCODER, DEFAULT_FIELDS, DEFAULT_TEMPLATE, SentenceEnc
 
 
 STATION = "embed"
+INTERESTS_FIELD = "interests"
 SOURCES = ("text", "behavior", "image", "file")
 DEFAULT_SOURCES = ("text", "behavior")
 
@@ -52,6 +55,12 @@ class EmbedConfig:
     fields: list[str] = field(
         default_factory=lambda: list(DEFAULT_FIELDS),
         metadata={"help": "Columns of items.parquet that make an item's text, in order; absent ones are skipped."},
+    )
+    interests: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of `hf-gr mine` or `hf-gr label`: accepted interests are the texts' field `interests`."
+        },
     )
     template: str = field(
         default=DEFAULT_TEMPLATE,
@@ -151,12 +160,28 @@ def _part(source: str, config: EmbedConfig, dataset: InteractionDataset, cache: 
 
 
 def _text(config: EmbedConfig, dataset: InteractionDataset, cache: Path, folder: str | None) -> _Part:
-    fields = [name for name in config.fields if name in dataset.items.column_names]
-    texts = item_texts(dataset.items, fields or config.fields, config.template)
+    items = dataset.items if config.interests is None else with_interests(dataset.items, config.interests)
+    fields = [name for name in config.fields if name in items.column_names]
+    texts = item_texts(items, fields or config.fields, config.template)
     encoder = SentenceEncoder(config.encoder, config.batch_size, config.device)
     vectors = encode_text(texts, encoder, cache=cache / (folder or "hub"))
     facts = {"encoder": config.encoder, "encoder_fingerprint": folder, "pooling": encoder.pooling}
     return vectors, facts | {"fields": fields, "template": config.template}
+
+
+def with_interests(items: pa.Table, path: str | Path) -> pa.Table:
+    """The items with a column `interests`: the accepted ones of each, the most confident first (IEID).
+
+    Raises:
+        HfGrError: If none of the items has an interest there.
+    """
+    found = Interests.load(path).accepted.of_items(items["item_id"].to_pylist())
+    if not any(found):
+        raise HfGrError(f"{path} holds no accepted interest of any of the {items.num_rows} items; mine this dataset.")
+    column = pa.array(found, pa.list_(pa.string()))
+    if INTERESTS_FIELD in items.column_names:
+        return items.set_column(items.column_names.index(INTERESTS_FIELD), INTERESTS_FIELD, column)
+    return items.append_column(INTERESTS_FIELD, column)
 
 
 def _behavior(config: EmbedConfig, dataset: InteractionDataset) -> _Part:
@@ -205,6 +230,11 @@ def _check(config: EmbedConfig) -> dict[str, float]:
             f"vectors_file is {config.vectors_file!r} and sources are {config.sources}; give a vectors_file exactly "
             "when 'file' is one of the sources."
         )
+    if config.interests is not None and ("text" not in config.sources or INTERESTS_FIELD not in config.fields):
+        raise HfGrError(
+            f"interests are part of an item's text, but sources are {config.sources} and fields {config.fields}; add "
+            f"the source 'text' and the field {INTERESTS_FIELD!r}, or leave interests out."
+        )
     if config.missing not in ("predict", "zeros"):
         raise HfGrError(f"missing is {config.missing!r}; use 'predict' or 'zeros'.")
     return dict(zip(config.sources, weights, strict=True))
@@ -234,6 +264,8 @@ def _inputs(config: EmbedConfig) -> dict[str, str]:
         inputs["encoder"] = fingerprint(config.encoder)
     if "image" in config.sources and Path(config.image_encoder).is_dir():
         inputs["image_encoder"] = fingerprint(config.image_encoder)
+    if config.interests is not None:
+        inputs["interests"] = fingerprint(config.interests)
     if config.vectors_file is not None:
         inputs["vectors_file"] = fingerprint(config.vectors_file)
     return inputs

@@ -14,7 +14,7 @@ from .cache import CHUNK_SIZE, encode_in_chunks
 
 
 DEFAULT_ENCODER = "wheel:all-MiniLM-L6-v2"
-DEFAULT_FIELDS = ("title", "brand", "categories", "description")
+DEFAULT_FIELDS = ("title", "brand", "categories", "interests", "description")
 DEFAULT_TEMPLATE = "{field}: {value}"
 
 

@@ -35,6 +35,13 @@ class SidGRPOConfig(RunArguments, GRPOConfig):
     embeddings: str | None = field(
         default=None, metadata={"help": "Item vectors for `semantic`; those of the codebook if left out."}
     )
+    interests: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of `hf-gr label` for the reward `interest`; those that the model carries if left out, and "
+            "else categories."
+        },
+    )
     rollout: Literal["sample", "beam", "gumbel"] = field(
         default="sample",
         metadata={

@@ -12,6 +12,7 @@ from ..catalog import SidCatalog
 from ..dataset import Histories, InteractionDataset
 from ..decoding import load_thinking
 from ..errors import HfGrError
+from ..interests import Interests
 from ..offline import resolve
 from ..rewards import ItemKnowledge
 from ..training import Run, load_lm, trained_model, tuned
@@ -34,6 +35,8 @@ def grpo(config: SidGRPOConfig) -> Path:
         inputs["model"] = config.model
     if config.embeddings:
         inputs["embeddings"] = config.embeddings
+    if config.interests:
+        inputs["interests"] = config.interests
     run = Run.of("grpo", config, inputs)
     if run.is_current(config.force):
         return run.model
@@ -47,6 +50,7 @@ def grpo(config: SidGRPOConfig) -> Path:
             f"{config.model} feeds hidden states back (thinking.feedback: hidden), which GRPO does not score; take "
             "one with feedback: token."
         )
+    interests = Interests.load(config.interests) if config.interests else Interests.of_model(path)
     split = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split)
     policy, adapter = tuned(model, vocabulary, config, run.base)
     validation = None
@@ -64,7 +68,7 @@ def grpo(config: SidGRPOConfig) -> Path:
         policy,
         vocabulary.grammar(catalog),
         args=config,
-        items=ItemKnowledge.of(catalog, split.train, config.embeddings),
+        items=ItemKnowledge.of(catalog, split.train, config.embeddings, interests),
         validation=validation,
         train_dataset=training_prompts(split.train, catalog, vocabulary, config.prompts_per_user, config.target_steps),
         processing_class=tokenizer,

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from ..errors import HfGrError
+from ..offline import local_folder
 
 
 INTERESTS_FILE = "interests.parquet"
@@ -60,6 +61,12 @@ class Interests:
         if missing:
             raise HfGrError(f"{file} has no column {missing[0]!r}; it needs {', '.join(SCHEMA.names)}.")
         return cls(_checked(table.select(SCHEMA.names), file))
+
+    @classmethod
+    def of_model(cls, path: str | Path, revision: str | None = None) -> "Interests | None":
+        """Those that a model folder or Hub repo carries; `None` where it has none."""
+        folder = local_folder(path, revision=revision, files=[INTERESTS_FILE])
+        return cls.load(folder) if (folder / INTERESTS_FILE).is_file() else None
 
     def save(self, folder: str | Path) -> Path:
         """Writes `interests.parquet` into a folder that exists."""

@@ -13,6 +13,7 @@ from ..dataset import Histories, popularity
 from ..embedding.behavior import cooccurrence
 from ..embedding.store import ItemVectors, items_fingerprint
 from ..errors import HfGrError
+from ..interests import Interests
 from ..quantizers.metrics import unit_rows
 
 
@@ -64,12 +65,15 @@ class ItemKnowledge:
         catalog: The items and their SIDs.
         train: Histories of the training part, in rows of the catalogue.
         embeddings: Folder of `hf-gr embed`, if there is one.
-        quality: float64 [N], how good the interests of each item are (q of [`~hf_gr.rewards.interest`]).
+        mined: Mined interests, if there are any; else an item's categories are its interests.
+        quality: float64 [N], how good the interests of each item are (q of [`~hf_gr.rewards.interest`]); 1 without
+            mined ones.
     """
 
     catalog: SidCatalog
     train: Histories
     embeddings: str | Path | None
+    mined: Interests | None
     quality: np.ndarray
 
     @classmethod
@@ -78,7 +82,7 @@ class ItemKnowledge:
         catalog: SidCatalog,
         train: Histories,
         embeddings: str | Path | None = None,
-        quality: np.ndarray | None = None,
+        interests: Interests | None = None,
     ) -> "ItemKnowledge":
         """Knowledge of the items of a catalogue.
 
@@ -87,22 +91,23 @@ class ItemKnowledge:
             train: Histories of the training part, and nothing else, in rows of the catalogue.
             embeddings: Folder of `hf-gr embed` with the vectors of just these items; without it an item's vector is
                 made of its codes.
-            quality: float [N]; 1 for every item if left out.
+            interests: Mined ones, best labelled (`hf-gr label`); those of items that the catalogue lacks are skipped.
 
         Raises:
-            HfGrError: If events name other rows than the catalogue's, or `quality` is not one finite number an item.
+            HfGrError: If events name other rows than the catalogue's, or the interests none of its items.
         """
         if len(train.items) and not 0 <= train.items.min() <= train.items.max() < len(catalog):
             raise HfGrError(
                 f"the training events name item rows {train.items.min()} to {train.items.max()}, but the catalogue "
                 f"has {len(catalog)} items; align the dataset with InteractionDataset.aligned(catalog.item_ids)."
             )
-        quality = np.ones(len(catalog)) if quality is None else np.asarray(quality, np.float64)
-        if quality.shape != (len(catalog),) or not np.isfinite(quality).all():
+        if interests is None:
+            return cls(catalog, train, embeddings, None, np.ones(len(catalog)))
+        if not any(interests.of_items(catalog.item_ids)):
             raise HfGrError(
-                f"quality has shape {quality.shape}; give one finite number for each of the {len(catalog)} items."
+                "the interests name no item of the catalogue; give those that were mined on the same dataset."
             )
-        return cls(catalog, train, embeddings, quality)
+        return cls(catalog, train, embeddings, interests.items.accepted, interests.quality(catalog.item_ids))
 
     def __len__(self) -> int:
         return len(self.catalog)
@@ -172,7 +177,14 @@ class ItemKnowledge:
 
     @cached_property
     def interests(self) -> sp.csr_array:
-        """Which item has which interest, 0/1 float64 [N, V]; until interests are mined, its categories are those."""
+        """Which item has which interest, 0/1 float64 [N, V]: the accepted ones, or categories if none are mined."""
+        if self.mined is not None:
+            return self.mined.matrix(self.catalog.item_ids)
+        return self._by_category
+
+    @cached_property
+    def _by_category(self) -> sp.csr_array:
+        """Which item is of which category, 0/1 float64 [N, categories]."""
         column = {name: place for place, name in enumerate(self.category_names)}
         pairs = [(row, column[name]) for row, names in enumerate(self.categories) for name in set(names)]
         rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
@@ -181,7 +193,7 @@ class ItemKnowledge:
     @cached_property
     def rarity(self) -> np.ndarray:
         """idf of each interest, float64 [V]: log(N / items that have it); 0 where every item has it."""
-        return np.log(len(self) / self.interests.sum(axis=0))
+        return np.log(len(self) / np.maximum(self.interests.sum(axis=0), 1))
 
     @cached_property
     def category(self) -> np.ndarray:
@@ -189,7 +201,7 @@ class ItemKnowledge:
 
         −1 where it has none such. The first categories of a shop ("Beauty") are on every item and tell nothing [ours].
         """
-        shares = self.interests.sum(axis=0) / len(self)
+        shares = self._by_category.sum(axis=0) / len(self)
         index = {name: place for place, name in enumerate(self.category_names) if shares[place] <= 0.5}
         return np.array([next((index[name] for name in names if name in index), -1) for names in self.categories])
 

@@ -10,6 +10,7 @@ from ..errors import HfGrError
 from ..models import ScratchConfig, ThinkingConfig
 from ..training import RunArguments
 from ..vocabulary import ContextKind, Form, RowStart
+from .interest_tasks import INTEREST_TASKS
 from .tasks import TASKS
 
 
@@ -62,8 +63,15 @@ class SidSFTConfig(RunArguments, SFTConfig):
     tasks: dict | str | None = field(
         default_factory=lambda: {"next_item": 1.0},
         metadata={
-            "help": "What is taught: tasks (hf_gr/sft/tasks.py) and how many times their rows come in an epoch: "
-            "{next_item: 1, title_to_sid: 0.5}."
+            "help": "What is taught: tasks (hf_gr/sft/tasks.py, interest_tasks.py) and how many times their rows come "
+            "in an epoch: {next_item: 1, title_to_sid: 0.5}."
+        },
+    )
+    interests: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of `hf-gr mine` or `hf-gr label`, for tasks on interests; accepted interests of items "
+            "travel with the model, which can then explain answers by them."
         },
     )
     prompt: str = field(default="", metadata={"help": "Short text before every history; read once per user."})
@@ -140,8 +148,12 @@ class SidSFTConfig(RunArguments, SFTConfig):
     def _check(self) -> None:
         if not self.tasks or not self.model:
             raise HfGrError(f"{'tasks' if self.model else 'model'} is empty; leave it out for the default.")
-        for name in (name for name in self.tasks if name not in TASKS):
-            raise HfGrError(f"tasks holds {name!r}, which is no task; choose from {', '.join(TASKS)}.")
+        for name in (name for name in self.tasks if name not in TASKS | INTEREST_TASKS):
+            raise HfGrError(
+                f"tasks holds {name!r}, which is no task; choose from {', '.join(TASKS | INTEREST_TASKS)}."
+            )
+        for name in (name for name in self.tasks if name in INTEREST_TASKS and self.interests is None):
+            raise HfGrError(f"task {name!r} needs interests; name the folder of `hf-gr mine` or `hf-gr label`.")
         flat = self.form == "flat" or (self.form is None and not self.continue_from)
         if self.thinking is not None and flat:
             raise HfGrError("thinking is set, but form is 'flat' and has no thinking tokens; set form: stepwise.")

@@ -12,12 +12,14 @@ from ..catalog import SidCatalog
 from ..dataset import Histories, InteractionDataset
 from ..decoding import load_thinking
 from ..errors import HfGrError
+from ..interests import Interests
 from ..models import ThinkingHeads, from_scratch
 from ..offline import resolve
 from ..training import Run, load_lm, trained_model, tuned
 from ..vocabulary import SidVocabulary, add_vocabulary, encode_text, reads_text
 from .config import SidSFTConfig
-from .tasks import build, held_out, mixture
+from .interest_tasks import INTEREST_TASKS, build_of_interests
+from .tasks import TASKS, build, held_out, mixture
 from .trainer import SidSFTTrainer
 
 
@@ -29,6 +31,8 @@ def sft(config: SidSFTConfig) -> Path:
     inputs: dict[str, str | Path] = {name: _given(vars(config)[name], name) for name in ("dataset", "catalog")}
     if config.continue_from and Path(config.continue_from).is_dir():
         inputs["model"] = config.continue_from
+    if config.interests:
+        inputs["interests"] = config.interests
     run = Run.of("sft", config, inputs)
     if run.is_current(config.force):
         return run.model
@@ -36,7 +40,8 @@ def sft(config: SidSFTConfig) -> Path:
     split = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split)
     model, tokenizer, vocabulary = starting_model(config, catalog, split.train)
     heads = starting_heads(config, model, catalog, vocabulary)
-    rows = training_rows(config, split.train, catalog, vocabulary, tokenizer)
+    interests = starting_interests(config)
+    rows = training_rows(config, split.train, catalog, vocabulary, tokenizer, interests)
     model, adapter = tuned(model, vocabulary, config, run.base)
     trainer = SidSFTTrainer(
         model,
@@ -55,7 +60,7 @@ def sft(config: SidSFTConfig) -> Path:
     if PartialState().is_main_process:
         base = config.continue_from or ("scratch" if config.scratch else str(config.model))
         log = trainer.state.log_history
-        run.finish(trained, tokenizer, catalog, vocabulary, log, base, config.catalog, heads)
+        run.finish(trained, tokenizer, catalog, vocabulary, log, base, config.catalog, heads, interests)
         run.report()
     PartialState().wait_for_everyone()
     return run.model
@@ -113,12 +118,20 @@ def starting_heads(
     return ThinkingHeads.start(config.heads, model.get_input_embeddings().embedding_dim, catalog, config.seed)
 
 
+def starting_interests(config: SidSFTConfig) -> Interests | None:
+    """The interests that are named, or those of the model that goes on."""
+    if config.interests:
+        return Interests.load(config.interests)
+    return Interests.of_model(config.continue_from) if config.continue_from else None
+
+
 def training_rows(
     config: SidSFTConfig,
     train: Histories,
     catalog: SidCatalog,
     vocabulary: SidVocabulary,
     tokenizer: PreTrainedTokenizerBase,
+    interests: Interests | None = None,
 ) -> Dataset:
     """The rows of all tasks, mixed by their weights."""
     assert isinstance(config.tasks, dict)
@@ -135,7 +148,12 @@ def training_rows(
             seed=config.seed,
         )
         for name in config.tasks
+        if name in TASKS
     }
+    for name in config.tasks:
+        if interests is not None and name in INTEREST_TASKS:
+            given = (interests, train, catalog, vocabulary, tokenizer)
+            built[name] = build_of_interests(name, *given, seed=config.seed)
     return mixture(built, config.tasks, config.seed)
 
 

@@ -4,7 +4,7 @@ Every task reads the training part only, and no removed item is ever an answer, 
 of every data set: those of [`branches.Row`].
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -16,37 +16,11 @@ from ..catalog import SidCatalog
 from ..dataset import Cases, Histories
 from ..errors import HfGrError
 from ..vocabulary import SidVocabulary, encode_text
-from .rows import Answers, following, lists, matrix, offsets, rows_of, windows_of
+from .rows import following, lists, matrix, offsets, rows_of, windows_of
+from .writing import answer_tokens, filled, named, of_items, sids, texts_of
 
 
 TITLE = "\nTitle:"  # asks for a title after SIDs
-
-
-def answer_tokens(vocabulary: SidVocabulary, catalog: SidCatalog, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How items are written as answers, by the vocabulary's form.
-
-    Args:
-        vocabulary: Of form `"flat"` (the L codes), `"stepwise"` (think₀ s₀ think₁ s₁ …) or `"upfront"` (think₀ … then
-            s₀ …).
-        catalog: Whose codes these are.
-        items: int64 [n], rows of the catalogue.
-
-    Returns:
-        Tokens int64 [n, A], and labels int64 [n, A]: the same, but −100 on thinking tokens, which are forced.
-
-    Raises:
-        HfGrError: For form `"unordered"`, whose order is chosen while it is trained.
-    """
-    codes = vocabulary.item_tokens(catalog, items)
-    thoughts = np.broadcast_to(np.array(vocabulary.think_ids, np.int64), codes.shape)
-    ignored = np.full_like(codes, IGNORED)
-    if vocabulary.form == "flat":
-        return codes, codes
-    if vocabulary.form == "stepwise":
-        return _interleaved(thoughts, codes), _interleaved(ignored, codes)
-    if vocabulary.form == "upfront":
-        return np.concatenate([thoughts, codes], axis=1), np.concatenate([ignored, codes], axis=1)
-    raise HfGrError(f"SFT does not train form {vocabulary.form!r}; use flat, stepwise or upfront.")
 
 
 def next_item(
@@ -76,7 +50,7 @@ def next_item(
         raise HfGrError(f"steps is {steps} and decay {decay}; use at least 1 step and a decay above 0, up to 1.")
     first, last = windows_of(train, vocabulary.max_history + 1)
     row, position, target, step = following(first, last, catalog.live[train.items], steps)
-    answers, weights = _sids(vocabulary, catalog, train.items[target]), decay**step
+    answers, weights = sids(vocabulary, catalog, train.items[target]), decay**step
     if trunk_weight and vocabulary.form != "flat":
         inline = np.flatnonzero(step == 0)
         codes = matrix(vocabulary.item_tokens(catalog, train.items[target[inline]]))
@@ -111,7 +85,7 @@ def held_out(cases: Cases, catalog: SidCatalog, vocabulary: SidVocabulary) -> Da
         (first, last),
         np.arange(len(kept)),
         last,
-        _sids(vocabulary, catalog, cases.targets[kept]),
+        sids(vocabulary, catalog, cases.targets[kept]),
     )
 
 
@@ -123,12 +97,12 @@ def title_to_sid(
     One row for every live item that has a title, whether anybody took it or not (LC-Rec) [known]; titles are cut to
     `max_text` tokens.
     """
-    titles = _texts(tokenizer, catalog.titles, max_text)
-    items = np.flatnonzero(catalog.live & _filled(titles))
-    return _of_items(
+    titles = texts_of(tokenizer, catalog.titles, max_text)
+    items = np.flatnonzero(catalog.live & filled(titles))
+    return of_items(
         items,
         lists([[*title, *vocabulary.opening] for title in titles]),
-        _sids(vocabulary, catalog, items),
+        sids(vocabulary, catalog, items),
     )
 
 
@@ -137,14 +111,14 @@ def sid_to_title(
 ) -> Dataset:
     """The reverse of [`title_to_sid`]: the trunk is `<items>`, the codes, "Title:"; the answer the title and the
     end-of-text token, over the whole vocabulary."""
-    titles = _texts(tokenizer, catalog.titles, max_text)
-    items = np.flatnonzero(catalog.live & _filled(titles))
+    titles = texts_of(tokenizer, catalog.titles, max_text)
+    items = np.flatnonzero(catalog.live & filled(titles))
     marker = encode_text(tokenizer, TITLE)
     codes = vocabulary.item_tokens(catalog).tolist()
-    return _of_items(
+    return of_items(
         items,
         lists([[vocabulary.start_id, *sid, *marker] for sid in codes]),
-        _named(titles, [], tokenizer, items),
+        named(titles, [], tokenizer, items),
     )
 
 
@@ -162,7 +136,7 @@ def title_history_to_sid(
     Windows as in [`next_item`], but of at most `max_titles` + 1 events, since a title takes many more tokens than a
     SID [ours]; at every position but a window's first (where no title was read yet) a branch `<items>` and the SID.
     """
-    titles, line = _texts(tokenizer, catalog.titles, max_text), encode_text(tokenizer, "\n")
+    titles, line = texts_of(tokenizer, catalog.titles, max_text), encode_text(tokenizer, "\n")
     windows = windows_of(train, min(vocabulary.max_history, max_titles) + 1)
     row, position, target, _ = following(*windows, catalog.live[train.items], 1)
     read = position > windows[0][row]
@@ -189,16 +163,16 @@ def sid_history_to_title(
 ) -> Dataset:
     """The next item's title from a history: rows of [`next_item`], at every position a branch "Title:", the title and
     the end-of-text token."""
-    titles, marker = _texts(tokenizer, catalog.titles, max_text), encode_text(tokenizer, TITLE)
+    titles, marker = texts_of(tokenizer, catalog.titles, max_text), encode_text(tokenizer, TITLE)
     windows = windows_of(train, vocabulary.max_history + 1)
-    row, position, target, _ = following(*windows, (catalog.live & _filled(titles))[train.items], 1)
+    row, position, target, _ = following(*windows, (catalog.live & filled(titles))[train.items], 1)
     return rows_of(
         lists([vocabulary.opening] * len(windows[0])),
         matrix(vocabulary.event_tokens(train, catalog)),
         windows,
         row,
         position,
-        _named(titles, marker, tokenizer, train.items[target]),
+        named(titles, marker, tokenizer, train.items[target]),
     )
 
 
@@ -225,17 +199,17 @@ def query_to_sid(
     """
     random = np.random.default_rng(seed)
     words = _words(catalog)
-    usable = np.flatnonzero((catalog.live & _filled(words))[train.items])
+    usable = np.flatnonzero((catalog.live & filled(words))[train.items])
     users, counts = np.unique(np.searchsorted(train.ptr, usable, side="right") - 1, return_counts=True)
     drawn = usable[offsets(counts)[:-1] + random.integers(counts)]
     queries = [_query(words[item], random) for item in train.items[drawn]]
     return rows_of(
-        lists([[*query, *vocabulary.opening] for query in _texts(tokenizer, queries, max_text)]),
+        lists([[*query, *vocabulary.opening] for query in texts_of(tokenizer, queries, max_text)]),
         matrix(vocabulary.event_tokens(train, catalog)),
         (np.maximum(train.ptr[users], drawn - vocabulary.max_history), drawn),
         np.arange(len(drawn)),
         drawn,
-        _sids(vocabulary, catalog, train.items[drawn]),
+        sids(vocabulary, catalog, train.items[drawn]),
     )
 
 
@@ -298,32 +272,6 @@ def build(
     return TASKS[name](*given, max_text=max_text)
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_text: int) -> list[list[int]]:
-    """Token ids of every text, at most `max_text` each."""
-    found = [encode_text(tokenizer, text)[:max_text] for text in texts]
-    if found and not any(token != tokenizer.unk_token_id for tokens in found for token in tokens):
-        raise HfGrError(
-            "the task needs texts, but items have none or the model reads none; set text: true or drop it."
-        )
-    return found
-
-
-def _filled(entries: Sequence[Sequence]) -> np.ndarray:
-    return np.array([len(entry) > 0 for entry in entries], bool)
-
-
-def _named(
-    titles: list[list[int]], marker: list[int], tokenizer: PreTrainedTokenizerBase, items: np.ndarray
-) -> Answers:
-    """Tokens and labels of answers that are titles of some items, after an unlabelled marker."""
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise HfGrError(f"the tokenizer of {tokenizer.name_or_path} has no eos_token, with which titles end; set it.")
-    tokens = lists([[*marker, *title, end] for title in titles])
-    labels = lists([[IGNORED] * len(marker) + [*title, end] for title in titles])
-    return tokens.take(items), labels.take(items)
-
-
 def _words(catalog: SidCatalog) -> list[list[list[str]]]:
     """What may be asked of every item: its categories, its brand, the words of its title; those that it has."""
     brands = catalog.items["brand"].to_pylist() if "brand" in catalog.items.column_names else [None] * len(catalog)
@@ -338,18 +286,3 @@ def _query(sources: list[list[str]], random: np.random.Generator) -> str:
     words = sources[random.integers(len(sources))]
     places = np.sort(random.permutation(len(words))[: random.integers(1, 4)])
     return " ".join(words[place] for place in places)
-
-
-def _of_items(items: np.ndarray, trunks: pa.ListArray, answers: Answers) -> Dataset:
-    """One row for each of some items: its trunk (of `trunks`, one for every item) and its answer."""
-    return rows_of(lists([[]] * len(items)), trunks, (items, items + 1), np.arange(len(items)), items + 1, answers)
-
-
-def _sids(vocabulary: SidVocabulary, catalog: SidCatalog, items: np.ndarray) -> Answers:
-    tokens, labels = answer_tokens(vocabulary, catalog, items)
-    return matrix(tokens), matrix(labels)
-
-
-def _interleaved(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """[n, 2 L] of two [n, L]: a column of the one, then of the other."""
-    return np.stack([one, other], axis=2).reshape(len(one), 2 * one.shape[1])

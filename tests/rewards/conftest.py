@@ -1,7 +1,7 @@
 """Small worlds of items for rewards, and batches of rollouts in them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -49,7 +49,8 @@ def knowledge_of(
     quality: np.ndarray | None = None,
 ) -> ItemKnowledge:
     catalog = catalog_of(codes, sizes, categories, code_vectors, collisions)
-    return ItemKnowledge.of(catalog, histories(train), embeddings, quality)
+    known = ItemKnowledge.of(catalog, histories(train), embeddings)
+    return known if quality is None else replace(known, quality=quality)
 
 
 @pytest.fixture(scope="session")

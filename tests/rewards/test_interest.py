@@ -1,10 +1,13 @@
 import math
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from hf_gr.errors import HfGrError
 from hf_gr.rewards import interest
-from hf_gr.rewards.interest import overlap
+from hf_gr.rewards.interest import match, overlap
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,32 @@ def test_without_categories_nothing_overlaps(make_items, group):
     items = make_items([[0, 0], [0, 1]], (2, 2))
     assert overlap(group([0, 1, -1], 0), items).tolist() == [[0, 0, 0]]
     assert interest(group([0, 1, -1], 0), items)[0] == pytest.approx([2.1, 0.35, 0])  # quality 1
+
+
+def test_match_as_in_its_docstring(eight, group):
+    rollouts = replace(group([0, 1, 5, -1], 0), taken=np.array([[2, -1]]))
+    assert match(rollouts, eight)[0] == pytest.approx([1 / 3, 0, 0, 0])
+    found = interest(rollouts, eight, user_weight=0.6)[0]
+    assert found == pytest.approx(interest(rollouts, eight)[0] + [0.2, 0, 0, 0])
+
+
+def test_match_needs_histories(eight, group):
+    with pytest.raises(HfGrError, match="add a column `history`"):
+        interest(group([0], 0), eight, user_weight=0.1)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_match_equals_its_definition(world, seed):
+    rollouts = world.rollouts(seed)
+    counts = Counter(name for entry in world.categories for name in set(entry))
+
+    def total(names: set[str]) -> float:
+        return sum(math.log(len(world) / counts[name]) for name in names)
+
+    for found, answers, taken in zip(match(rollouts, world.items), rollouts.items, rollouts.taken, strict=True):
+        profile = {name for item in taken if item >= 0 for name in world.categories[item]}
+        own = [set(world.categories[item]) if item >= 0 else set() for item in answers]
+        assert found == pytest.approx([total(entry & profile) / total(entry) if total(entry) else 0 for entry in own])
 
 
 def interest_by_hand(world, item: int, target: int) -> float:

@@ -11,6 +11,8 @@ from hf_gr.dataset import InteractionDataset, write_dataset
 from hf_gr.embedding import ItemVectors
 from hf_gr.embedding.store import items_fingerprint
 from hf_gr.errors import HfGrError
+from hf_gr.interests import Interests
+from hf_gr.interests.table import SCHEMA
 from hf_gr.rewards import ItemKnowledge, Rollouts, exact, prefix, ranking
 
 
@@ -115,11 +117,30 @@ def test_without_categories_tokens_have_none(make_items):
     assert [found.tolist() for found in items.token_category] == [[-1, -1], [-1, -1, -1]]
 
 
-def test_quality_is_one_number_an_item(make_items):
-    assert make_items([[0], [1]], (2,)).quality.tolist() == [1, 1]
-    for quality in (np.ones(3), np.array([1, np.nan])):
-        with pytest.raises(HfGrError, match="give one finite number for each of the 2 items"):
-            make_items([[0], [1]], (2,), quality=quality)
+MINED = [("i0", "tea", 0.2, True), ("i0", "calm", 0.6, False), ("i1", "tea", 0.5, True), ("new", "sport", 0.9, True)]
+
+
+def mined(rows=MINED) -> Interests:
+    columns = dict(zip(("item_id", "interest", "confidence", "label"), zip(*rows, strict=True), strict=True))
+    empty = {name: [None] * len(rows) for name in SCHEMA.names}
+    return Interests(pa.table({name: list(column) for name, column in (empty | columns).items()}, SCHEMA))
+
+
+def test_mined_interests_stand_in_for_categories(make_items):
+    plain = make_items([[0], [1], [0]], (2,), categories=[["x"], ["x"], ["y"]])
+    assert plain.quality.tolist() == [1, 1, 1] and plain.interests.toarray().tolist() == [[1, 0], [1, 0], [0, 1]]
+    items = ItemKnowledge.of(plain.catalog, plain.train, interests=mined())
+    assert items.mined.names == ["sport", "tea"]  # calm was turned down
+    assert items.interests.toarray().tolist() == [[0, 1], [0, 1], [0, 0]]
+    assert items.quality == pytest.approx([0.2 / 0.8, 1, 0])
+    assert items.rarity == pytest.approx([np.log(3), np.log(3 / 2)])  # nobody has sport
+    assert items.category.tolist() == plain.category.tolist()  # categories stay what they are
+
+
+def test_interests_of_another_catalogue_are_refused(make_items):
+    plain = make_items([[0], [1]], (2,))
+    with pytest.raises(HfGrError, match="the interests name no item of the catalogue"):
+        ItemKnowledge.of(plain.catalog, plain.train, interests=mined(MINED[-1:]))
 
 
 def test_events_of_another_catalogue_are_refused(make_items):

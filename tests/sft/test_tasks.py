@@ -20,7 +20,6 @@ from hf_gr.errors import HfGrError
 from hf_gr.models import sid_tokenizer
 from hf_gr.sft.tasks import (
     TASKS,
-    answer_tokens,
     build,
     held_out,
     mixture,
@@ -31,6 +30,7 @@ from hf_gr.sft.tasks import (
     title_history_to_sid,
     title_to_sid,
 )
+from hf_gr.sft.writing import answer_tokens
 from hf_gr.vocabulary import add_vocabulary
 
 
