@@ -9,12 +9,16 @@ from hf_gr.arguments import parse_config
 from hf_gr.embedding import EmbedConfig
 from hf_gr.evaluation import EvaluateConfig
 from hf_gr.grpo import SidGRPOConfig
+from hf_gr.interests.labelling import LabelConfig
+from hf_gr.interests.mining import MineConfig
 from hf_gr.quantizers import QuantizeConfig
 from hf_gr.sft import SidSFTConfig
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 KINDS = {
+    "mine": MineConfig,
+    "label": LabelConfig,
     "embed": EmbedConfig,
     "quantize": QuantizeConfig,
     "sft": SidSFTConfig,
@@ -22,7 +26,8 @@ KINDS = {
     "evaluate": EvaluateConfig,
 }
 FILES = sorted(file for file in RECIPES.glob("*/*.yaml") if file.parent.name != "accelerate")
-SETS = sorted({file.parent for file in FILES})
+SETS = sorted({file.parent for file in FILES if file.stem == "sft-flat"})
+MINED = sorted({file.parent for file in FILES if file.stem == "mine"})
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
@@ -32,7 +37,7 @@ def test_a_recipe_is_read_by_its_station(file):
     for key, value in given.items():
         assert vars(config)[key] == value, key
     if isinstance(config, SidSFTConfig):
-        assert (config.heads is None) == (config.form is None) == ("flat" in file.stem)
+        assert (config.heads is not None) == (config.form is not None) == ("s2gr" in file.stem)
 
 
 @pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
@@ -53,8 +58,23 @@ def test_the_recipes_of_a_data_set_fit_together(folder):
     assert len({recipe["dataset"] for recipe in given.values()}) == 1
     for name, recipe in given.items():
         if name.startswith("sft"):
-            assert recipe["catalog"] == given["quantize"]["output_dir"]
+            quantize = "quantize-interests" if "interests" in name else "quantize"
+            assert recipe["catalog"] == given[quantize]["output_dir"]
     for size in ("", "-small"):  # what is compared differs in the thinking alone
         flat, thinking = given[f"sft-flat{size}"], given[f"sft-s2gr{size}"]
         differing = {key for key in flat | thinking if flat.get(key) != thinking.get(key)}
         assert differing == {"form", "thinking", "output_dir"}
+
+
+@pytest.mark.parametrize("folder", MINED, ids=lambda folder: folder.name)
+def test_the_recipes_with_interests_fit_together(folder):
+    given = {file.stem: yaml.safe_load(file.read_text()) for file in folder.glob("*.yaml")}
+    assert given["label"]["interests"] == given["mine"]["output_dir"]
+    stations = ("embed-interests", "sft-interests", "sft-interests-small", "grpo-interests", "grpo-interests-small")
+    assert {given[name]["interests"] for name in stations} == {given["label"]["output_dir"]}
+    assert given["quantize-interests"]["embeddings"] == given["embed-interests"]["output_dir"]
+    for size in ("", "-small"):
+        sft, grpo = given[f"sft-interests{size}"], given[f"grpo-interests{size}"]
+        assert sft["catalog"] == given["quantize-interests"]["output_dir"]
+        assert grpo["model"] == f"{sft['output_dir']}/model"
+    assert len({recipe["dataset"] for recipe in given.values()}) == 1
