@@ -1,5 +1,5 @@
-"""The command line: `hf-gr prepare | embed | quantize | inspect | sft | grpo | evaluate | recommend | add-items |
-remove-items | push`.
+"""The command line: `hf-gr prepare | mine | embed | quantize | inspect | sft | grpo | evaluate | recommend |
+add-items | remove-items | push`.
 
 Stations take `--config FILE.yaml` and every key of their config as an option, by TRL's parser; `recipes/*.py` run the
 same commands under `accelerate launch`.
@@ -49,6 +49,16 @@ def embed(context: typer.Context) -> None:
     from .embedding.station import embed as run
 
     run(parse_config(EmbedConfig, context.args))
+
+
+@app.command(context_settings=_PARSED_BY_TRL)
+def mine(context: typer.Context) -> None:
+    """Interests of items and users, found by language models or keyphrases. Options: --config FILE, --help."""
+    from .arguments import parse_config
+    from .interests.mining import MineConfig
+    from .interests.mining import mine as run
+
+    run(parse_config(MineConfig, context.args))
 
 
 @app.command(context_settings=_PARSED_BY_TRL)
