@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,7 +14,7 @@ from ...errors import HfGrError
 from ..subjects import Finding, Subject
 
 
-_LEAD = 200  # characters of a line that are encoded: what something is stands at its beginning
+_LEAD = 128  # characters of a line that are encoded: what something is stands at its beginning
 _ENCODED = 12  # phrases of a subject that are encoded
 _LEAST = 0.3  # relevance below which a phrase is beside the point
 _MOST = 0.2  # share of the subjects above which a phrase tells nobody apart
@@ -33,8 +34,8 @@ _UNITS = """
 mm cm dm km inch inches feet foot ft yard yards yd yds mil mils micron microns ounce ounces oz pound pounds lb lbs gram
 grams kg mg ml liter liters litre litres gallon gallons gal quart quarts qt pint pints volt volts watt watts amp amps
 ohm ohms hz khz mhz ghz psi rpm cfm dpi ppm pcs pc piece pieces pack packs pk count ct qty dozen degree degrees
-fahrenheit celsius minute minutes hour hours day days year years percent length width height depth thick thickness
-diameter dia id od wide long tall size sizes dimension dimensions weight
+fahrenheit celsius minute minutes hour hours day days year years percent length width height thick thickness diameter
+dia id od wide long tall size sizes dimension dimensions weight meter meters metre metres rpms
 """
 _SHOP_TALK = """
 product products item items description feature features featured include includes included including note
@@ -43,13 +44,13 @@ good best easy easily perfect excellent high quality designed design provides pr
 like just come comes works work name model number http https www com youll youre theres dont wont its thats isnt doesnt
 cant youve weve ill innovation customer customers consumer consumers solution solutions
 """
-# Words that tell something only beside others (heavy duty).
+# What a phrase may hold, but not alone (heavy duty).
 _VAGUE_ALONE = """
-accessories accessory application applications assorted assortment automatic black blue brown capacity clean color
-compact complete dry duty extra flexible general genuine goods gray green grey heavy home industrial inside kit large
-light material materials maximum medium mini minimum office original outside parts patented portable premium
-professional purpose range red replacement round safe set single small solid standard straight strength strong supplies
-system technology temperature universal white yellow
+accessories accessory application applications assorted assortment automatic black blue box brown capacity clean color
+compact complete depth dry extra flexible gauge gauges general genuine goods gray green grey heavy home industrial
+inside kit large light material materials maximum medium mini minimum office original outside parts patented portable
+premium professional purpose range red replacement round safe set single small solid standard straight strength strong
+supplies system technology temperature universal white yellow
 """
 _SAY_NOTHING = ENGLISH_STOP_WORDS.union(_UNITS.split(), _SHOP_TALK.split())
 _SAY_LITTLE = frozenset(_VAGUE_ALONE.split())
@@ -69,7 +70,7 @@ class KeyphraseMiner:
     - What people want is seldom told by one item alone and never by all of them. So candidates are phrases that at
       least two items have, and at most 20 % of them; what users have are titles, so there it is two different lines
       of all users. Only subjects without any such phrase keep those that are theirs alone.
-    - The vector of a text is the mean over its lines, weighted by their lengths, of the vector of a line's first 200
+    - The vector of a text is the mean over its lines, weighted by their lengths, of the vector of a line's first 128
       characters. So a line that many subjects have is encoded once, as is a phrase. Only the 12 phrases of a subject
       that the mean vectors of their words tell to be most relevant are encoded at all.
     - Of two phrases one of which holds all words of the other, one is picked.
@@ -154,18 +155,14 @@ class KeyphraseMiner:
         relevance = 1 - (1 - np.clip(chosen @ text, 0, 1)) ** (1 + np.log(held))
         similarity = np.where(_nested(names), np.inf, chosen @ chosen.T)
         picked = mmr(relevance, similarity, self._max_interests, self._diversity)
+        stands = {}
+        for line in reversed(own_lines):
+            stands |= {phrase: (line, *span) for phrase, span in phrases(line, self._ngram).items()}
         return [
-            Finding(names[place], self._evidence(names[place], own_lines), round(float(relevance[place]), 4))
+            Finding(names[place], excerpt(*stands[names[place]]), round(float(relevance[place]), 4))
             for place in picked
             if relevance[place] >= _LEAST
         ]
-
-    def _evidence(self, phrase: str, own_lines: list[str]) -> str:
-        for line in own_lines:
-            spans = phrases(line, self._ngram)
-            if phrase in spans:
-                return excerpt(line, *spans[phrase])
-        raise AssertionError(f"{phrase!r} is a phrase of none of the lines it was found in")
 
 
 def lines(subject: Subject) -> list[str]:
@@ -178,18 +175,18 @@ def lines(subject: Subject) -> list[str]:
 def phrases(line: str, ngram: tuple[int, int]) -> dict[str, tuple[int, int]]:
     """Phrases of a line in small letters, words joined by single spaces, and where each stands first.
 
-    A phrase ends where a sentence does, at punctuation, and before a word that says nothing. A single word needs three
-    letters.
+    A phrase ends where a sentence does, at punctuation, and before a word that says nothing. One word of it has three
+    letters or more and tells something by itself.
     """
     found: dict[str, tuple[int, int]] = {}
     run: list[re.Match[str]] = []
     for word in _WORD.finditer(line):
         if run and not _TIE.fullmatch(line[run[-1].end() : word.start()]):
             run = []
-        run = [*run, word][-ngram[1] :] if _says_something(word[0]) else []
+        run = [*run, word][-ngram[1] :] if _says_something(word[0].lower()) else []
         for start in range(len(run) - ngram[0] + 1):
             words = [match[0].lower() for match in run[start:]]
-            if len(words) > 1 or (_PLAIN.fullmatch(words[0]) and words[0] not in _SAY_LITTLE):
+            if any(_tells(word) for word in words):
                 found.setdefault(" ".join(words), (run[start].start(), word.end()))
     return found
 
@@ -251,13 +248,20 @@ class _Vectors:
         return np.stack([self._of[text] for text in texts])
 
 
+@lru_cache(maxsize=1 << 16)
 def _says_something(word: str) -> bool:
-    word = word.lower()
+    """Whether a phrase may hold it."""
     if len(word) < 2 or word in _SAY_NOTHING:
         return False
     if any(letter.isdigit() for letter in word):
         return word in _DIMENSION or bool(_SHORT_MIX.fullmatch(word) and not _MEASURE.fullmatch(word))
     return True
+
+
+@lru_cache(maxsize=1 << 16)
+def _tells(word: str) -> bool:
+    """Whether it makes a phrase of what it stands in."""
+    return bool(_PLAIN.fullmatch(word)) and word not in _SAY_LITTLE
 
 
 def _nested(names: Iterable[str]) -> np.ndarray:
