@@ -142,7 +142,7 @@ def mine(config: MineConfig) -> Path:
         The folder written (or found up to date).
 
     Raises:
-        HfGrError: On settings that do not fit, a broken dataset, or if every miner stopped before its first answer.
+        HfGrError: On settings that do not fit, a broken dataset, or if no miner had a single answer.
     """
     miners = _check(config)
     with main_process_first() as main:
@@ -257,9 +257,9 @@ def _say_what_stopped(mined: dict[str, _Mined]) -> None:
     for name, one in mined.items():
         if one.stop is not None:
             print(f"[{STATION}] miner {name!r} stopped: {one.stop}", flush=True)
-    if all(one.stop is not None and one.counts["tokens_in"] == 0 for one in mined.values()):
-        first = next(iter(mined))
-        raise HfGrError(f"no miner had an answer; {first!r}: {mined[first].stop}")
+    if all(one.missing and not one.counts["answered"] for one in mined.values()):  # keep what an earlier run wrote
+        name, one = next(iter(mined.items()))
+        raise HfGrError(f"no miner had an answer; {name!r}: {one.stop or one.failures[0][1]}")
 
 
 def _say_what_is_missing(mined: dict[str, _Mined], output: Path) -> None:

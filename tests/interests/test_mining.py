@@ -240,6 +240,17 @@ def test_a_wrong_key_is_one_line_and_leaves_what_there_was(dataset_folder, tmp_p
     assert fingerprint(out) == before and KEY not in str(error.value)
 
 
+def test_a_server_that_fails_leaves_what_there_was(dataset_folder, tmp_path):
+    with LLMServer() as server:
+        out = mine(config(dataset_folder, tmp_path / "mined", {"m": miner(server)}, limit=2))
+    before = fingerprint(out)
+    with LLMServer(lambda asked: Reply(drop=True)) as server:
+        bad = config(dataset_folder, out, {"n": miner(server, "n", attempts=2)}, limit=2)
+        with pytest.raises(HfGrError, match="no miner had an answer; 'n': 2 attempts, the last: connection failed"):
+            mine(bad)
+    assert fingerprint(out) == before
+
+
 def test_the_key_is_written_nowhere(dataset_folder, tmp_path, capfd):
     """Not even where a server sends it back in every way it can."""
 
