@@ -149,6 +149,8 @@ def test_the_name_is_the_most_frequent_phrase_of_the_cluster():
     twice = {"a": [[Finding("bath mats", "", 0.1)], [Finding("bath mat", "", 0.1)], [], []]}
     twice["b"] = [[Finding("bath mats", "", 0.1)], [], [], []]
     assert {row["interest"] for row in merged(twice)} == {"bath mat"}
+    equal = {"a": [[Finding("a yoga mat", "", 0.1)], [Finding("yoga mat", "", 0.1)], [], []]}
+    assert {row["interest"] for row in merged(equal)} == {"yoga mat"}
 
 
 def test_similarity_does_not_travel_along_a_chain():

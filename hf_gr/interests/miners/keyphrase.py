@@ -142,12 +142,12 @@ class KeyphraseMiner:
         candidates = _most_relevant(candidates, names, texts, vectors)
         vectors.encode(names[np.unique(np.concatenate([own for own, _ in candidates]))])  # all at once
         return [
-            self._pick(own_lines, names[own], held, text, vectors)
+            self._pick(own_lines, names[own].tolist(), held, text, vectors)
             for own_lines, (own, held), text in zip(lines_of, candidates, texts, strict=True)
         ]
 
     def _pick(
-        self, own_lines: list[str], names: np.ndarray, held: np.ndarray, text: np.ndarray, vectors: "_Vectors"
+        self, own_lines: list[str], names: Sequence[str], held: np.ndarray, text: np.ndarray, vectors: "_Vectors"
     ) -> list[Finding]:
         if not len(names):
             return []
@@ -155,7 +155,7 @@ class KeyphraseMiner:
         relevance = 1 - (1 - np.clip(chosen @ text, 0, 1)) ** (1 + np.log(held))
         similarity = np.where(_nested(names), np.inf, chosen @ chosen.T)
         picked = mmr(relevance, similarity, self._max_interests, self._diversity)
-        stands = {}
+        stands: dict[str, tuple[str, int, int]] = {}
         for line in reversed(own_lines):
             stands |= {phrase: (line, *span) for phrase, span in phrases(line, self._ngram).items()}
         return [
