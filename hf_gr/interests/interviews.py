@@ -18,7 +18,7 @@ class Manner:
         model: Its name in the cache.
         max_interests: How many interests of a subject are asked for.
         pictures: Whether it is shown pictures.
-        options: What else shapes its answers (length, temperature, …); part of the cache's key.
+        options: What else shapes its answers (`max_answer_tokens`, temperature, …); part of the cache's key.
     """
 
     model: str
@@ -68,9 +68,10 @@ class Interview:
         try:
             reading = read_answer(answer.text, shown_text(self.subject), self.manner.max_interests)
         except UnreadableAnswer as error:
-            self._error = str(error)
+            most = self.manner.options["max_answer_tokens"]
+            self._error = str(error) + (f"; it was cut off after {most} tokens" if answer.tokens_out >= most else "")
             if len(self.answers) == 2:
-                self.finished, self.failure = True, f"two answers, neither of use: {error}"
+                self.finished, self.failure = True, f"two answers, neither of use: {self._error}"
         else:
             self.findings, self.dropped, self.finished = reading.findings, reading.dropped, True
 

@@ -75,6 +75,15 @@ def test_an_answer_that_cannot_be_read_is_asked_for_once_more(cache):
     assert again.data["your_answer"] == "{broken" and "no JSON object" in again.data["error"]
 
 
+def test_an_answer_that_was_cut_off_is_called_so(cache):
+    cut = Reply('{"steps": "and then', usage={"prompt_tokens": 50, "completion_tokens": 30})
+    with LLMServer(lambda asked: cut) as server:
+        made = asker(server, cache, 1, max_answer_tokens=30)
+        ask_all([made])
+    assert made.interviews[0].failure.endswith("no JSON object in the answer; it was cut off after 30 tokens")
+    assert server.asked[1].data["error"].endswith("it was cut off after 30 tokens")
+
+
 @pytest.mark.parametrize(
     "trouble",
     [
@@ -227,7 +236,7 @@ def test_no_request_starts_beyond_the_budget_in_money(cache):
 
 def test_attempts_that_hang_count_with_all_they_could_have_cost(cache):
     with LLMServer(lambda asked: Reply(hang=1)) as server:
-        made = asker(server, cache, 6, timeout=0.1, concurrency=1, attempts=40, stop_after=40, max_tokens_total=8_000)
+        made = asker(server, cache, 6, timeout=0.1, concurrency=1, attempts=6, stop_after=40, max_tokens_total=8_000)
         ask_all([made])
     assert "budget" in made.stop and 1 <= len(server.asked) <= 3
 
