@@ -236,9 +236,9 @@ def test_no_request_starts_beyond_the_budget_in_money(cache):
 
 def test_attempts_that_hang_count_with_all_they_could_have_cost(cache):
     with LLMServer(lambda asked: Reply(hang=1)) as server:
-        made = asker(server, cache, 6, timeout=0.1, concurrency=1, attempts=6, stop_after=40, max_tokens_total=8_000)
+        made = asker(server, cache, 2, timeout=0.1, concurrency=1, attempts=4, stop_after=40, max_tokens_total=8_000)
         ask_all([made])
-    assert "budget" in made.stop and 1 <= len(server.asked) <= 3
+    assert "budget" in str(made.stop) and 1 <= len(server.asked) <= 3
 
 
 def test_it_runs_where_a_loop_runs_already(cache):
