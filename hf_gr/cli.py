@@ -1,4 +1,4 @@
-"""The command line: `hf-gr prepare | mine | embed | quantize | inspect | sft | grpo | evaluate | recommend |
+"""The command line: `hf-gr prepare | mine | label | embed | quantize | inspect | sft | grpo | evaluate | recommend |
 add-items | remove-items | push`.
 
 Stations take `--config FILE.yaml` and every key of their config as an option, by TRL's parser; `recipes/*.py` run the
@@ -92,6 +92,16 @@ def inspect(
         json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_file, found.as_json())
         print(f"[inspect] wrote {json_file}")
+
+
+@app.command(context_settings=_PARSED_BY_TRL)
+def label(context: typer.Context) -> None:
+    """Which mined interests tell what users take next. Options: --config FILE, --help."""
+    from .arguments import parse_config
+    from .interests.labelling import LabelConfig
+    from .interests.labelling import label as run
+
+    run(parse_config(LabelConfig, context.args))
 
 
 @app.command(context_settings=_PARSED_BY_TRL)
