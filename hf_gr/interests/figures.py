@@ -67,7 +67,7 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int =
     return float(found["count"] @ gaps / len(labels)) if len(labels) else float("nan")
 
 
-def interval(statistic: Callable[[np.ndarray], float], users: np.ndarray, seed: int) -> dict[str, float]:
+def interval(statistic: Callable[[np.ndarray], float], users: np.ndarray, seed: int) -> dict[str, float | None]:
     """A statistic with its 95 % interval: percentiles of 500 bootstrap samples of users.
 
     Args:
@@ -76,15 +76,19 @@ def interval(statistic: Callable[[np.ndarray], float], users: np.ndarray, seed: 
         seed: Of the samples.
 
     Returns:
-        `value`, `low`, `high`.
+        `value`, `low`, `high`; `None` each where the statistic is NaN. Samples in which it is NaN are left out.
     """
+    random = np.random.default_rng(seed)
+    value = statistic(np.ones(len(users)))
+    if np.isnan(value):
+        return {"value": None, "low": None, "high": None}
     random = np.random.default_rng(seed)
     _, of_user = np.unique(users, return_inverse=True)
     count = int(of_user.max()) + 1
     drawn = (np.bincount(random.integers(count, size=count), minlength=count) for _ in range(_RESAMPLES))
     found = [statistic(weights[of_user].astype(np.float64)) for weights in drawn]
     low, high = np.nanpercentile(found, [2.5, 97.5])
-    return {"value": statistic(np.ones(len(users))), "low": float(low), "high": float(high)}
+    return {"value": value, "low": float(low), "high": float(high)}
 
 
 def judged(

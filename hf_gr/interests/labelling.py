@@ -11,7 +11,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from ..artifacts import fingerprint, is_current, report, write_json, write_manifest, writing
+from ..artifacts import MANIFEST, fingerprint, is_current, read_json, report, write_json, write_manifest, writing
 from ..dataset import Histories, InteractionDataset, SplitKind
 from ..embedding.text import DEFAULT_ENCODER, Encoder, SentenceEncoder, encode_text, item_texts
 from ..errors import HfGrError
@@ -160,6 +160,7 @@ def _label(config: LabelConfig, output: Path) -> None:
     if not config.force and is_current(output, STATION, settings, inputs):
         report(STATION, read, output, current=True)
         return
+    _check_mined(config)
     interests, dataset = Interests.load(config.interests), InteractionDataset.load(config.dataset)
     train = dataset.split(config.split).train
     cache = output.with_name(f".{output.name}.cache")
@@ -283,7 +284,8 @@ def _unseen(
 ) -> dict[str, Any]:
     """Figures of held-out examples of items that none of the users who teach took in the training part."""
     held_out = parts["held_out"]
-    taught = train.cut(users := np.unique(parts["training"].users), train.lengths[users]).items
+    users = np.unique(parts["training"].users)
+    taught = train.cut(users, train.lengths[users]).items
     kept = ~of_user[held_out.rows] & ~np.isin(owners[held_out.rows], taught)
     labels = held_out.labels[kept]
     return {"examples": len(labels)} | _both(labels, probability[held_out.rows][kept])
@@ -308,6 +310,18 @@ def _check(config: LabelConfig) -> None:
             raise HfGrError(f"{name} is {getattr(config, name)}; it must be 1 or more.")
     if not 0 < config.threshold < 1:
         raise HfGrError(f"threshold is {config.threshold}; it is a probability above 0 and below 1.")
+
+
+def _check_mined(config: LabelConfig) -> None:
+    """Interests that were mined from another training part may hold what this one keeps out."""
+    manifest = Path(config.interests) / MANIFEST
+    if manifest.is_file():
+        split = read_json(manifest)["settings"].get("split", config.split)
+        if split != config.split:
+            raise HfGrError(
+                f"{config.interests} was mined with --split {split}, and is to be labelled with {config.split}, whose "
+                "training part is another; use the same split for both."
+            )
 
 
 def _settings(config: LabelConfig) -> dict[str, Any]:

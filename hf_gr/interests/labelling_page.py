@@ -26,8 +26,8 @@ _NOTE = (
     "examples taught or calibrated are left out here. Intervals: 95 %, over users.</p>"
 )
 _NAMES_NOTE = (
-    "<p>By mean probability over the items that have the interest; the titles are of two of them. What stands low is "
-    "closer to what others take than to what is taken next.</p>"
+    "<p>By mean probability over the items that have the interest; the titles are of the two most typical ones. "
+    "What stands low is closer to what others take than to what is taken next.</p>"
 )
 _SHOWN = 20  # names at either end of the list
 _LONGEST = 60  # letters of a title
@@ -41,7 +41,7 @@ class Example:
         name: Of the interest.
         probability: Its mean over the items.
         items: How many they are.
-        titles: Of some of them.
+        titles: Theirs, the most typical first: of the items whose probability is closest to the mean.
     """
 
     name: str
@@ -91,15 +91,16 @@ def examples(interests: Interests, dataset: InteractionDataset, shown: int = _SH
         found.setdefault(name, []).append((probability, titles[item_id]))
     shared = {name: values for name, values in found.items() if len(values) > 1}
     chosen = shared if len(shared) >= 2 * shown else found
-    ordered = sorted(
-        (
-            Example(name, sum(p for p, _ in values) / len(values), len(values), [title for _, title in sorted(values)])
-            for name, values in chosen.items()
-        ),
-        key=lambda example: (-example.probability, example.name),
-    )
+    ordered = sorted(map(_example, chosen.items()), key=lambda example: (-example.probability, example.name))
     half = min(shown, len(ordered) // 2)
     return ordered[:half], ordered[::-1][:half]
+
+
+def _example(entry: tuple[str, list[tuple[float, str]]]) -> Example:
+    name, values = entry
+    mean = sum(probability for probability, _ in values) / len(values)
+    typical = sorted(values, key=lambda value: (abs(value[0] - mean), value[1]))
+    return Example(name, mean, len(values), [title for _, title in typical])
 
 
 def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -207,7 +208,7 @@ def _names(title: str, examples: Sequence[Example]) -> str:
     rows = []
     for example in examples:
         shown = (text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…" for text in example.titles[:2])
-        name = f"<td>{escape(example.name)}<small>{escape(' · '.join(shown))}</small></td>"
+        name = f"<td>{escape(example.name)}<small>{'<br>'.join(map(escape, shown))}</small></td>"
         rows.append(f"<tr>{name}{cell(f'{example.items:,}')}{cell(f'{example.probability:.2f}')}</tr>")
     return table([title, "items", "probability"], rows)
 
