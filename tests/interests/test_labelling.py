@@ -1,6 +1,7 @@
 import json
 import re
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from hf_gr.dataset import InteractionDataset, write_dataset
 from hf_gr.errors import HfGrError
 from hf_gr.interests import Interests, labelling
 from hf_gr.interests.classifier import WEIGHTS_FILE, InterestClassifier
+from hf_gr.interests.evidence import gather_evidence
 from hf_gr.interests.labelling import LABELLING_FILE, PAGE_FILE, LabelConfig, label, label_interests
 from hf_gr.interests.labelling_page import examples
 from hf_gr.interests.table import SCHEMA
@@ -122,22 +124,62 @@ def test_every_row_is_labelled_and_nothing_else_is_changed(data, labelled):
     assert len(never) == 2 and never[0]["probability"] > never[1]["probability"]  # its topic, its filler
 
 
+def captured(monkeypatch, name):
+    """What a function of the station is called with, and what it returns, in the calls to come."""
+    calls, inner = [], vars(labelling)[name]
+
+    def outer(*given, **settings):
+        calls.append((given, inner(*given, **settings)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(labelling, name, outer)
+    return calls
+
+
 def test_labels_of_held_out_users_teach_nothing(data, labelled, monkeypatch):
     """Turned round, they change figures, but neither the classifier nor a probability."""
     train = data.split().train
-    parts = labelling._parts
+    calls = captured(monkeypatch, "_parts")
+    label_interests(mined(train), data, train, ToyEncoder())
+    held_out = np.unique(calls[0][1]["held_out"].users)
 
-    def turned(*given):
-        found = parts(*given)
-        held_out = found["held_out"]
-        other = type(held_out)(held_out.rows, held_out.users, held_out.events, ~held_out.labels)
-        return found | {"held_out": other}
+    def turned(*given, **settings):
+        found = gather_evidence(*given, **settings)
+        return replace(found, labels=found.labels ^ np.isin(found.users, held_out))
 
-    monkeypatch.setattr(labelling, "_parts", turned)
+    monkeypatch.setattr(labelling, "gather_evidence", turned)
     other = label_interests(mined(train), data, train, ToyEncoder())
     assert other.interests.table == labelled.interests.table
     assert np.array_equal(other.classifier.weights, labelled.classifier.weights)
     assert other.figures["auc"]["value"] == pytest.approx(1 - labelled.figures["auc"]["value"])
+
+
+def test_what_a_user_is_to_be_told_by_is_not_in_the_description(data, monkeypatch):
+    train = data.split().train
+    calls = captured(monkeypatch, "fit_classifier")
+    label_interests(mined(train), data, train, ToyEncoder())
+    (description, *_), _ = calls[0]
+    texts = ToyEncoder()([f"title: {title}" for title in data.titles])
+    vectors = texts / np.linalg.norm(texts, axis=1, keepdims=True)
+    users = {str(user): history for user, history in zip(train.user_ids, train, strict=True)}
+    for row, user in enumerate(mined(train).table["user_id"].to_pylist()):
+        if user is None:
+            continue
+        mean = vectors[users[user][:-1]].sum(axis=0)
+        assert description.subjects[row] == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
+    assert np.array_equal(description.subjects[: 2 * NUM_ITEMS : 2], description.subjects[1 : 2 * NUM_ITEMS : 2])
+    assert description.subjects[: 2 * NUM_ITEMS : 2] == pytest.approx(vectors, abs=1e-5)
+    assert description.idf[0] == pytest.approx(np.log(NUM_ITEMS / (OF_TOPIC + 1)))  # topic 0 has one item more
+
+
+def test_the_regression_is_right_on_average_where_it_learned(data, monkeypatch):
+    """As every logistic regression with an intercept: mean probability = share of positive examples."""
+    train = data.split().train
+    calls = captured(monkeypatch, "fit_classifier")
+    label_interests(mined(train), data, train, ToyEncoder())
+    (description, training, _), classifier = calls[0]
+    raw = description.features(np.arange(len(description))) @ classifier.weights + classifier.intercept
+    assert (1 / (1 + np.exp(-raw)))[training.rows].mean() == pytest.approx(training.labels.mean(), abs=1e-3)
 
 
 def test_a_saved_classifier_gives_the_same_probabilities(data, labelled, tmp_path, monkeypatch):
