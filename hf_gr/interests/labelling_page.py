@@ -30,7 +30,7 @@ _NAMES_NOTE = (
     "What stands low is closer to what others take than to what is taken next.</p>"
 )
 _SHOWN = 20  # names at either end of the list
-_LONGEST = 60  # letters of a title
+_LONGEST = 52  # letters of a title
 
 
 @dataclass(frozen=True)
