@@ -44,7 +44,8 @@ ARMS: dict[str, dict[str, Any]] = {  # arm → what is changed in the recipe
     "no_kl": {"beta": 0.0} | LAST,
     "less_kl": {"beta": 0.1},
     "neighbours": {"rewards": {"exact": 1.0, "collaborative": 1.0, "repeat": 0.3}},
-    "many": {"learning_rate": 2.0e-4, "num_generations": 64, "per_device_train_batch_size": 8192},  # rarer hits
+    # for catalogues on which one of the next items is seldom among 16 rollouts
+    "many": {"num_generations": 64, "per_device_train_batch_size": 8192, "target_steps": 3, "learning_rate": 2.0e-4},
     "last": LAST,
 }
 METRICS = ("NDCG@10", "HR@10", "HR@50")

@@ -5,6 +5,7 @@ Each arm adds one thing to the one before it, and all share model, budget and da
     text       semantic IDs of item texts and co-occurrence
     interests  accepted interests stand in the text that is embedded (IEID)
     tasks      on those SIDs: interests to SID, SID to interests, a user's interests to SID, beside the usual task
+    light      the same, less of it: without SID to interests, which takes most of the tokens, and half of the others
     control    on those SIDs: the model of `tasks`, which reads text, without these tasks
     reward     from `tasks`: GRPO with the interest-aware reward
     exact      from `tasks`: the same GRPO with the plain exact reward in its place
@@ -40,13 +41,18 @@ WITHOUT_TEXT = {"model": {"architecture": "qwen3", "layers": 2, "width": 128}}
 ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {  # arm → texts, changes of SFT, those of GRPO
     "text": (PLAIN, USUAL | WITHOUT_TEXT, None),
     "interests": (ENRICHED, USUAL | WITHOUT_TEXT, None),
+    "light": (
+        ENRICHED,
+        {"tasks": {"next_item": 1.0, "interest_to_sid": 0.25, "user_interests_to_sid": 0.25}},
+        None,
+    ),
     "control": (ENRICHED, USUAL, None),
     "tasks": (ENRICHED, {}, None),
     "reward": (ENRICHED, {}, {}),
     "exact": (ENRICHED, {}, {"rewards": {"exact": 1.0, "repeat": 0.3}}),
 }
 GRID = [f"{arm}-s{seed}" for seed in range(3) for arm in ("text", "interests", "tasks")]
-GRID += ["control-s0", *(f"reward-s{seed}" for seed in range(3)), "exact-s0"]  # go on from `tasks`
+GRID += ["control-s0", "light-s0", *(f"reward-s{seed}" for seed in range(3)), "exact-s0"]  # go on from `tasks`
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from rich.table import Table
 
 from ..artifacts import MANIFEST, fingerprint, is_current, read_json, report, write_json, write_manifest, writing
 from ..dataset import Histories, InteractionDataset, SplitKind
-from ..embedding.text import DEFAULT_ENCODER, Encoder, SentenceEncoder, encode_text, item_texts
+from ..embedding.text import DEFAULT_ENCODER, Encoder, SentenceEncoder, encode_text
 from ..errors import HfGrError
 from ..processes import main_process_first
 from .classifier import Description, InterestClassifier, fit_classifier
 from .evidence import Evidence, gather_evidence
 from .figures import auc, calibration_error, judged
 from .labelling_page import examples, figure_rows, write_labelling_page
+from .subjects import item_subjects
 from .table import Interests
 
 
@@ -48,6 +49,10 @@ class LabelConfig:
     fields: list[str] = field(
         default_factory=lambda: list(FIELDS),
         metadata={"help": "Columns of items.parquet that make an item's text, in order; absent ones are skipped."},
+    )
+    reviews: int = field(
+        default=0,
+        metadata={"help": "Latest training reviews in an item's text, at most; for items without titles and texts."},
     )
     horizon: int = field(default=3, metadata={"help": "Next events of a user that an interest is compared with."})
     negatives: int = field(default=20, metadata={"help": "Items drawn by popularity for every event, beside them."})
@@ -102,6 +107,7 @@ def label_interests(
     encoder: Encoder,
     *,
     fields: Sequence[str] = FIELDS,
+    reviews: int = 0,
     horizon: int = 3,
     negatives: int = 20,
     threshold: float = 0.5,
@@ -120,6 +126,8 @@ def label_interests(
         train: The training part; nothing else of the interactions is read.
         encoder: Of the texts of items and the names of interests.
         fields: Columns of the items table that make an item's text.
+        reviews: Latest training reviews of an item that stand in its text, at most; for items that say nothing of
+            themselves. Among them may be the user's own of what comes next.
         horizon: Next events of a user that an interest is compared with.
         negatives: Items drawn for every event.
         threshold: Probability from which an interest is accepted.
@@ -131,7 +139,8 @@ def label_interests(
             one kind only.
     """
     owners, of_user = _owners(interests, dataset, train)
-    items = _unit(encode_text(item_texts(dataset.items, fields), encoder, cache=cache))
+    texts = [subject.text for subject in item_subjects(dataset, train, fields=fields, reviews=reviews)]
+    items = _unit(encode_text(texts, encoder, cache=cache))
     names = interests.names
     place = {name: row for row, name in enumerate(names)}
     name_of = np.array([place[name] for name in interests.table["interest"].to_pylist()], np.int64)
@@ -170,6 +179,7 @@ def _label(config: LabelConfig, output: Path) -> None:
         train,
         SentenceEncoder(config.encoder, config.batch_size, config.device),
         fields=config.fields,
+        reviews=config.reviews,
         horizon=config.horizon,
         negatives=config.negatives,
         threshold=config.threshold,
@@ -325,5 +335,5 @@ def _check_mined(config: LabelConfig) -> None:
 
 
 def _settings(config: LabelConfig) -> dict[str, Any]:
-    names = ("split", "encoder", "fields", "horizon", "negatives", "threshold", "seed")
+    names = ("split", "encoder", "fields", "reviews", "horizon", "negatives", "threshold", "seed")
     return {name: vars(config)[name] for name in names}

@@ -312,3 +312,22 @@ def test_what_cannot_be_labelled_is_refused_in_one_line(data, station, tmp_path)
     write_dataset(tmp_path / "few", interactions(3), items(), source="Made for tests.")
     few = InteractionDataset.load(tmp_path / "few").split().train
     assert "both kinds are needed" in refused(mined(few), tmp_path / "few")
+
+
+def test_reviews_of_the_training_part_may_stand_for_texts(tmp_path):
+    events = interactions(300)
+    said = [f"said{row}" for row in range(events.num_rows)]
+    write_dataset(tmp_path / "data", events.append_column("review", pa.array(said)), items(), source="made up")
+    dataset = InteractionDataset.load(tmp_path / "data")
+    train, read = dataset.split().train, []
+
+    class Listening(ToyEncoder):
+        def __call__(self, texts):
+            read.extend(word for text in texts for word in text.split())
+            return super().__call__(texts)
+
+    label_interests(mined(train), dataset, train, Listening())
+    assert not set(read) & set(said)
+    label_interests(mined(train), dataset, train, Listening(), reviews=2)
+    told = set(read) & set(said)
+    assert NUM_ITEMS < len(told) <= 2 * NUM_ITEMS and told <= set(train.reviews)
