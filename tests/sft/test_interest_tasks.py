@@ -8,6 +8,7 @@ from tiny_runs import distinct_catalog, tiny_data
 from transformers import pipeline
 
 from hf_gr.artifacts import read_json
+from hf_gr.cli import main
 from hf_gr.dataset import Histories
 from hf_gr.errors import HfGrError
 from hf_gr.grpo import SidGRPOConfig, grpo
@@ -89,7 +90,7 @@ def test_interests_of_others_are_refused():
 
 
 @pytest.mark.slow
-def test_from_interests_to_a_model_that_explains_by_them(tmp_path):
+def test_from_interests_to_a_model_that_explains_by_them(tmp_path, capsys):
     data = tiny_data(tmp_path)
     mined = [row(f"kind {number % 5}", 0.5, number % 2 == 0, item=f"i{number:03d}") for number in range(20)]
     mined += [row("kind 2", 0.5, user=f"u{number:03d}") for number in range(60)]
@@ -109,5 +110,7 @@ def test_from_interests_to_a_model_that_explains_by_them(tmp_path):
     told = {entry["item_id"]: entry["interests"] for entry in entries}
     assert told["i010"] == told["i000"] == [{"interest": "kind 0", "items": ["i000"]}]  # i003's was turned down
     assert told["i004"] == told["i003"] == []
+    main(["recommend", str(trained), "--history", "i000", "--top-k", "40", "--explain"])
+    assert "because" in (printed := capsys.readouterr().out) and "kind 0" in printed
     again = sft(SidSFTConfig(**data.sft(tmp_path / "again", continue_from=str(trained), max_steps=1)))
     assert Interests.load(again).table.equals(carried.table)
