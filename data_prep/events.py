@@ -24,7 +24,7 @@ def typed_events(frame: daft.DataFrame, where: str | Path, unit: TimeUnit = "aut
     """Reads every column as what it must be.
 
     Args:
-        frame: Columns `_row` (place in the file), `user_id`, `item_id`, `timestamp` or `position`, optional `rating`
+        frame: Columns `_row` (place in the file), `user_id`, `item_id`, `timestamp` or `position`, optional `rating`,
             `behavior` and `review`; strings, numbers or dates.
         where: File, for messages.
         unit: What numbers in `timestamp` count; `"auto"` tells it from the largest: below 1e11 seconds (the year

@@ -168,11 +168,12 @@ def recommend(
     request = {"history": _ids(history)} | wishes
     recommender = pipeline("generative-recommendation", model=str(local_folder(model)))
     answers = recommender(request, explain=explain, **settings)
-    shared = explain and all("interests" in answer for answer in answers)
-    table = Table("#", "item", "title", "score", "SID", *(["because"] if shared else []))
+    if explain and any("interests" not in answer for answer in answers):
+        raise HfGrError(f"{model} carries no interests to explain answers by; train it with `sft --interests FOLDER`.")
+    table = Table("#", "item", "title", "score", "SID", *(["because"] if explain else []))
     for rank, answer in enumerate(answers, start=1):
         sid = " ".join(map(str, answer["sid"]))
-        because = [", ".join(entry["interest"] for entry in answer["interests"])] if shared else []
+        because = [", ".join(entry["interest"] for entry in answer["interests"])] if explain else []
         table.add_row(str(rank), answer["item_id"], answer["title"], f"{answer['score']:.3f}", sid, *because)
     Console().print(table)
 

@@ -7,6 +7,7 @@ import pytest
 from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
 from transformers import pipeline
 
+from hf_gr.cli import main
 from hf_gr.dataset import Histories
 from hf_gr.errors import HfGrError
 from hf_gr.hub import repo_files, save_repo
@@ -108,3 +109,9 @@ def test_heads_travel_with_the_model(recommend, repo, tmp_path):
     copied = pipeline("generative-recommendation", model=str(tmp_path / "copy"))
     requests = [["i001", "i002"], ["i003"]]
     assert same(copied(requests, explain=True), recommend(requests, explain=True))
+
+
+def test_the_command_line_explains_by_interests_alone(repo, capsys):
+    with pytest.raises(SystemExit):
+        main(["recommend", str(repo), "--history", "i001", "--explain"])
+    assert "carries no interests to explain answers by; train it with" in capsys.readouterr().err

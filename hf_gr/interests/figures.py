@@ -78,7 +78,6 @@ def interval(statistic: Callable[[np.ndarray], float], users: np.ndarray, seed: 
     Returns:
         `value`, `low`, `high`; `None` each where the statistic is NaN. Samples in which it is NaN are left out.
     """
-    random = np.random.default_rng(seed)
     value = statistic(np.ones(len(users)))
     if np.isnan(value):
         return {"value": None, "low": None, "high": None}

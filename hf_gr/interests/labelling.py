@@ -16,6 +16,7 @@ from ..dataset import Histories, InteractionDataset, SplitKind
 from ..embedding.text import DEFAULT_ENCODER, Encoder, SentenceEncoder, encode_text
 from ..errors import HfGrError
 from ..processes import main_process_first
+from ..quantizers.metrics import unit_rows
 from .classifier import Description, InterestClassifier, fit_classifier
 from .evidence import Evidence, gather_evidence
 from .figures import auc, calibration_error, judged
@@ -140,11 +141,11 @@ def label_interests(
     """
     owners, of_user = _owners(interests, dataset, train)
     texts = [subject.text for subject in item_subjects(dataset, train, fields=fields, reviews=reviews)]
-    items = _unit(encode_text(texts, encoder, cache=cache))
+    items = unit_rows(encode_text(texts, encoder, cache=cache))
     names = interests.names
     place = {name: row for row, name in enumerate(names)}
     name_of = np.array([place[name] for name in interests.table["interest"].to_pylist()], np.int64)
-    vectors = _unit(encode_text(names, encoder, cache=cache))[name_of]
+    vectors = unit_rows(encode_text(names, encoder, cache=cache))[name_of]
     description = _described(interests, name_of, vectors, owners, of_user, items, train)
     evidence = gather_evidence(vectors, owners, of_user, items, train, horizon=horizon, negatives=negatives, seed=seed)
     parts = _parts(evidence, len(train), seed)
@@ -235,7 +236,7 @@ def _described(
     train: Histories,
 ) -> Description:
     before = train.cut(np.arange(len(train)), np.maximum(train.lengths - 1, 1))  # as their interests were mined
-    histories = _unit(np.add.reduceat(items[before.items], before.ptr[:-1], axis=0))
+    histories = unit_rows(np.add.reduceat(items[before.items], before.ptr[:-1], axis=0))
     subjects = np.where(of_user[:, None], histories[np.where(of_user, owners, 0)], items[np.where(of_user, 0, owners)])
     pairs = np.unique(np.stack([name_of[~of_user], owners[~of_user]]), axis=1)
     spread = np.bincount(pairs[0], minlength=int(name_of.max()) + 1)
@@ -308,16 +309,10 @@ def _both(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | No
     return {"auc": auc(labels, probabilities), "ece": calibration_error(labels, probabilities)}
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows at length 1; zeros stay."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-
-
 def _check(config: LabelConfig) -> None:
     for name in ("horizon", "negatives"):
-        if getattr(config, name) < 1:
-            raise HfGrError(f"{name} is {getattr(config, name)}; it must be 1 or more.")
+        if vars(config)[name] < 1:
+            raise HfGrError(f"{name} is {vars(config)[name]}; it must be 1 or more.")
     if not 0 < config.threshold < 1:
         raise HfGrError(f"threshold is {config.threshold}; it is a probability above 0 and below 1.")
 

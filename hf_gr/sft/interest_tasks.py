@@ -20,7 +20,6 @@ INTERESTS = "\nInterests:"  # asks for interests after SIDs
 
 def interest_to_sid(
     interests: Interests,
-    train: Histories,
     catalog: SidCatalog,
     vocabulary: SidVocabulary,
     tokenizer: PreTrainedTokenizerBase,
@@ -34,7 +33,6 @@ def interest_to_sid(
 
     Args:
         interests: Mined ones.
-        train: Not read.
         catalog, vocabulary, tokenizer: Of the model.
         seed: Of the draws.
         max_text: Tokens that the interests keep.
@@ -51,12 +49,10 @@ def interest_to_sid(
 
 def sid_to_interest(
     interests: Interests,
-    train: Histories,
     catalog: SidCatalog,
     vocabulary: SidVocabulary,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    seed: int = 0,
     max_text: int = 64,
 ) -> Dataset:
     """The reverse of [`interest_to_sid`]: the trunk is `<items>`, the codes, "Interests:"; the answer all accepted
@@ -76,14 +72,12 @@ def user_interests_to_sid(
     vocabulary: SidVocabulary,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    seed: int = 0,
     max_text: int = 64,
 ) -> Dataset:
     """What a user wants, to the item taken next: the trunk is the user's accepted interests, `<items>`, and no history
     [ours]; the answer the last training event, which users' interests were mined without.
 
-    One row for every user with interests whose last training event is a live item; arguments as for
-    [`interest_to_sid`].
+    One row for every user with interests whose last training event is a live item.
     """
     own = interests.accepted.of_users([str(user) for user in train.user_ids])
     words = texts_of(tokenizer, [", ".join(some) for some in own], max_text)
@@ -116,7 +110,13 @@ def build_of_interests(
     Raises:
         HfGrError: If there are none of these items or users.
     """
-    rows = INTEREST_TASKS[name](interests, train, catalog, vocabulary, tokenizer, seed=seed, max_text=max_text)
+    of_model = (catalog, vocabulary, tokenizer)
+    if name == "interest_to_sid":
+        rows = interest_to_sid(interests, *of_model, seed=seed, max_text=max_text)
+    elif name == "sid_to_interest":
+        rows = sid_to_interest(interests, *of_model, max_text=max_text)
+    else:
+        rows = user_interests_to_sid(interests, train, *of_model, max_text=max_text)
     if not len(rows):
         raise HfGrError(f"task {name!r} finds no accepted interest that it could use; mine this very dataset.")
     return rows
