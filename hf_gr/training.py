@@ -272,7 +272,7 @@ class Run:
             if heads is not None:
                 heads.save(folder)
             if interests is not None:
-                interests.items.accepted.save(folder)
+                interests.items.save(folder)  # with what was turned down, of which q is made
             write_json(folder / "training_log.json", log)
             write_manifest(folder, self.station, self.settings, self.inputs)
         shutil.rmtree(self.folder, ignore_errors=True)  # only its own: another run-… folder may be the user's

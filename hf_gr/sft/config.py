@@ -70,8 +70,8 @@ class SidSFTConfig(RunArguments, SFTConfig):
     interests: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of `hf-gr mine` or `hf-gr label`, for tasks on interests; accepted interests of items "
-            "travel with the model, which can then explain answers by them."
+            "help": "Folder of `hf-gr mine` or `hf-gr label`, for tasks on interests; those of items travel "
+            "with the model, which can then explain answers by the accepted ones."
         },
     )
     prompt: str = field(default="", metadata={"help": "Short text before every history; read once per user."})

@@ -101,7 +101,14 @@ def test_from_interests_to_a_model_that_explains_by_them(tmp_path, capsys):
     model = sft(SidSFTConfig(**data.sft(tmp_path / "sft", **given)))
     carried = Interests.load(model)
     assert set(carried.table["interest"].to_pylist()) == {f"kind {number}" for number in range(5)}
-    assert len(carried) == 10 and not len(carried.users)  # accepted ones of items; whose users they are stays here
+    assert len(carried) == 20 and len(carried.accepted) == 10
+    assert not len(carried.users)  # whose users they are stays here
+    ids = [f"i{number:03d}" for number in range(20)]
+    assert (
+        carried.quality(ids).tolist()
+        == Interests.load(tmp_path / "interests").quality(ids).tolist()
+        == [1.0, 0.0] * 10
+    )
     rewards = {"interest": {"weight": 1.0, "user_weight": 0.2}}
     trained = grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", model, rewards=rewards, max_steps=1)))
     assert Interests.load(trained).table.equals(carried.table)
