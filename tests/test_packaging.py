@@ -21,7 +21,7 @@ ACCELERATE_CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 # From the ground up: a module imports only from its own floor or below. The longest matching name counts.
 FLOORS = [
     {"errors", "artifacts", "arguments", "offline", "processes", "pages"},
-    {"dataset", "catalog", "vocabulary", "grammar", "branches", "evaluation.metrics", "interests.table"},
+    {"dataset", "catalog", "categories", "vocabulary", "grammar", "branches", "evaluation.metrics", "interests.table"},
     {"quantizers", "embedding", "decoding", "models", "hub"},
     {"training", "upkeep", "thoughts", "rewards", "sft", "grpo", "interests", "retrieval"},
     {"requests", "evaluation", "pipeline", "batch"},

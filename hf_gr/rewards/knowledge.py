@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..catalog import SidCatalog
+from ..categories import category_names, code_categories, item_categories
 from ..dataset import Histories, popularity
 from ..embedding.behavior import cooccurrence
 from ..embedding.store import ItemVectors, items_fingerprint
@@ -172,8 +173,8 @@ class ItemKnowledge:
 
     @cached_property
     def category_names(self) -> list[str]:
-        """Categories of all items, sorted; their places are the category indices."""
-        return sorted({name for names in self.categories for name in names})
+        """As [`category_names`]."""
+        return category_names(self.catalog)
 
     @cached_property
     def interests(self) -> sp.csr_array:
@@ -197,37 +198,14 @@ class ItemKnowledge:
 
     @cached_property
     def category(self) -> np.ndarray:
-        """The one category of each item, int64 [N]: its first one that not more than half of the items share.
-
-        −1 where it has none such. The first categories of a shop ("Beauty") are on every item and tell nothing [ours].
-        """
-        shares = self._by_category.sum(axis=0) / len(self)
-        index = {name: place for place, name in enumerate(self.category_names) if shares[place] <= 0.5}
-        return np.array([next((index[name] for name in names if name in index), -1) for names in self.categories])
+        """The one category of each item, int64 [N], −1 where it has none: [`item_categories`]."""
+        return item_categories(self.catalog)
 
     @cached_property
     def token_category(self) -> list[np.ndarray]:
-        """Category of each code, L arrays int64 [K_l]: that of most items that carry it (REG4Rec) [known].
-
-        Items without a category do not count; of equal ones the lower index is taken; −1 where no item counts.
-        """
-        return [_majority(self.codes[:, level], self.category, size) for level, size in enumerate(self._sizes)]
-
-    @property
-    def _sizes(self) -> tuple[int, ...]:
-        return self.catalog.codebook_sizes
+        """Category of each code, L arrays int64 [K_l], −1 where it has none: [`code_categories`]."""
+        return code_categories(self.catalog)
 
     def name(self, row: int) -> str:
         """How an item is called in messages."""
         return f"item {self.catalog.item_ids[row]!r}" if row >= 0 else "no item"
-
-
-def _majority(codes: np.ndarray, category: np.ndarray, size: int) -> np.ndarray:
-    """The most frequent category (not −1) beside each code, int64 [size]."""
-    known = category >= 0
-    pairs, counts = np.unique(np.stack([codes[known], category[known]], 1), axis=0, return_counts=True)
-    order = np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))
-    code, first = np.unique(pairs[order, 0], return_index=True)
-    found = np.full(size, -1)
-    found[code] = pairs[order, 1][first]
-    return found
