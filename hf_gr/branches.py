@@ -11,7 +11,7 @@ for decoding (SpecInfer, 2023); our choice: this form, and one for training, sco
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -116,6 +116,19 @@ class Packed:
             return {"input_ids": self.input_ids, "attention_mask": (self.trunk >= 0).long()}
         mask = self.block_mask() if attention == "flex_attention" else self.mask(dtype)
         return {"input_ids": self.input_ids, "position_ids": self.position_ids, "attention_mask": mask}
+
+    def reordered(self, answers: torch.Tensor, orders: torch.Tensor) -> "Packed":
+        """The same with the tokens of some answers in another order.
+
+        Args:
+            answers: bool [n], which of them; all of their tokens are labels, and they stand on branches of their own.
+            orders: int64 [m, C], for each of these the places of its C labels in their new order.
+        """
+        count = orders.shape[1]
+        labels, input_ids = self.labels.clone(), self.input_ids.clone()
+        labels[answers, :count] = written = self.labels[answers, :count].gather(1, orders)
+        input_ids.view(-1)[self.predictors[answers, 1:count]] = written[:, :-1]
+        return replace(self, labels=labels, input_ids=input_ids)
 
     def to(self, device: torch.device | str) -> "Packed":
         return Packed(**{name: value.to(device) for name, value in vars(self).items()})

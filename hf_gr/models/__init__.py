@@ -4,6 +4,7 @@ from .architectures import TREE_MODEL_TYPES
 from .dropout import add_dropout
 from .feedback import feedback, read
 from .head import add_inner_call, answer_logits, code_logits, last_hidden
+from .orders import confident_orders
 from .scratch import ScratchConfig, byte_tokenizer, from_scratch, sid_tokenizer
 from .thinking import ThinkingConfig, ThinkingHeads
 
@@ -18,6 +19,7 @@ __all__ = [
     "answer_logits",
     "byte_tokenizer",
     "code_logits",
+    "confident_orders",
     "feedback",
     "from_scratch",
     "last_hidden",

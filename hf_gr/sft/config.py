@@ -11,6 +11,7 @@ from ..models import ScratchConfig, ThinkingConfig
 from ..training import RunArguments
 from ..vocabulary import ContextKind, Form, RowStart
 from .interest_tasks import INTEREST_TASKS
+from .loss import Credit
 from .tasks import TASKS
 
 
@@ -47,9 +48,9 @@ class SidSFTConfig(RunArguments, SFTConfig):
     form: Form | None = field(
         default=None,
         metadata={
-            "help": "How an item is written: `flat` (its codes), `stepwise` (a thinking token before each: S²GR), "
-            "or `upfront` (all thinking tokens, then the codes; for comparison). Left out: as the "
-            "model that goes on writes it, else flat."
+            "help": "How an item is written: `flat` (its codes), `unordered` (its codes in any order, chosen by the "
+            "model: REG4Rec), `stepwise` (a thinking token before each: S²GR), or `upfront` (all thinking tokens, "
+            "then the codes; for comparison). Left out: as the model that goes on writes it, else flat."
         },
     )
     thinking: dict | str | None = field(
@@ -84,6 +85,20 @@ class SidSFTConfig(RunArguments, SFTConfig):
         metadata={
             "help": "With thinking tokens: weight of predicting the next item without them as well, by the history's "
             "own tokens, which costs no further token."
+        },
+    )
+    confident_orders: float = field(
+        default=0.5,
+        metadata={
+            "help": "Unordered: share of batches whose answers are written most confident code first (CRSS), which "
+            "takes about a third more time; the others in random order."
+        },
+    )
+    set_credit: Credit = field(
+        default="next",
+        metadata={
+            "help": "Unordered: a step learns the `next` code of the order, or `any` of the set's codes that are not "
+            "written yet, as likely together as may be."
         },
     )
     loss: Literal["constrained", "full"] = field(
@@ -154,9 +169,9 @@ class SidSFTConfig(RunArguments, SFTConfig):
             )
         for name in (name for name in self.tasks if name in INTEREST_TASKS and self.interests is None):
             raise HfGrError(f"task {name!r} needs interests; name the folder of `hf-gr mine` or `hf-gr label`.")
-        flat = self.form == "flat" or (self.form is None and not self.continue_from)
-        if self.thinking is not None and flat:
-            raise HfGrError("thinking is set, but form is 'flat' and has no thinking tokens; set form: stepwise.")
+        form = self.form or (None if self.continue_from else "flat")
+        if self.thinking is not None and form in ("flat", "unordered"):
+            raise HfGrError(f"thinking is set, but form is {form!r} and has no thinking tokens; set form: stepwise.")
         if self.max_length is None or self.max_length < 8:
             raise HfGrError(f"max_length is {self.max_length}; rows of branches need a bound of at least 8 tokens.")
         for name, low, high in (
@@ -164,6 +179,7 @@ class SidSFTConfig(RunArguments, SFTConfig):
             ("target_decay", 0.0, 1.0),
             ("hidden_dropout", 0.0, 0.9),
             ("trunk_weight", 0.0, 100.0),
+            ("confident_orders", 0.0, 1.0),
         ):
             if not low <= vars(self)[name] <= high:
                 raise HfGrError(f"{name} is {vars(self)[name]}; it lies between {low} and {high}.")

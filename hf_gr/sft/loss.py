@@ -14,6 +14,7 @@ from ..models import ThinkingHeads, answer_logits
 
 
 LossKind = Literal["constrained", "full"]
+Credit = Literal["next", "any"]
 
 
 @dataclass
@@ -44,6 +45,7 @@ def answer_loss(
     grammar: SidGrammar,
     kind: LossKind = "constrained",
     heads: ThinkingHeads | None = None,
+    credit: Credit = "next",
 ) -> SidOutput:
     """Cross-entropy of a batch's answers.
 
@@ -54,13 +56,17 @@ def answer_loss(
         grammar: What may follow; of the form that the answers are written in, on the device of `hidden`.
         kind: Softmax of semantic IDs over what the grammar allows after each prefix, or over the full vocabulary.
         heads: Thinking heads, whose loss is added.
+        credit: Of unordered sets, what counts at a step: `"next"`, the code that its order has next (CRSS), or
+            `"any"`, all codes of the set that are not written yet together, −log Σ p. Along orders drawn in proportion
+            to p, the sum of these is a bound on −log of the set's probability over all orders, which is what a
+            search that merges them ranks by [ours].
     """
     columns = hidden.flatten(0, 1)
     wanted = packed.labels != IGNORED
-    is_sid = grammar.code_numbers(packed.labels[:, :1]).view(-1) >= 0 if wanted.numel() else wanted.any(1)
+    is_sid = sids_among(packed, grammar)
     codes = packed.labels[is_sid][:, : grammar.num_codes]
     read = columns[packed.predictors[is_sid][:, : grammar.num_codes]]
-    loss, hits = _code_loss(model, read, codes, packed.weights[is_sid], grammar, kind)
+    loss, hits = _code_loss(model, read, codes, packed.weights[is_sid], grammar, kind, credit)
     text = wanted & ~is_sid[:, None]
     if text.any():
         logits = model.get_output_embeddings()(columns[packed.predictors[text]]).float()
@@ -78,6 +84,13 @@ def answer_loss(
     return output
 
 
+def sids_among(packed: Packed, grammar: SidGrammar) -> torch.Tensor:
+    """Which answers are semantic IDs, bool [n]: those that begin with a code."""
+    if not packed.labels.numel():
+        return torch.zeros(len(packed.labels), dtype=torch.bool, device=packed.labels.device)
+    return grammar.code_numbers(packed.labels[:, 0]) >= 0
+
+
 def _code_loss(
     model: PreTrainedModel,
     read: torch.Tensor,
@@ -85,6 +98,7 @@ def _code_loss(
     weights: torch.Tensor,
     grammar: SidGrammar,
     kind: LossKind,
+    credit: Credit,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed loss of code tokens [n, C], read from hidden states [n, C, d], and how many were the most likely one."""
     if kind == "full":
@@ -92,6 +106,12 @@ def _code_loss(
         chosen = list(codes.unbind(1))
     else:
         logits, chosen = answer_logits(model, read, codes, grammar)
-    losses = [F.cross_entropy(*pair, reduction="none") for pair in zip(logits, chosen, strict=True)]
-    hits = [(step.argmax(1) == target).sum() for step, target in zip(logits, chosen, strict=True)]
+    if credit == "next":
+        losses = [F.cross_entropy(*pair, reduction="none") for pair in zip(logits, chosen, strict=True)]
+        hits = [(step.argmax(1) == target).sum() for step, target in zip(logits, chosen, strict=True)]
+    else:
+        left = [torch.stack(chosen[step:], 1) for step in range(len(chosen))]  # codes that are not written yet
+        own = [step.gather(1, codes).logsumexp(1) for step, codes in zip(logits, left, strict=True)]
+        losses = [step.logsumexp(1) - right for step, right in zip(logits, own, strict=True)]
+        hits = [(step.argmax(1, keepdim=True) == codes).any(1).sum() for step, codes in zip(logits, left, strict=True)]
     return (torch.stack(losses, 1) * weights[:, None]).sum(), torch.stack(hits).sum()

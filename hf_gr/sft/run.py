@@ -102,7 +102,7 @@ def starting_heads(
     config: SidSFTConfig, model: PreTrainedModel, catalog: SidCatalog, vocabulary: SidVocabulary
 ) -> ThinkingHeads | None:
     """New thinking heads, or those of the model that goes on; `None` where thoughts are not supervised."""
-    if vocabulary.form == "flat":
+    if vocabulary.form in ("flat", "unordered"):
         return None
     if config.continue_from:
         heads = load_thinking(config.continue_from, catalog)

@@ -51,7 +51,7 @@ def next_item(
     first, last = windows_of(train, vocabulary.max_history + 1)
     row, position, target, step = following(first, last, catalog.live[train.items], steps)
     answers, weights = sids(vocabulary, catalog, train.items[target]), decay**step
-    if trunk_weight and vocabulary.form != "flat":
+    if trunk_weight and vocabulary.form in ("stepwise", "upfront"):
         inline = np.flatnonzero(step == 0)
         codes = matrix(vocabulary.item_tokens(catalog, train.items[target[inline]]))
         row, position = np.concatenate([row, row[inline]]), np.concatenate([position, position[inline]])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from safetensors.torch import load_model, save_model
@@ -15,14 +16,14 @@ from trl import SFTTrainer
 from ..branches import Packed, Row, fit, pack, separate
 from ..decoding import tree_support
 from ..errors import HfGrError
-from ..grammar import SidGrammar
-from ..models import ThinkingHeads, add_dropout, add_inner_call, last_hidden
+from ..grammar import SidGrammar, UnorderedGrammar
+from ..models import ThinkingHeads, add_dropout, add_inner_call, confident_orders, last_hidden
 from ..models.feedback import read
 from ..training import check_sharding, is_sharded, plain_lm
 from ..vocabulary import SidVocabulary
 from .config import SidSFTConfig
 from .curriculum import RowsFirst, mask_old_rows, row_weights
-from .loss import SidOutput, answer_loss
+from .loss import SidOutput, answer_loss, sids_among
 
 
 HEADS_FILE = "thinking_heads.safetensors"  # in checkpoints
@@ -113,6 +114,7 @@ class SidSFTTrainer(SFTTrainer):
             **kwargs,
         )
         check_sharding(self.accelerator, args.finetune)
+        self._check_orders(grammar)
         self.grammar, self.heads = grammar, heads
         if heads is not None:
             if is_sharded(self.accelerator):
@@ -153,11 +155,14 @@ class SidSFTTrainer(SFTTrainer):
         training = self.model.training
 
         def inner() -> SidOutput:
+            nonlocal packed
+            if isinstance(grammar, UnorderedGrammar):
+                packed = self._ordered(packed, grammar)
             if self.heads is not None and self.heads.feed is not None:
                 hidden = read(plain, packed, self.heads.feed)
             else:
                 hidden = last_hidden(plain, **packed.inputs(plain.config._attn_implementation, plain.dtype))
-            return answer_loss(plain, hidden, packed, grammar, self.args.loss, self.heads)
+            return answer_loss(plain, hidden, packed, grammar, self.args.loss, self.heads, self.args.set_credit)
 
         output = model(inner=inner)
         total = output.loss if output.thinking is None or not training else output.loss + output.thinking
@@ -167,6 +172,28 @@ class SidSFTTrainer(SFTTrainer):
             loss = loss * self.accelerator.num_processes
         self._note(output, packed, "train" if training else "eval")
         return (loss, output) if return_outputs else loss
+
+    def _check_orders(self, grammar: SidGrammar) -> None:
+        if not isinstance(grammar, UnorderedGrammar) or not self.args.confident_orders:
+            return
+        supported, reason = tree_support(self._plain, self.args.max_length or 0)
+        if not supported or is_sharded(self.accelerator):
+            why = "weights are sharded" if supported else reason
+            raise HfGrError(f"confident_orders is not to be had here: {why}; set confident_orders: 0.")
+
+    def _ordered(self, packed: Packed, grammar: UnorderedGrammar) -> Packed:
+        """Sets written most confident code first, always in evaluation; else as chance has it, the same after a
+        restart."""
+        sets, share = sids_among(packed, grammar), self.args.confident_orders
+        step = [self.args.seed, self.state.global_step, int(self.model.training)]
+        draws = np.random.default_rng(step)  # on all processes alike: they wait for each other
+        if share and (not self.model.training or draws.random() < share) and sets.any():
+            orders = confident_orders(self._plain, packed, sets, grammar)
+        else:
+            own = np.random.default_rng([*step, self.accelerator.process_index])
+            drawn = own.random((int(sets.sum()), grammar.num_codes)).argsort(1)
+            orders = torch.from_numpy(drawn).to(packed.labels.device)
+        return packed.reordered(sets, orders)
 
     def _note(self, output: SidOutput, packed: Packed, mode: str) -> None:
         """Means for the log; TRL averages them between two lines of it."""

@@ -18,16 +18,14 @@ def answer_tokens(vocabulary: SidVocabulary, catalog: SidCatalog, items: np.ndar
     """How items are written as answers, by the vocabulary's form.
 
     Args:
-        vocabulary: Of form `"flat"` (the L codes), `"stepwise"` (think₀ s₀ think₁ s₁ …) or `"upfront"` (think₀ … then
-            s₀ …).
+        vocabulary: Of form `"flat"` (the L codes), `"stepwise"` (think₀ s₀ think₁ s₁ …), `"upfront"` (think₀ … then
+            s₀ …) or `"unordered"` (the codes, whose order is chosen while they are trained: here last level first,
+            so that none is mistaken for the next item of a history, whose columns could not be written anew).
         catalog: Whose codes these are.
         items: int64 [n], rows of the catalogue.
 
     Returns:
         Tokens int64 [n, A], and labels int64 [n, A]: the same, but −100 on thinking tokens, which are forced.
-
-    Raises:
-        HfGrError: For form `"unordered"`, whose order is chosen while it is trained.
     """
     codes = vocabulary.item_tokens(catalog, items)
     thoughts = np.broadcast_to(np.array(vocabulary.think_ids, np.int64), codes.shape)
@@ -36,9 +34,9 @@ def answer_tokens(vocabulary: SidVocabulary, catalog: SidCatalog, items: np.ndar
         return codes, codes
     if vocabulary.form == "stepwise":
         return _interleaved(thoughts, codes), _interleaved(ignored, codes)
-    if vocabulary.form == "upfront":
-        return np.concatenate([thoughts, codes], axis=1), np.concatenate([ignored, codes], axis=1)
-    raise HfGrError(f"SFT does not train form {vocabulary.form!r}; use flat, stepwise or upfront.")
+    if vocabulary.form == "unordered":
+        return codes[:, ::-1], codes[:, ::-1]
+    return np.concatenate([thoughts, codes], axis=1), np.concatenate([ignored, codes], axis=1)
 
 
 def texts_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_text: int) -> list[list[int]]:
