@@ -1,6 +1,7 @@
 """The loss of answers against a listing of the items, one plain row per answer."""
 
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -84,6 +85,59 @@ def test_every_form_and_kind_equals_the_listing(train, form, steps, kind):
     with torch.no_grad():
         output = found_loss(model, rows, catalog, vocabulary, kind=kind)
     close(output, listed_loss(model, rows, catalog, vocabulary, full=kind == "full"))
+
+
+@torch.no_grad()
+def listed_set_loss(model, rows, catalog, vocabulary, credit):
+    """As [`listed_loss`] for sets: what may follow are the codes of unused codebooks that live items still satisfy."""
+    total, hits = 0.0, 0
+    codes = {token: (level, code) for level, ids in enumerate(vocabulary.code_ids) for code, token in enumerate(ids)}
+    items = [set(enumerate(sid)) for sid in catalog.codes[catalog.live].tolist()]
+    for row in rows:
+        for attach, answer, weight in zip(row["attach"], row["answers"], row["weights"], strict=True):
+            logits = model(torch.tensor([row["input_ids"][:attach] + answer])).logits[0].double()
+            for place in range(len(answer)):
+                held = {codes[token] for token in answer[:place]}
+                open_ = {pair for item in items if held <= item for pair in item - held}
+                allowed = sorted(vocabulary.code_ids[level][code] for level, code in open_)
+                log_p = dict(zip(allowed, torch.log_softmax(logits[attach + place - 1][allowed], 0), strict=True))
+                right = answer[place : place + 1] if credit == "next" else answer[place:]
+                total -= weight * float(torch.stack([log_p[token] for token in right]).logsumexp(0))
+                hits += max(log_p, key=lambda token: log_p[token]) in right
+    return total, sum(len(answer) for row in rows for answer in row["answers"]), hits
+
+
+@pytest.mark.parametrize("credit", ["next", "any"])
+def test_the_loss_of_sets_equals_the_listing(train, credit):
+    model, catalog = tiny_lm(Qwen3Config), tiny_catalog()
+    vocabulary = add_vocabulary(tiny_tokenizer(), model, catalog, max_history=5, form="unordered")
+    rows = next_item(train, catalog, vocabulary, steps=2, decay=0.7).to_list()[:8]
+    with torch.no_grad():
+        output = found_loss(model, rows, catalog, vocabulary, credit=credit)
+    close(output, listed_set_loss(model, rows, catalog, vocabulary, credit))
+
+
+def test_credit_for_any_code_bounds_the_probability_of_the_set(train):
+    """Over orders drawn in proportion to p, exp(-loss) averages to the probability of the set over all orders."""
+    model, catalog = tiny_lm(Qwen3Config), distinct_catalog()
+    vocabulary = add_vocabulary(tiny_tokenizer(), model, catalog, max_history=5, form="unordered")
+    row = next_item(train, catalog, vocabulary).to_list()[0]
+    losses = []
+    for credit in ("next", "any"):
+        losses.append([])
+        for order in permutations(range(3)):
+            answer = [row["answers"][0][place] for place in order]
+            one = {"input_ids": row["input_ids"], "attach": row["attach"][:1], "weights": [1.0]}
+            with torch.no_grad():
+                alone = found_loss(
+                    model, [one | {"answers": [answer], "labels": [answer]}], catalog, vocabulary, credit=credit
+                )
+            losses[-1].append(float(alone.loss))
+    path, bound = torch.tensor(losses, dtype=torch.float64)
+    drawn = (bound - path).exp()  # q of an order: p of every step among what is right there
+    assert float(drawn.sum()) == pytest.approx(1, rel=1e-5)
+    assert float((drawn * (-bound).exp()).sum()) == pytest.approx(float((-path).exp().sum()), rel=1e-5)
+    assert float((drawn * bound).sum()) >= -float((-path).exp().sum().log())
 
 
 @pytest.mark.parametrize("form", ["stepwise", "upfront"])

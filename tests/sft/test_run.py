@@ -68,6 +68,38 @@ def test_a_tiny_run_learns_the_walk(data, trained):
     assert np.mean(accuracy[-5:]) > 0.7 > 0.5 > accuracy[0]
 
 
+@pytest.mark.parametrize(("credit", "share"), [("next", 0.5), ("any", 1.0), ("next", 0.0)])
+def test_sets_learn_the_walk_and_go_on_after_a_kill(data, tmp_path, credit, share):
+    """The second run is stopped at its checkpoint and started again: chance depends on the step alone."""
+    settings = {"form": "unordered", "set_credit": credit, "confident_orders": share, "max_steps": 100}
+    model = sft(SidSFTConfig(**data.sft(tmp_path / "once", **settings)))
+    assert hit_rate(model, held_out(data), 5) > 0.45
+    if credit == "any":
+        return
+    again = data.sft(tmp_path / "again", **settings) | {"save_strategy": "steps", "save_steps": 30}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SidSFTTrainer, "_save_checkpoint", killed_after(SidSFTTrainer._save_checkpoint))
+        with pytest.raises(KeyboardInterrupt):
+            sft(SidSFTConfig(**again))
+    resumed = sft(SidSFTConfig(**again))
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, model))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def killed_after(save):
+    def killed(*args, **kwargs):
+        save(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    return killed
+
+
+def test_confident_orders_need_masks_of_ours(data, tmp_path):
+    settings = {"form": "unordered", "model": {"architecture": "qwen3", "layers": 1, "width": 32}}
+    with pytest.raises(HfGrError, match=r"confident_orders is not to be had here: .*flex.*; set confident_orders: 0"):
+        sft(SidSFTConfig(**data.sft(tmp_path / "flex", attention="flex_attention", **settings)))
+
+
 def test_full_loss_learns_too_and_reports_tokens(data, tmp_path):
     """The softmax over the whole vocabulary: near log(vocabulary) at first, and falling."""
     log = log_of(sft(SidSFTConfig(**data.sft(tmp_path / "full", loss="full", max_steps=25))))
