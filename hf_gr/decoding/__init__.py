@@ -7,17 +7,20 @@ from .generate import generate_search
 from .graphs import SearchGraphs
 from .prefix_cache import PrefixCache
 from .recommender import Recommender, load_thinking
+from .reflection import Reflection
 from .support import tree_support
-from .tree import Beams, Method, tree_search
+from .tree import Beams, Merge, Method, tree_search
 
 
 __all__ = [
     "Beams",
     "Draws",
+    "Merge",
     "Method",
     "PrefixCache",
     "Ranking",
     "Recommender",
+    "Reflection",
     "SearchGraphs",
     "beam_search",
     "exhaustive_search",

@@ -10,14 +10,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import DEAD, ItemFilter, SidGrammar, UnorderedGrammar
+from ..grammar import ItemFilter, SidGrammar
 from . import choose
 from .exhaustive import exhaustive_search
 from .generate import generate_search
 from .graphs import SearchGraphs
 from .prefix_cache import PrefixCache
+from .reflection import Reflection
 from .support import tree_support
-from .tree import Beams, Method, tree_search
+from .tree import Beams, Merge, Method, merged, tree_search
 from .trunk import Score
 
 
@@ -32,11 +33,13 @@ class Ranking:
         items: int64 [B, K], catalogue rows: min(K, live items) distinct ones, then −1.
         scores: float32 [B, K], log-probability of the item's SID under the search that found it; −inf after the last.
         sids: int64 [B, K, C], its SID; −1 likewise.
+        pruned: float32 [B], only with a reflection: as in [`Beams`], of the search that found the first items.
     """
 
     items: torch.Tensor
     scores: torch.Tensor
     sids: torch.Tensor
+    pruned: torch.Tensor | None = None
 
 
 class SearchSettings(TypedDict, total=False):
@@ -47,6 +50,8 @@ class SearchSettings(TypedDict, total=False):
     temperature: float
     item_filter: ItemFilter | None
     generator: choose.Source
+    merge: Merge
+    reflection: Reflection | None
     prefix_cache: PrefixCache | None
     graphs: SearchGraphs | None
     feed: nn.Linear | None
@@ -63,7 +68,7 @@ def search(
     """The answers that best continue each prompt (or draws from the policy), by whichever path suits the model.
 
     Args and returns: as [`tree_search`]. Where the tree is not to be had (`generate`, slower), generator, prefix
-    cache and graphs are not used.
+    cache and graphs are not used, sets that merge do so at the end, and a reflection is refused ([`HfGrError`]).
     """
     supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
     logger.debug("%s: %s", "tree search" if supported else "generate, slower", reason)
@@ -71,6 +76,8 @@ def search(
         return tree_search(model, prompts, grammar, num_beams=num_beams, **settings)
     if settings.get("feed") is not None:
         raise HfGrError(f"hidden feedback needs the tree search, which is not for this model: {reason}.")
+    if settings.get("reflection") is not None:
+        raise HfGrError(f"reflection needs the tree search, which is not for this model: {reason}; leave it out.")
     method = settings.get("method", "beam")
     beams = generate_search(
         model,
@@ -82,7 +89,8 @@ def search(
         temperature=settings.get("temperature", 1.0),
         item_filter=settings.get("item_filter"),
     )
-    return merged(beams, grammar) if method == "beam" else beams
+    merging = method == "beam" and settings.get("merge", "step") != "none"
+    return merged(beams, grammar) if merging else beams
 
 
 def beam_search(
@@ -97,6 +105,8 @@ def beam_search(
     temperature: float = 1.0,
     item_filter: ItemFilter | None = None,
     generator: choose.Source = None,
+    merge: Merge = "step",
+    reflection: Reflection | None = None,
     prefix_cache: PrefixCache | None = None,
     graphs: SearchGraphs | None = None,
     feed: nn.Linear | None = None,
@@ -104,7 +114,8 @@ def beam_search(
     """The items that best continue each prompt.
 
     On a shared SID the items follow in bucket order. Where a search finds fewer than min(K, live items) items (orders
-    of one set that merged, repeated draws), it is repeated with the found ones denied.
+    of one set that merged, repeated draws), it is repeated with the found ones denied; the repeat knows no reflection,
+    so that lists are full where few items are consistent.
 
     Args:
         model: Any causal LM with the grammar's tokens. Full-attention decoders take the tree, others `generate`.
@@ -114,8 +125,8 @@ def beam_search(
         top_k: Items wanted, K.
         method: `"beam"`; `"sample"` and `"gumbel"`: draws from the policy, in order of score; `"exhaustive"`: every
             item is scored (for catalogues of up to some thousand).
-        score, temperature, item_filter, generator, prefix_cache, graphs, feed: As for [`tree_search`]. A model
-            with hidden feedback is not scored exhaustively.
+        score, temperature, item_filter, generator, merge, reflection, prefix_cache, graphs, feed: As for
+            [`tree_search`]. With hidden feedback or a reflection nothing is scored exhaustively ([`HfGrError`]).
 
     Raises:
         HfGrError: If a request's filter leaves no live item.
@@ -123,6 +134,8 @@ def beam_search(
     if method == "exhaustive":
         if feed is not None:
             raise HfGrError('hidden feedback needs the tree search; use method="beam" instead of "exhaustive".')
+        if reflection is not None:
+            raise HfGrError('reflection drops paths of a beam search; use method="beam" instead of "exhaustive".')
         beams = exhaustive_search(
             model, prompts, grammar, score=score, temperature=temperature, item_filter=item_filter
         )
@@ -133,29 +146,30 @@ def beam_search(
         "score": score,
         "temperature": temperature,
         "generator": generator,
+        "merge": merge,
         "prefix_cache": prefix_cache,
         "graphs": graphs,
         "feed": feed,
     }
 
-    def once(rows: torch.Tensor, rows_filter: ItemFilter | None) -> Ranking:
+    def once(rows: torch.Tensor, rows_filter: ItemFilter | None, rows_reflection: Reflection | None) -> Ranking:
         beams = search(
             model,
             [prompts[row] for row in rows.tolist()],
             grammar,
             num_beams=max(num_beams, top_k),
-            **settings | {"item_filter": rows_filter},
+            **settings | {"item_filter": rows_filter, "reflection": rows_reflection},
         )
         return ranked(beams, grammar, rows_filter, top_k)
 
     grammar = grammar.to(model.device)
     everyone = torch.arange(len(prompts), device=model.device)
-    found = once(everyone, item_filter)
+    found = once(everyone, item_filter, reflection)
     live = grammar.num_items if item_filter is None else item_filter.live.to(model.device)
     wanted = torch.as_tensor(live, device=model.device).clamp(max=top_k).expand(len(prompts))
     while len(short := ((found.items >= 0).sum(1) < wanted).nonzero()[:, 0]):
         rest = _without(found.items[short], grammar, item_filter, short)
-        found = _joined(found, short, once(short, rest))
+        found = _joined(found, short, once(short, rest, None))
     return found
 
 
@@ -174,34 +188,14 @@ def _without(
 def _joined(found: Ranking, rows: torch.Tensor, more: Ranking) -> Ranking:
     """`found` with the items of `more` after those of its rows `rows`."""
     top_k = found.items.shape[1]
-    parts = [torch.cat([getattr(found, name)[rows], getattr(more, name)], dim=1) for name in vars(found)]
-    order = (parts[0] < 0).sort(dim=1, stable=True).indices[:, :top_k]
-    joined = Ranking(*(torch.clone(value) for value in vars(found).values()))
-    joined.items[rows] = parts[0].gather(1, order)
-    joined.scores[rows] = parts[1].gather(1, order)
-    joined.sids[rows] = parts[2].gather(1, order[..., None].expand(-1, -1, parts[2].shape[2]))
-    return joined
-
-
-def merged(beams: Beams, grammar: SidGrammar) -> Beams:
-    """Answers of an unordered grammar that hold the same codes as one, best first: their probabilities add up."""
-    if not isinstance(grammar, UnorderedGrammar):
-        return beams
-    batch, width = beams.scores.shape
-    keys = choose.set_keys(grammar, beams.states.flatten(0, 1)).view(batch, width)
-    scores, order = choose.merge_sets(beams.scores, keys).sort(dim=1, descending=True, stable=True)
-    dead = torch.isneginf(scores)[..., None]
-
-    def ordered(values: torch.Tensor, fill: int) -> torch.Tensor:
-        return values.gather(1, order[..., None].expand(-1, -1, values.shape[2])).masked_fill(dead, fill)
-
-    return replace(
-        beams,
-        tokens=ordered(beams.tokens, -1),
-        states=ordered(beams.states, DEAD),
-        scores=scores,
-        log_probs=ordered(beams.log_probs, 0),
-    )
+    items, scores, sids = torch.clone(found.items), torch.clone(found.scores), torch.clone(found.sids)
+    together = torch.cat([items[rows], more.items], dim=1)
+    order = (together < 0).sort(dim=1, stable=True).indices[:, :top_k]
+    items[rows] = together.gather(1, order)
+    scores[rows] = torch.cat([scores[rows], more.scores], dim=1).gather(1, order)
+    place = order[..., None].expand(-1, -1, sids.shape[2])
+    sids[rows] = torch.cat([sids[rows], more.sids], dim=1).gather(1, place)
+    return replace(found, items=items, scores=scores, sids=sids)
 
 
 def ranked(beams: Beams, grammar: SidGrammar, item_filter: ItemFilter | None, top_k: int) -> Ranking:
@@ -229,6 +223,7 @@ def ranked(beams: Beams, grammar: SidGrammar, item_filter: ItemFilter | None, to
         items,
         scores.gather(1, place).masked_fill(gone, -torch.inf),
         sids.gather(1, place[..., None].expand(-1, -1, sids.shape[2])).masked_fill(gone[..., None], -1),
+        beams.pruned,
     )
 
 

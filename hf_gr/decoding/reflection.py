@@ -4,7 +4,7 @@ A path is consistent when its codes stand for one kind of thing. Each code has a
 ("agreement"), or how its items spread over categories ("cosine"). Consistency of n codes is the mean cosine of their
 pairs, (‖Σ v‖² − n) / (n(n − 1)): with "agreement" the share of pairs of one category. It does not depend on the order
 of the codes, so that merged sets have one, and it is 1 for fewer than two codes. Codes whose items have no category
-neither agree nor disagree: they do not count.
+neither agree nor disagree: they do not count, and no more does a digit level's code, which only counts items.
 
 Known: paths are dropped whose steps disagree in category, or whose category vectors' cosine is below θ. Ours: all
 pairs instead of neighbours, what is done without a category, and dropping inside the search rather than after it.
@@ -23,6 +23,8 @@ from ..errors import HfGrError
 
 Agreement = Literal["cosine", "agreement"]
 
+ROUNDING = 1e-5  # a path that is at the threshold but for the last digits is kept
+
 
 @dataclass(frozen=True)
 class Reflection:
@@ -30,11 +32,14 @@ class Reflection:
 
     Attributes:
         vectors: float32 [ΣK, categories], of every code, counted through all codebooks: of length 1, or zero.
-        threshold: θ, paths of a lower consistency are dropped; at 0 or below nothing is.
+        threshold: θ from 0 to 1 ([`HfGrError`]): paths of a lower consistency are dropped; at 0 none is.
     """
 
     vectors: torch.Tensor
     threshold: float
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
 
     @classmethod
     def of(cls, catalog: SidCatalog, threshold: float, by: Agreement = "cosine") -> "Reflection":
@@ -43,13 +48,14 @@ class Reflection:
         Raises:
             HfGrError: If θ is not between 0 and 1, or no item has a category that tells it from others.
         """
-        if not 0 <= threshold <= 1:
-            raise HfGrError(f"the threshold of reflection is {threshold}; give a number between 0 (off) and 1.")
+        check_threshold(threshold)
         if by == "cosine":
             vectors = np.concatenate(code_profiles(catalog))
         else:
             found = np.concatenate(code_categories(catalog))
             vectors = (found[:, None] == np.arange(len(category_names(catalog)))).astype(np.float32)
+        if catalog.collisions == "digit":
+            vectors[-catalog.codebook_sizes[-1] :] = 0
         if not vectors.any():
             raise HfGrError(
                 "items have no categories that tell them apart, by which paths could be consistent; give the items "
@@ -66,13 +72,24 @@ class Reflection:
         return _mean_cosine(vectors.sum(-2).square().sum(-1), vectors.square().sum((-1, -2)))
 
     def consistency_of_options(self, numbers: torch.Tensor, options: torch.Tensor) -> torch.Tensor:
-        """Of paths int64 [rows, t] with one more code each, of int64 [D] or [rows, D]: float32 [rows, D]."""
+        """Of paths int64 [rows, t] with one more code each, of int64 [D]: float32 [rows, D]."""
         held = self.vectors[numbers.clamp(min=0)] * (numbers >= 0)[..., None]
         theme, count = held.sum(1), held.square().sum((1, 2))
-        added = self.vectors[options.clamp(min=0)]
-        along = theme @ added.T if options.ndim == 1 else torch.einsum("rc,rdc->rd", theme, added)
+        added = self.vectors[options]
         own = added.square().sum(-1)
-        return _mean_cosine(theme.square().sum(1, keepdim=True) + 2 * along + own, count[:, None] + own)
+        squared = theme.square().sum(1, keepdim=True) + 2 * theme @ added.T + own
+        return _mean_cosine(squared, count[:, None] + own)
+
+    def keeps(self, numbers: torch.Tensor, options: torch.Tensor) -> torch.Tensor:
+        """Which paths int64 [rows, t] with one more code of int64 [D] are consistent, bool [rows, D]."""
+        return self.consistency_of_options(numbers, options) >= self.threshold - ROUNDING
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises [`HfGrError`] where θ is not a number from 0 to 1."""
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if not (number and 0 <= threshold <= 1):
+        raise HfGrError(f"the threshold of reflection is {threshold!r}; give a number between 0 (off) and 1.")
 
 
 def _mean_cosine(squared: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

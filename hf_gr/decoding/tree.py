@@ -4,7 +4,7 @@ Every step feeds the newest tokens of each prompt's W beams as one row of column
 prompt and its own ancestors, so the cache is never copied or reordered.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,10 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import DEAD, ItemFilter, SidGrammar, UnorderedGrammar
+from ..grammar import DEAD, ItemFilter, SidGrammar, Successors, UnorderedGrammar
 from ..models import feedback
 from . import choose
 from .prefix_cache import PrefixCache
+from .reflection import Reflection
 from .support import tree_support
 from .trunk import Score, Trunk, step_log_probs
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .graphs import SearchGraphs
 
 Method = Literal["beam", "sample", "gumbel"]
+Merge = Literal["step", "end", "none"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Beams:
             `generate_search`.
         keys: float32 [B, W], Gumbel keys, falling (`method="gumbel"` only): the answers with the largest of all keys,
             each being its log-probability plus standard Gumbel noise of its own.
+        pruned: float32 [B], only with a reflection: of the paths that would have been kept without it, over all steps
+            after the first, the share that it dropped.
     """
 
     tokens: torch.Tensor
@@ -48,6 +52,7 @@ class Beams:
     scores: torch.Tensor
     log_probs: torch.Tensor
     keys: torch.Tensor | None = None
+    pruned: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -62,7 +67,8 @@ def tree_search(
     temperature: float = 1.0,
     item_filter: ItemFilter | None = None,
     generator: choose.Source = None,
-    merge: bool = True,
+    merge: Merge = "step",
+    reflection: Reflection | None = None,
     prefix_cache: PrefixCache | None = None,
     graphs: "SearchGraphs | None" = None,
     feed: nn.Linear | None = None,
@@ -82,11 +88,16 @@ def tree_search(
         temperature: Divides the logits.
         item_filter: One row per prompt. A row without live items raises [`HfGrError`].
         generator: Source of the draws: a generator on the model's device, or [`Draws`] that processes share.
-        merge: Whether beams of an unordered grammar that hold the same codes are merged after every step (their
-            probabilities add up, the best order's cache goes on); only for `method="beam"`.
+        merge: What becomes of beams of an unordered grammar that hold the same codes, with `method="beam"`. `"step"`:
+            they are merged after every step (their probabilities add up, the best order's cache goes on). `"end"`:
+            beams are whole orders, and those of one set are merged when all is written; with beams for all orders the
+            scores are exact. `"none"`: they stay apart.
+        reflection: Drops paths whose codes contradict each other (CORP), with `method="beam"`: after the second code
+            and each later one, what is below its threshold is left out of the choice, so that the beams go to
+            consistent paths. Where nothing of a request would remain, nothing of it is left out.
         prefix_cache: Keys and values of earlier prompts.
-        graphs: Replays whole searches as CUDA graphs: for beams on a trie, on a GPU, without filter and prefix cache;
-            other calls go the usual way.
+        graphs: Replays whole searches as CUDA graphs: for beams on a trie, on a GPU, without filter, prefix cache
+            and reflection; other calls go the usual way.
         feed: Of a model with hidden feedback ([`models.read`]): each thinking token is fed the projected hidden state
             of the token before it. A code and the thought after it then take two passes instead of one. Not with
             `graphs`.
@@ -97,13 +108,15 @@ def tree_search(
     check_filter(item_filter)
     if method != "beam" and score == "model":
         raise HfGrError(f'method="{method}" draws from the constrained policy; it has no score="model".')
+    if method != "beam" and reflection is not None:
+        raise HfGrError(f'reflection drops paths of a beam search, not draws; leave it out of method="{method}".')
     if feed is None:  # else the first thought waits for the prompt's hidden state
         thought = [*grammar.think_ids[:1]]  # the first thinking token is the same for all beams
         prompts = [prompt + thought for prompt in prompts]
     elif graphs is not None:
         raise HfGrError("searches with hidden feedback are not captured as CUDA graphs; leave graphs out.")
     grammar = grammar.to(model.device)
-    plain = method == "beam" and item_filter is None and prefix_cache is None
+    plain = method == "beam" and item_filter is None and prefix_cache is None and reflection is None
     if graphs is not None and plain and not isinstance(grammar, UnorderedGrammar):
         settings = {"num_beams": num_beams, "score": score, "temperature": temperature, "merge": merge}
         return graphs.search(model, prompts, grammar, **settings)
@@ -119,6 +132,7 @@ def tree_search(
         item_filter=item_filter,
         generator=generator,
         merge=merge,
+        reflection=None if reflection is None else reflection.to(model.device),
         feed=feed,
     )
 
@@ -133,7 +147,8 @@ def search_from(
     temperature: float = 1.0,
     item_filter: ItemFilter | None = None,
     generator: choose.Source = None,
-    merge: bool = True,
+    merge: Merge = "step",
+    reflection: Reflection | None = None,
     feed: nn.Linear | None = None,
 ) -> Beams:
     """[`tree_search`] from prompts that were read; nothing waits for the device.
@@ -142,11 +157,33 @@ def search_from(
     """
     if feed is not None and not grammar.think_ids:
         raise HfGrError("hidden feedback is for answers with a thinking token before each code; leave feed out.")
-    merging = merge and method == "beam"
-    search = _TreeSearch(trunk, grammar, num_beams, score, temperature, merging, feed)
+    merging = merge == "step" and method == "beam"
+    search = _TreeSearch(trunk, grammar, num_beams, score, temperature, merging, reflection, feed)
     for step in range(grammar.num_codes):
         search.extend(step, method, item_filter, generator)
-    return search.result()
+    beams = search.result()
+    return merged(beams, grammar) if merge == "end" and method == "beam" else beams
+
+
+def merged(beams: Beams, grammar: SidGrammar) -> Beams:
+    """Answers of an unordered grammar that hold the same codes as one, best first: their probabilities add up."""
+    if not isinstance(grammar, UnorderedGrammar):
+        return beams
+    batch, width = beams.scores.shape
+    keys = choose.set_keys(grammar, beams.states.flatten(0, 1)).view(batch, width)
+    scores, order = choose.merge_sets(beams.scores, keys).sort(dim=1, descending=True, stable=True)
+    dead = torch.isneginf(scores)[..., None]
+
+    def ordered(values: torch.Tensor, fill: int) -> torch.Tensor:
+        return values.gather(1, order[..., None].expand(-1, -1, values.shape[2])).masked_fill(dead, fill)
+
+    return replace(
+        beams,
+        tokens=ordered(beams.tokens, -1),
+        states=ordered(beams.states, DEAD),
+        scores=scores,
+        log_probs=ordered(beams.log_probs, 0),
+    )
 
 
 def check_filter(item_filter: ItemFilter | None) -> None:
@@ -166,10 +203,11 @@ class _TreeSearch:
         score: Score,
         temperature: float,
         merging: bool,
+        reflection: Reflection | None,
         feed: nn.Linear | None,
     ):
         self.trunk, self.grammar, self.score, self.temperature = trunk, grammar, score, temperature
-        self.merging, self.feed = merging, feed
+        self.merging, self.reflection, self.feed = merging, reflection, feed
         self.batch, self.width, self.device = len(trunk.lengths), num_beams, trunk.device
         self.hidden = trunk.hidden  # what the next code is read from: [B, 1, d], later [B, beams, d]
         self.states = self.grammar.initial(self.batch).view(self.batch, 1, -1)
@@ -177,6 +215,7 @@ class _TreeSearch:
         self.log_probs = torch.empty(self.batch, 1, 0, device=self.device)
         self.scores = torch.zeros(self.batch, 1, device=self.device)
         self.keys: torch.Tensor | None = None
+        self.wanted = self.dropped = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
 
     def extend(self, step: int, method: Method, item_filter: ItemFilter | None, generator: choose.Source) -> None:
         """Feeds the codes chosen last (if any) and chooses those of `step`."""
@@ -186,8 +225,8 @@ class _TreeSearch:
         log_probs = step_log_probs(
             self.trunk.model, self.hidden.flatten(0, 1), self.grammar, step, options, self.score, self.temperature
         ).view(self.batch, beams, -1)
-        totals = self.scores[..., None] + log_probs
-        num_options = totals.shape[2]
+        num_options = log_probs.shape[2]
+        totals = (self.scores[..., None] + log_probs).flatten(1)
         width = min(self.width, beams * num_options)
         keys = None
         if method == "sample":
@@ -199,15 +238,17 @@ class _TreeSearch:
         else:
             if self.merging and step and isinstance(self.grammar, UnorderedGrammar):
                 held = choose.set_keys(self.grammar, self.states.flatten(0, 1)).view(self.batch, beams, 1)
-                totals = choose.merge_sets(totals.flatten(1), (held + self.grammar.option_keys).flatten(1))
-            chosen = choose.best(totals.flatten(1), width)
+                totals = choose.merge_sets(totals, (held + self.grammar.option_keys).flatten(1))
+            if self.reflection is not None and step:
+                totals = self._reflected(self.reflection, totals, step, options, width)
+            chosen = choose.best(totals, width)
         parent, option = chosen // num_options, chosen % num_options
 
         def inherit(history: torch.Tensor) -> torch.Tensor:
             return history.gather(1, parent[..., None].expand(-1, -1, history.shape[2]))
 
         self.keys = None if keys is None else keys.gather(1, chosen)
-        self.scores = totals.flatten(1).gather(1, chosen)
+        self.scores = totals.gather(1, chosen)
         newest = log_probs.flatten(1).gather(1, chosen)
         self.log_probs = torch.cat([inherit(self.log_probs), newest[..., None]], dim=2)
         index = option if options.index is None else options.index.view(self.batch, -1).gather(1, chosen)
@@ -217,6 +258,23 @@ class _TreeSearch:
         states = self.grammar.advance(inherit(self.states).flatten(0, 1), step, option.flatten())
         dead = torch.isneginf(self.scores).flatten()
         self.states = self.grammar.killed(states, dead).view(self.batch, chosen.shape[1], -1)
+
+    def _reflected(
+        self, reflection: Reflection, totals: torch.Tensor, step: int, options: Successors, width: int
+    ) -> torch.Tensor:
+        """`totals` (float [B, beams · D]) with −inf for paths that contradict themselves; counts what that drops."""
+        held = self.grammar.code_numbers(self.tokens).flatten(0, 1)
+        added = self.grammar.code_numbers(self.grammar.step_tokens(step))
+        consistent = reflection.keeps(held, added)
+        if options.index is not None:
+            consistent = consistent.gather(1, options.index)
+        consistent, possible = consistent.view(totals.shape), ~torch.isneginf(totals)
+        kept = consistent | ~(consistent & possible).any(1, keepdim=True)
+        best = choose.best(totals, width)
+        wanted = possible.gather(1, best)
+        self.wanted = self.wanted + wanted.sum(1)
+        self.dropped = self.dropped + (wanted & ~kept.gather(1, best)).sum(1)
+        return totals.masked_fill(~kept, -torch.inf)
 
     def result(self) -> Beams:
         tokens = self.tokens
@@ -232,6 +290,7 @@ class _TreeSearch:
             scores,
             F.pad(self.log_probs, (0, 0, 0, missing)),
             None if self.keys is None else F.pad(self.keys, (0, missing), value=-torch.inf),
+            None if self.reflection is None else self.dropped / self.wanted.clamp(min=1),
         )
 
     def _feed_newest(self, step: int) -> None:

@@ -55,7 +55,7 @@ def test_its_beams_are_those_of_generate(config_class, form):
     case = build(config_class, form)
     prompts = case.prompts()
     for width, score in ((1, "model"), (1, "constrained"), (6, "model"), (6, "constrained")):
-        tree = tree_search(case.model, prompts, case.grammar, num_beams=width, score=score, merge=False)
+        tree = tree_search(case.model, prompts, case.grammar, num_beams=width, score=score, merge="none")
         rows = generate_search(case.model, prompts, case.grammar, num_beams=width, score=score)
         assert torch.equal(tree.tokens, rows.tokens)
         assert torch.allclose(tree.scores, rows.scores, atol=1e-4)
@@ -69,7 +69,7 @@ def test_its_beams_are_those_of_generate_under_filters(form):
     only = [None, None, case.grammar.mask(np.arange(40) % 3 == 0)]
     item_filter = case.grammar.filter([np.arange(0, 40, 2), None, np.arange(9)], [None, np.arange(7), None], only)
     kwargs = {"num_beams": 4, "item_filter": item_filter}
-    tree = tree_search(case.model, prompts, case.grammar, score="model", merge=False, **kwargs)
+    tree = tree_search(case.model, prompts, case.grammar, score="model", merge="none", **kwargs)
     rows = generate_search(case.model, prompts, case.grammar, score="model", **kwargs)
     assert torch.equal(tree.tokens, rows.tokens)
     assert torch.allclose(tree.scores, rows.scores, atol=1e-4)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
 
 from hf_gr.decoding import beam_search, choose, exhaustive_search, generate_search, tree_search
-from hf_gr.decoding.beam import merged
+from hf_gr.decoding.tree import merged
 from hf_gr.errors import HfGrError
 from hf_gr.grammar import DEAD, UnorderedGrammar, unordered
 from hf_gr.vocabulary import add_vocabulary
@@ -357,7 +357,7 @@ def test_unmerged_beams_are_those_of_generate(small, filtered):
     model, grammar, prompts = small
     rows = grammar.filter([np.arange(5), None, None], [None, np.arange(3, 9), None]) if filtered else None
     for width in (2, 7):
-        tree = tree_search(model, prompts, grammar, num_beams=width, score="model", item_filter=rows, merge=False)
+        tree = tree_search(model, prompts, grammar, num_beams=width, score="model", item_filter=rows, merge="none")
         plain = generate_search(model, prompts, grammar, num_beams=width, score="model", item_filter=rows)
         assert torch.equal(tree.tokens, plain.tokens) and torch.equal(tree.states, plain.states)
         assert torch.allclose(tree.scores, plain.scores, atol=1e-4)
@@ -368,7 +368,7 @@ def test_all_orders_together_are_the_exhaustive_ranking(small, filtered):
     model, grammar, prompts = small
     rows = grammar.filter([np.arange(5), None, None], [None, np.arange(3, 9), None]) if filtered else None
     paths = grammar.num_sids * factorial(grammar.num_codes)
-    beams = tree_search(model, prompts, grammar, num_beams=paths, item_filter=rows, merge=False)
+    beams = tree_search(model, prompts, grammar, num_beams=paths, item_filter=rows, merge="none")
     every = exhaustive_search(model, prompts, grammar, item_filter=rows)
     if not filtered:
         assert torch.isfinite(beams.scores).all(), "every order of every SID is a path"
