@@ -77,14 +77,13 @@ def finished(cells: Sequence[str], out: Path) -> list[str]:
     return [cell for cell in cells if (out / cell / "row.json").is_file()]
 
 
-def judged(dataset: str, model: Path, folder: Path, beams: int) -> dict[str, Any]:
+def judged(dataset: str, model: Path, folder: Path, beams: int, reflection: float = 0.0) -> dict[str, Any]:
     """What `hf-gr evaluate` finds on the test part."""
     from hf_gr.evaluation import EvaluateConfig, evaluate
 
     found = min(50, beams)
-    return evaluate(
-        EvaluateConfig(dataset, str(folder), str(model), num_beams=beams, top_k=found, batch_size=128, baselines=False)
-    )
+    settings = {"num_beams": beams, "top_k": found, "reflection": reflection, "batch_size": 128, "baselines": False}
+    return evaluate(EvaluateConfig(dataset, str(folder), str(model), **settings))
 
 
 def user_scores(predictions: Path, metrics: Sequence[str]) -> dict[str, np.ndarray]:
