@@ -144,7 +144,7 @@ def recommend(
     num_beams: Annotated[int, typer.Option(help="Width of the search.")] = 50,
     max_per_category: Annotated[int | None, typer.Option(help="At most so many items of one category.")] = None,
     strict: Annotated[bool, typer.Option(help="Refuse unknown ids instead of skipping them.")] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Show interests shared with the history.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show why: the path of codes, shared interests.")] = False,
 ) -> None:
     """Recommendations for one history (a table) or for a file of users (resumes after a kill).
 
@@ -168,14 +168,16 @@ def recommend(
     request = {"history": _ids(history)} | wishes
     recommender = pipeline("generative-recommendation", model=str(local_folder(model)))
     answers = recommender(request, explain=explain, **settings)
-    if explain and any("interests" not in answer for answer in answers):
-        raise HfGrError(f"{model} carries no interests to explain answers by; train it with `sft --interests FOLDER`.")
-    table = Table("#", "item", "title", "score", "SID", *(["because"] if explain else []))
+    shared = any("interests" in answer for answer in answers)  # of models that carry interests
+    table = Table("#", "item", "title", "score", "SID", *(["because"] if shared else []))
     for rank, answer in enumerate(answers, start=1):
         sid = " ".join(map(str, answer["sid"]))
-        because = [", ".join(entry["interest"] for entry in answer["interests"])] if explain else []
+        because = [", ".join(entry["interest"] for entry in answer["interests"])] if shared else []
         table.add_row(str(rank), answer["item_id"], answer["title"], f"{answer['score']:.3f}", sid, *because)
     Console().print(table)
+    if explain:
+        for rank, answer in enumerate(answers, start=1):
+            print(f"{rank:>2} {_path(answer['path'])}")
 
 
 @app.command("add-items")
@@ -220,6 +222,21 @@ def push(
 
 def _ids(text: str) -> list[str]:
     return [item_id.strip() for item_id in text.split(",") if item_id.strip()]
+
+
+def _path(steps: list[dict[str, Any]]) -> str:
+    """Of each step codebook and code, three words and the confidence; then the consistency of all."""
+    told = []
+    for step in steps:
+        words = [f'"{", ".join(step["words"][:3])}"'] if step["words"] else []
+        told.append(" ".join([f"{step['codebook']}/{step['code']}", *words, _share(step["confidence"])]))
+    consistency = steps[-1]["consistency"]
+    return f"path: {' → '.join(told)}{'' if consistency is None else f' · consistency {_share(consistency)}'}"
+
+
+def _share(value: float) -> str:
+    """A number from 0 to 1 as `.41`."""
+    return f"{value:.2f}".removeprefix("0")
 
 
 @contextlib.contextmanager

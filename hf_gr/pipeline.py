@@ -6,7 +6,7 @@ are used: this one is loaded with `transformers.pipelines`, whose own import one
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .decoding import Recommender
     from .grammar import ItemMask
     from .models import ThinkingHeads
+    from .paths import Path
     from .thoughts import Explanation
     from .vocabulary import SidVocabulary
 
@@ -171,7 +172,7 @@ class GenerativeRecommendationPipeline(Pipeline):
     recommend({"history": ["item 1"], "exclude": ["item 7"], "query": "something calm"})
     recommend({"history": ["item 1"], "exclude_seen": True, "category": "Tea", "where": "in_stock"})
     recommend([["item 1"], ["item 2", "item 3"]])  # a batch
-    recommend(["item 1"], explain=True)  # with what the model had in mind (of models with thinking heads)
+    recommend(["item 1"], explain=True)  # with the path by which each item was written, in words
     ```
 
     A request is a list of item ids, oldest first, or a dict (see [`parse_request`]); a list of lists or of dicts is a
@@ -179,9 +180,10 @@ class GenerativeRecommendationPipeline(Pipeline):
     distinct items. A batch gives a list of such lists. `[]` is the empty history of a user of whom nothing is known,
     and is answered as such. Parameters, here and in a call: `top_k` (10), `num_beams` (50), `max_per_category` (none;
     see [`answer`]), `batch_size` (16), `strict` (`False`): whether ids that are unknown or removed are refused instead
-    of skipped with a warning, and `explain` (`False`): whether every item gets `thoughts`, the clusters of items that
+    of skipped with a warning, and `explain` (`False`): whether every item gets its `path`, the codes in the order
+    written, with words, confidence and consistency (see [`Path.described`]); `thoughts`, the clusters of items that
     the model had in mind before each code and of the user as a whole (see [`Explanation.described`]), of a model with
-    thinking heads, and `interests` that the item shares with the history (see [`SharedInterests.between`]), of a model
+    thinking heads; and `interests` that the item shares with the history (see [`SharedInterests.between`]), of a model
     with mined interests.
 
     Args:
@@ -216,6 +218,7 @@ class GenerativeRecommendationPipeline(Pipeline):
         **kwargs: Any,
     ):
         from .decoding import Recommender, load_thinking
+        from .paths import Paths
         from .thoughts import Thoughts
 
         super().__init__(model, tokenizer, **kwargs)  # moves the model to its device
@@ -228,6 +231,7 @@ class GenerativeRecommendationPipeline(Pipeline):
             interests = Interests.of_model(path, catalog_revision)
         self.recommender = Recommender(model, tokenizer, catalog, vocabulary, thinking=thinking)
         self.batch_size = batch_size
+        self._paths = Paths(self.recommender)
         self._thoughts = None if thinking is None else Thoughts(self.recommender, thinking)
         self._shared = None if interests is None else SharedInterests(interests)
 
@@ -259,17 +263,14 @@ class GenerativeRecommendationPipeline(Pipeline):
     def _forward(
         self, input_tensors: list[Request], batch_size: int = 16, explain: bool = False, **parameters: Any
     ) -> list[_Found]:
-        if explain and self._thoughts is None and self._shared is None:
-            raise HfGrError(
-                "this model has nothing to explain answers by, neither thinking heads nor interests; train one with "
-                "`thinking`, or with `interests`."
-            )
         found = answer(self.recommender, input_tensors, batch_size=batch_size, **parameters)
         told: list[list[dict[str, Any]]] = [[{} for _ in items] for items, _ in found]
-        if explain and self._thoughts is not None:
-            for own, thoughts in zip(told, self._thoughts_of(input_tensors, found, batch_size), strict=True):
-                for entry, thought in zip(own, thoughts, strict=True):
-                    entry["thoughts"] = thought.described()
+        if explain:
+            paths = self._paths.serving(self.recommender)
+            for rows, batch in self._found_batches(input_tensors, found, batch_size):
+                _tell(told[rows], "path", paths.explain(*batch))
+                if self._thoughts is not None:
+                    _tell(told[rows], "thoughts", self._thoughts.explain(*batch))
         if explain and self._shared is not None:
             ids = np.array(self.recommender.catalog.item_ids, object)
             for own, request, (items, _) in zip(told, input_tensors, found, strict=True):
@@ -278,20 +279,18 @@ class GenerativeRecommendationPipeline(Pipeline):
                     entry["interests"] = interests
         return [(items, scores, own) for (items, scores), own in zip(found, told, strict=True)]
 
-    def _thoughts_of(
+    def _found_batches(
         self, requests: list[Request], found: list[tuple[np.ndarray, np.ndarray]], batch_size: int
-    ) -> "list[list[Explanation]]":
-        assert self._thoughts is not None
-        lists: list[list[Explanation]] = []
+    ) -> Iterator[tuple[slice, tuple[Histories, np.ndarray, list[str | None]]]]:
+        """Requests a batch at a time, and histories, items and queries as what explains them takes them."""
         for start in range(0, len(requests), batch_size):
-            batch = requests[start : start + batch_size]
-            answers = [items for items, _ in found[start : start + batch_size]]
+            rows = slice(start, start + batch_size)
+            batch, answers = requests[rows], [items for items, _ in found[rows]]
             items = np.full((len(batch), max(map(len, answers))), -1, np.int64)
             for row, own in enumerate(answers):
                 items[row, : len(own)] = own
             histories = _histories(batch, self.recommender.vocabulary.context)
-            lists += self._thoughts.explain(histories, items, [request.query for request in batch])
-        return lists
+            yield rows, (histories, items, [request.query for request in batch])
 
     def postprocess(self, model_outputs: list[_Found]) -> list[list[dict[str, Any]]]:
         return [self._listed(*found) for found in model_outputs]
@@ -316,6 +315,13 @@ class GenerativeRecommendationPipeline(Pipeline):
         recommender = self.recommender
         save_repo(save_directory, self.model, self.tokenizer, recommender.catalog, recommender.vocabulary)
         carry(self.model.config.name_or_path, save_directory)
+
+
+def _tell(told: list[list[dict[str, Any]]], name: str, found: "Sequence[Sequence[Path | Explanation]]") -> None:
+    """Puts what was found of each user's items into the items' entries."""
+    for own, explained in zip(told, found, strict=True):
+        for entry, explanation in zip(own, explained, strict=True):
+            entry[name] = explanation.described()
 
 
 def _load_vocabulary(path: str, revision: str | None) -> "SidVocabulary":

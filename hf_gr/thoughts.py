@@ -7,16 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .branches import IGNORED, Row, pack, separate
 from .catalog import SidCatalog
 from .dataset import Histories
-from .decoding import Recommender, tree_support
+from .decoding import Recommender
 from .errors import HfGrError
-from .models import ThinkingHeads, last_hidden
-from .models.feedback import read
+from .models import ThinkingHeads
+from .paths import ItemWords, hidden_of, packed_items
 
 
-_TOP, _WORDS = 3, 6  # clusters of a thought and words of a cluster that are told
+_TOP = 3  # clusters of a thought that are told
 
 
 @dataclass(frozen=True)
@@ -149,18 +148,10 @@ class Thoughts:
     ) -> tuple[list[_Points], _Points | None]:
         """What the n items ≥ 0 of [B, K], one after the other, were preceded by: the thoughts of each level, and the
         global interest (`None` without one)."""
-        recommender, heads, model = self.recommender, self.heads, self.recommender.model
-        prompts = recommender.prompts(histories, queries)
-        rows = [self._row(prompt, own[own >= 0]) for prompt, own in zip(prompts, items, strict=True) if own.max() >= 0]
-        if not tree_support(model, max(map(len, prompts)) + 2 * recommender.vocabulary.num_levels)[0]:
-            rows = [single for row in rows for single in separate(row)]
-        packed = pack(rows, think_ids=recommender.vocabulary.think_ids).to(model.device)
-        if heads.feed is None:
-            hidden = last_hidden(model, **packed.inputs(model.config._attn_implementation, model.dtype))
-        else:
-            hidden = read(model, packed, heads.feed)
-        hidden = hidden.flatten(0, 1)
-        codes = torch.from_numpy(recommender.catalog.codes[items[items >= 0]]).long().to(model.device)
+        recommender, heads = self.recommender, self.heads
+        packed = packed_items(recommender, histories, items, queries)
+        hidden = hidden_of(recommender.model, packed, heads.feed)
+        codes = torch.from_numpy(recommender.catalog.codes[items[items >= 0]]).long().to(hidden.device)
         levels = [
             _points(
                 heads.points_at(level, hidden[packed.thoughts[:, level]]), heads.clusters_of(level)[codes[:, level]]
@@ -171,23 +162,6 @@ class Thoughts:
             return levels, None
         interest = heads.interest_points_at(heads.interest_of(hidden, packed))
         return levels, _points(interest, heads.interest_clusters_of(codes))
-
-    def _row(self, prompt: list[int], items: np.ndarray) -> Row:
-        """A prompt with items as its answers, thoughts among them; nothing of it is a label."""
-        vocabulary = self.recommender.vocabulary
-        codes = vocabulary.item_tokens(self.recommender.catalog, items)
-        thoughts = np.broadcast_to(np.array(vocabulary.think_ids), codes.shape)
-        if vocabulary.form == "upfront":
-            prompt, answers = prompt[: -vocabulary.num_levels], np.concatenate([thoughts, codes], axis=1)
-        else:
-            answers = np.stack([thoughts, codes], axis=2).reshape(len(items), -1)
-        return Row(
-            input_ids=prompt,
-            attach=[len(prompt)] * len(items),
-            answers=answers.tolist(),
-            labels=np.full_like(answers, IGNORED).tolist(),
-            weights=[1.0] * len(items),
-        )
 
 
 def _points(probabilities: torch.Tensor, own: torch.Tensor) -> _Points:
@@ -206,16 +180,12 @@ def _described(thought: Thought, written: str) -> dict[str, Any]:
     return {"clusters": clusters, f"{written}_cluster": asdict(thought.own), "agrees": thought.agrees}
 
 
-def _cluster_words(heads: ThinkingHeads, catalog: SidCatalog, seed: int = 0) -> _Words:
-    from .quantizers.clusters import sampled, telling_words, word_counts  # scikit-learn takes a second to import
-
-    rows = sampled(np.flatnonzero(catalog.live), seed)
-    told = [name for name in ("title", "categories") if name in catalog.items.column_names]
-    counts, words = word_counts(catalog.items.select(told).take(rows))
-    codes = torch.from_numpy(catalog.codes[rows]).long().to(heads.centre.device)
+def _cluster_words(heads: ThinkingHeads, catalog: SidCatalog) -> _Words:
+    items = ItemWords(catalog)
+    codes = torch.from_numpy(items.codes).long().to(heads.centre.device)
 
     def of(clusters: torch.Tensor, count: int) -> list[list[str]]:
-        return telling_words(counts, clusters.cpu().numpy(), words, range(count), _WORDS)
+        return items.telling(clusters.cpu().numpy(), count)
 
     by_level = [
         of(heads.clusters_of(level)[codes[:, level]], heads.num_clusters(level)) for level in range(heads.num_levels)
