@@ -47,6 +47,7 @@ def recommend_batch(
     num_beams: int = 50,
     batch_size: int = 16,
     max_per_category: int | None = None,
+    reflection: float = 0.0,
     defaults: Mapping[str, Any] | None = None,
     strict: bool = False,
     part_size: int = 256,
@@ -65,7 +66,7 @@ def recommend_batch(
             one name. Or a dataset folder: every user with all of the events.
         out: Parquet file with `user_id`, `item_ids`, `scores`, `titles` (lists, best first), one row per row of
             `users`, in its order.
-        top_k, num_beams, max_per_category, batch_size: As for [`~hf_gr.pipeline.answer`].
+        top_k, num_beams, max_per_category, batch_size, reflection: As for [`~hf_gr.pipeline.answer`].
         defaults: The same keys, for users of whom the file does not say otherwise: `{"exclude_seen": True}`.
         strict: Whether ids that are unknown or removed are refused instead of skipped with a warning.
         part_size: Users per part.
@@ -80,6 +81,7 @@ def recommend_batch(
         raise HfGrError(f"part_size is {part_size}; give at least 1.")
     folder = local_folder(model)
     search: dict[str, Any] = {"top_k": top_k, "num_beams": num_beams, "max_per_category": max_per_category}
+    search["reflection"] = reflection
     inputs = {"model": fingerprint(folder), "users": fingerprint(users)}
     defaults = dict(defaults or {})
     settings = search | {"defaults": defaults, "strict": strict, "part_size": part_size}
@@ -88,6 +90,7 @@ def recommend_batch(
         logger.info("%s is up to date.", out)
         return out
     recommender = Recommender.from_pretrained(folder)
+    recommender.reflection(reflection)  # refused, if so, before a part is written
     user_ids, requests = _read_requests(users, recommender.catalog, recommender.vocabulary.context, defaults)
     check_skipped(requests, strict)
     parts = _parts_folder(out, key)

@@ -143,6 +143,7 @@ def recommend(
     top_k: Annotated[int, typer.Option(help="Items wanted.")] = 10,
     num_beams: Annotated[int, typer.Option(help="Width of the search.")] = 50,
     max_per_category: Annotated[int | None, typer.Option(help="At most so many items of one category.")] = None,
+    reflection: Annotated[float, typer.Option(help="Drop paths of a lower consistency, from 0 (off) to 1.")] = 0.0,
     strict: Annotated[bool, typer.Option(help="Refuse unknown ids instead of skipping them.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show why: the path of codes, shared interests.")] = False,
 ) -> None:
@@ -153,7 +154,7 @@ def recommend(
     wishes = {"exclude": _ids(exclude or ""), "exclude_seen": exclude_seen, "category": category or None}
     wishes["query"] = query or ""
     settings: dict[str, Any] = {"top_k": top_k, "num_beams": num_beams, "max_per_category": max_per_category}
-    settings["strict"] = strict
+    settings |= {"reflection": reflection, "strict": strict}
     if users is not None:
         if out is None or history is not None or explain:
             raise HfGrError("--users needs --out FILE.parquet, and neither --history nor --explain.")

@@ -43,6 +43,7 @@ def answer(
     num_beams: int = 50,
     max_per_category: int | None = None,
     batch_size: int = 16,
+    reflection: float = 0.0,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Items (int64) and scores (float32) for every request, best first: min(top_k, live items) distinct items.
 
@@ -58,6 +59,7 @@ def answer(
             found and the categories that are full; the lists are shorter than `top_k` only when nothing is left. A
             score is a log-probability among what its own search allowed, so it need not fall where a new one began.
         batch_size: Requests per call of the model; similar lengths go together.
+        reflection: Paths whose codes agree less than this in their categories are dropped, from 0 (off) to 1 (CORP).
     """
     settings = {"top_k": top_k, "num_beams": num_beams, "batch_size": batch_size, "max_per_category": max_per_category}
     for name, number in settings.items():
@@ -65,6 +67,7 @@ def answer(
         if not optional and (not isinstance(number, int) or number < 1):
             raise HfGrError(f"{name} is {shown(number)}; give a whole number of at least 1.")
     recommender = recommender.snapshot()
+    wanted = {"top_k": top_k, "num_beams": num_beams, "reflection": reflection}
     category = None if max_per_category is None else _first_categories(recommender.catalog)
     answers: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0), np.empty(0))] * len(requests)
     order = np.argsort([-len(request.history) for request in requests], kind="stable")
@@ -72,23 +75,22 @@ def answer(
         chosen = order[start : start + batch_size]
         batch = [requests[row] for row in chosen]
         if category is None or max_per_category is None:
-            found = _search(recommender, batch, [request.exclude for request in batch], top_k, num_beams)
+            found = _search(recommender, batch, [request.exclude for request in batch], wanted)
         else:
-            found = _capped_search(recommender, batch, top_k, num_beams, category, max_per_category)
+            found = _capped_search(recommender, batch, wanted, category, max_per_category)
         for row, result in zip(chosen, found, strict=True):
             answers[row] = result
     return answers
 
 
 def _search(
-    recommender: "Recommender", batch: Sequence[Request], exclude: Sequence[np.ndarray], top_k: int, num_beams: int
+    recommender: "Recommender", batch: Sequence[Request], exclude: Sequence[np.ndarray], wanted: Mapping[str, Any]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     allow, only = [request.allow for request in batch], _masks(recommender, batch)
     filtered = any(map(len, exclude)) or any(x is not None for x in (*allow, *only))
     items, scores = recommender.recommend(
         _histories(batch, recommender.vocabulary.context),
-        top_k=top_k,
-        num_beams=num_beams,
+        **wanted,
         exclude=exclude if filtered else None,
         allow=allow if filtered else None,
         only=only if filtered else None,
@@ -100,18 +102,18 @@ def _search(
 def _capped_search(
     recommender: "Recommender",
     batch: Sequence[Request],
-    top_k: int,
-    num_beams: int,
+    wanted: Mapping[str, Any],
     category: np.ndarray,
     cap: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
+    top_k = wanted["top_k"]
     found: list[list[tuple[int, float]]] = [[] for _ in batch]
     exclude = [request.exclude for request in batch]
     counts = np.zeros((len(batch), category.max() + 2), np.int64)  # the last column: items without a category (−1)
     unfinished = list(range(len(batch)))
     while unfinished:
         open_requests = [batch[row] for row in unfinished]
-        results = _search(recommender, open_requests, [exclude[row] for row in unfinished], top_k, num_beams)
+        results = _search(recommender, open_requests, [exclude[row] for row in unfinished], wanted)
         for row, (items, scores) in zip(unfinished, results, strict=True):
             for item, score in zip(items.tolist(), scores.tolist(), strict=True):
                 kind = category[item]
@@ -179,12 +181,12 @@ class GenerativeRecommendationPipeline(Pipeline):
     batch. Its answer is a list of `{"item_id", "title", "score", "sid"}`, best first: min(`top_k`, live items)
     distinct items. A batch gives a list of such lists. `[]` is the empty history of a user of whom nothing is known,
     and is answered as such. Parameters, here and in a call: `top_k` (10), `num_beams` (50), `max_per_category` (none;
-    see [`answer`]), `batch_size` (16), `strict` (`False`): whether ids that are unknown or removed are refused instead
-    of skipped with a warning, and `explain` (`False`): whether every item gets its `path`, the codes in the order
-    written, with words, confidence and consistency (see [`Path.described`]); `thoughts`, the clusters of items that
-    the model had in mind before each code and of the user as a whole (see [`Explanation.described`]), of a model with
-    thinking heads; and `interests` that the item shares with the history (see [`SharedInterests.between`]), of a model
-    with mined interests.
+    see [`answer`]), `reflection` (0; likewise), `batch_size` (16), `strict` (`False`): whether ids that are unknown or
+    removed are refused instead of skipped with a warning, and `explain` (`False`): whether every item gets its `path`,
+    the codes in the order written, with words, confidence and consistency (see [`Path.described`]); `thoughts`, the
+    clusters of items that the model had in mind before each code and of the user as a whole (see
+    [`Explanation.described`]), of a model with thinking heads; and `interests` that the item shares with the history
+    (see [`SharedInterests.between`]), of a model with mined interests.
 
     Args:
         model: Causal LM with SID tokens.
@@ -237,9 +239,9 @@ class GenerativeRecommendationPipeline(Pipeline):
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         strict = {"strict": parameters.pop("strict")} if "strict" in parameters else {}
-        unknown = parameters.keys() - {"top_k", "num_beams", "max_per_category", "explain"}
+        unknown = parameters.keys() - {"top_k", "num_beams", "max_per_category", "reflection", "explain"}
         if unknown:
-            known = "top_k, num_beams, max_per_category, batch_size, strict, explain"
+            known = "top_k, num_beams, max_per_category, reflection, batch_size, strict, explain"
             raise HfGrError(f"the pipeline has no parameter {min(unknown)!r}; it has: {known}.")
         return strict, parameters, {}
 

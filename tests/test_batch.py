@@ -76,6 +76,17 @@ def test_a_row_for_every_user_as_the_pipeline_answers(repo, users, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["out.parquet"]  # no parts, no temporary files
 
 
+def test_reflection_is_part_of_what_is_asked(repo, users, tmp_path):
+    plain = rows(recommend_batch(repo, users, tmp_path / "out.parquet", **QUICK))
+    found = rows(recommend_batch(repo, users, tmp_path / "out.parquet", **QUICK, reflection=0.9))
+    recommend = pipeline("generative-recommendation", model=str(repo))
+    answers = recommend(["i004"], top_k=5, num_beams=6, reflection=0.9)
+    assert found != plain and found[2][1] == [entry["item_id"] for entry in answers]
+    with pytest.raises(HfGrError, match="give a number between 0"):
+        recommend_batch(repo, users, tmp_path / "new.parquet", **QUICK, reflection=7)
+    assert not (tmp_path / "new.parquet.parts").exists()
+
+
 def test_csv_and_jsonl_say_the_same(repo, users, tmp_path):
     expected = rows(recommend_batch(repo, users, tmp_path / "out.parquet", **QUICK))
     jsonl, csv = tmp_path / "users.jsonl", tmp_path / "users.csv"

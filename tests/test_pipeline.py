@@ -20,7 +20,7 @@ from hf_gr.dataset import InteractionDataset, write_dataset
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
 from hf_gr.hub import save_repo
-from hf_gr.pipeline import GenerativeRecommendationPipeline, answer
+from hf_gr.pipeline import GenerativeRecommendationPipeline, _histories, answer
 from hf_gr.requests import parse_request
 from hf_gr.vocabulary import add_vocabulary
 
@@ -161,11 +161,37 @@ def test_bad_requests_get_one_line(recommend, request_, message):
 
 
 @pytest.mark.parametrize(
-    "parameter", [{"top_k": 0}, {"top_k": "5"}, {"num_beams": 0}, {"max_per_category": 0}, {"topk": 3}]
+    "parameter",
+    [
+        {"top_k": 0},
+        {"top_k": "5"},
+        {"num_beams": 0},
+        {"max_per_category": 0},
+        {"topk": 3},
+        {"reflection": 2},
+        {"reflection": [0.5]},
+    ],
 )
 def test_bad_parameters_get_one_line(recommend, parameter):
     with pytest.raises(HfGrError, match=next(iter(parameter))):
         recommend(["i001"], **parameter)
+
+
+@pytest.mark.parametrize("cap", [None, 2])
+def test_reflection_reaches_the_search(recommend, cap):
+    requests = [["i001", "i002"], {"history": ["i003"], "exclude": ["i004"]}]
+    settings = {"top_k": 4, "num_beams": 4, "max_per_category": cap}
+    plain = [ids(answers) for answers in recommend(requests, **settings)]
+    found = [ids(answers) for answers in recommend(requests, reflection=0.9, **settings)]
+    assert found != plain and all(len(set(answers)) == 4 for answers in found)
+    assert [ids(answers) for answers in recommend(requests, reflection=0, **settings)] == plain
+    if cap is None:
+        asked = [parse_request(value, recommend.recommender.catalog) for value in requests]
+        histories = _histories(asked, "none")
+        rows = recommend.recommender.recommend(
+            histories, top_k=4, num_beams=4, exclude=[request.exclude for request in asked], reflection=0.9
+        )[0]
+        assert [[f"i{row:03d}" for row in answer] for answer in rows] == found
 
 
 def test_a_filter_that_leaves_nothing_gives_an_empty_list(recommend):

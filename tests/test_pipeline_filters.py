@@ -174,7 +174,7 @@ def test_a_mask_is_made_once_for_the_same_words(served, monkeypatch):
     assert served.mask("odd", ["in_stock", "organic"]) is not mask
     with pytest.raises(HfGrError, match="'evn'"):
         served.mask("evn")
-    monkeypatch.setattr(recommender, "MAX_MASKS", 3)
+    monkeypatch.setattr(recommender, "MAX_KEPT", 3)
     kept = served.mask("Hair Care")
     last = served.mask(where="organic")
     assert len(served._served.masks) == 3

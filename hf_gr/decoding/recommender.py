@@ -3,9 +3,9 @@
 import copy
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -21,13 +21,31 @@ from ..offline import local_folder, resolve
 from ..vocabulary import SidVocabulary, encode_text, reads_text
 from .beam import beam_search
 from .prefix_cache import PrefixCache
+from .reflection import Reflection, check_threshold
 
 
-MAX_MASKS = 64  # kept at once; the oldest goes first
+MAX_KEPT = 64  # masks, and reflections, kept at once; the oldest goes first
 
 logger = logging.getLogger(__name__)
 
 _Words = tuple[frozenset[str], frozenset[str]]
+_Key = TypeVar("_Key", bound=Hashable)
+_Made = TypeVar("_Made")
+
+
+class Answers(NamedTuple):
+    """Answers to B histories.
+
+    Attributes:
+        items: int64 [B, K], catalogue rows, best first: min(K, live items) distinct ones, then −1.
+        scores: float32 [B, K], log-probability of the item's SID under the grammar; −inf after the last.
+        pruned: float32 [B], with reflection: the share of paths that it dropped (as in [`Beams`]); NaN where filters
+            left no item.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+    pruned: np.ndarray | None
 
 
 class _Served(NamedTuple):
@@ -36,6 +54,7 @@ class _Served(NamedTuple):
     catalog: SidCatalog
     grammar: SidGrammar
     masks: dict[_Words, ItemMask]
+    reflections: dict[float, Reflection]
 
 
 class Recommender:
@@ -64,7 +83,7 @@ class Recommender:
         self.vocabulary = vocabulary
         self.prefix_cache = prefix_cache
         self.thinking = None if thinking is None else thinking.to(model.device)
-        self._served = _Served(catalog, vocabulary.grammar(catalog).to(model.device), {})
+        self._served = _Served(catalog, vocabulary.grammar(catalog).to(model.device), {}, {})
         self._lock = threading.Lock()
 
     @classmethod
@@ -101,7 +120,7 @@ class Recommender:
         ([`HfGrError`]); where no item is live, nothing is changed.
         """
         self.vocabulary.check(catalog, self.tokenizer, self.model.config.name_or_path or "the model")
-        self._served = _Served(catalog, self.vocabulary.grammar(catalog).to(self.model.device), {})
+        self._served = _Served(catalog, self.vocabulary.grammar(catalog).to(self.model.device), {}, {})
 
     def snapshot(self) -> Self:
         """This recommender as it is now, for several calls that must see one catalogue: a later [`swap`] of the
@@ -118,12 +137,23 @@ class Recommender:
         """
         served, words = self._served, (_names(category), _names(where))
         with self._lock:
-            if words not in served.masks:
-                made = served.grammar.mask(served.catalog.matching(*words))
-                if len(served.masks) == MAX_MASKS:
-                    del served.masks[next(iter(served.masks))]
-                served.masks[words] = made
-            return served.masks[words]
+            return _kept(served.masks, words, lambda: served.grammar.mask(served.catalog.matching(*words)))
+
+    def reflection(self, threshold: float) -> Reflection | None:
+        """What drops paths that contradict themselves; `None` for 0. Made once for a threshold.
+
+        Raises [`HfGrError`] where the threshold is not between 0 and 1, or the catalogue has no telling categories.
+        """
+        served = self._served
+        check_threshold(threshold)
+        if threshold == 0:
+            return None
+
+        def make() -> Reflection:
+            return Reflection.of(served.catalog, threshold).to(self.model.device)
+
+        with self._lock:
+            return _kept(served.reflections, threshold, make)
 
     def recommend(
         self,
@@ -135,6 +165,7 @@ class Recommender:
         allow: Sequence[np.ndarray | None] | None = None,
         only: Sequence[ItemMask | None] | None = None,
         queries: Sequence[str | None] | None = None,
+        reflection: float = 0.0,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best items after each of B histories, fed as one batch.
 
@@ -147,15 +178,43 @@ class Recommender:
             allow: Rows that alone are answers, per history (`None` entries: all).
             only: Masks of the items that may be answers, per history ([`mask`]). The three compose.
             queries: Free text put before each history.
+            reflection: Paths whose codes agree less than this in their categories are dropped, from 0 (off) to 1
+                (CORP, see [`Reflection`]).
 
         Returns:
             Items int64 [B, top_k] and scores float32 [B, top_k] (log-probability of the SID under the grammar), best
             first: min(top_k, live items) distinct items, then −1 and −inf.
         """
-        grammar = self.grammar
+        answers = self.answers(
+            histories,
+            top_k=top_k,
+            num_beams=num_beams,
+            exclude=exclude,
+            allow=allow,
+            only=only,
+            queries=queries,
+            reflection=reflection,
+        )
+        return answers.items, answers.scores
+
+    def answers(
+        self,
+        histories: Histories,
+        *,
+        top_k: int = 10,
+        num_beams: int = 50,
+        exclude: Sequence[np.ndarray | None] | None = None,
+        allow: Sequence[np.ndarray | None] | None = None,
+        only: Sequence[ItemMask | None] | None = None,
+        queries: Sequence[str | None] | None = None,
+        reflection: float = 0.0,
+    ) -> Answers:
+        """As [`recommend`], with what is known of the search beside the lists."""
+        grammar, reflecting = self.grammar, self.reflection(reflection)
         prompts = self.prompts(histories, queries)
         items = np.full((len(prompts), top_k), -1, np.int64)
         scores = np.full((len(prompts), top_k), -np.inf, np.float32)
+        pruned = None if reflecting is None else np.full(len(prompts), np.nan, np.float32)
         item_filter, rows = None, np.arange(len(prompts))
         if exclude is not None or allow is not None or only is not None:
             item_filter = grammar.filter(exclude, allow, only)
@@ -173,11 +232,14 @@ class Recommender:
                 num_beams=num_beams,
                 top_k=top_k,
                 item_filter=item_filter,
+                reflection=reflecting,
                 prefix_cache=self.prefix_cache,
                 feed=None if self.thinking is None else self.thinking.feed,
             )
             items[rows], scores[rows] = found.items.cpu().numpy(), found.scores.float().cpu().numpy()
-        return items, scores
+            if pruned is not None and found.pruned is not None:
+                pruned[rows] = found.pruned.cpu().numpy()
+        return Answers(items, scores, pruned)
 
     def prompts(self, histories: Histories, queries: Sequence[str | None] | None = None) -> list[list[int]]:
         """Token ids of each prompt: the query's text, then the history.
@@ -200,6 +262,16 @@ def load_thinking(path: str | Path, catalog: SidCatalog, revision: str | None = 
     """Thinking heads of a model folder or Hub repo; `None` where it has none."""
     folder = local_folder(path, revision=revision, files=THINKING_FILES)
     return ThinkingHeads.load(folder, catalog) if (folder / THINKING_FILES[0]).is_file() else None
+
+
+def _kept(made: dict[_Key, _Made], key: _Key, make: Callable[[], _Made]) -> _Made:
+    """What was made for a key, made where it was not; of too many the oldest goes."""
+    if key not in made:
+        new = make()
+        if len(made) == MAX_KEPT:
+            del made[next(iter(made))]
+        made[key] = new
+    return made[key]
 
 
 def _names(value: str | Sequence[str]) -> frozenset[str]:

@@ -237,8 +237,9 @@ class _TreeSearch:
             chosen = choose.best(keys, width)
         else:
             if self.merging and step and isinstance(self.grammar, UnorderedGrammar):
-                held = choose.set_keys(self.grammar, self.states.flatten(0, 1)).view(self.batch, beams, 1)
-                totals = choose.merge_sets(totals, (held + self.grammar.option_keys).flatten(1))
+                keys = choose.set_keys(self.grammar, self.states.flatten(0, 1)).view(self.batch, beams)
+                held = self.grammar.code_numbers(self.tokens)
+                totals = choose.merge_best(totals, keys, self.grammar.option_keys, held, self.width)
             if self.reflection is not None and step:
                 totals = self._reflected(self.reflection, totals, step, options, width)
             chosen = choose.best(totals, width)

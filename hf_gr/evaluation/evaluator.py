@@ -74,6 +74,13 @@ class EvaluateConfig:
         default=False,
         metadata={"help": "Never recommend what is in the history. Lists from `predictions` are judged as they are."},
     )
+    reflection: float = field(
+        default=0.0,
+        metadata={
+            "help": "Drop paths whose codes agree less than this in their categories, from 0 (off) to 1 (CORP); the "
+            "share of pruned paths is told."
+        },
+    )
     baselines: bool = field(default=True, metadata={"help": "Judge popularity and item-item kNN beside it."})
     logs: list[str] | None = field(
         default=None, metadata={"help": "Folders whose `training_log.json` gives the report's loss and reward curves."}
@@ -91,6 +98,8 @@ class EvaluateConfig:
             raise HfGrError(f"num_beams {self.num_beams} is less than top_k {self.top_k}; raise it, or ask for fewer.")
         if not (self.model or self.predictions or self.baselines):
             raise HfGrError("nothing to evaluate; give model, predictions, or leave baselines on.")
+        if not 0 <= self.reflection <= 1:
+            raise HfGrError(f"reflection is {self.reflection}; give a number between 0 (off) and 1.")
         if self.part not in ("test", "validation"):
             raise HfGrError(f"unknown part {self.part!r}; use 'test' or 'validation'.")
 
@@ -156,6 +165,9 @@ def print_table(result: dict[str, Any], output: Path, *, console: Console | None
         table.add_row(name, *cells)
     for label, key in (("invalid", "invalid_rate"), ("duplicates", "duplicate_rate")):
         table.add_row(label, *(f"{judged_system[key]:.2%}" for judged_system in result["systems"].values()))
+    if "pruned" in result:
+        share = f"{result['pruned']:.2%}"
+        table.add_row("pruned paths", *(share if system == "model" else "" for system in result["systems"]))
     console.print(table)
     console.print(f"report: {output / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
 
@@ -205,8 +217,8 @@ def _all_lists(
     cases: Cases,
     world: "PartialState | None",
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None, dict[str, Any]]:
-    """The lists of every system, the one in question first; with a model its semantic IDs, their figures and what is
-    found of its thoughts."""
+    """The lists of every system, the one in question first; with a model its semantic IDs, their figures, what is
+    found of its thoughts, and with reflection the share of pruned paths."""
     main = world is None or world.is_main_process
     lists: dict[str, np.ndarray] = {}
     codes, figures = None, dict[str, Any](catalogue={})
@@ -219,7 +231,9 @@ def _all_lists(
         codes = np.full((dataset.num_items, recommender.catalog.codes.shape[1]), -1, np.int64)
         codes[rows] = recommender.catalog.codes
         figures = {"catalogue": _catalogue_figures(recommender, rows, cases, dataset.num_items)}
-        lists["model"] = _model_lists(recommender, rows, cases, dataset.num_items, config, world)
+        lists["model"], pruned = _model_lists(recommender, rows, cases, dataset.num_items, config, world)
+        if pruned is not None:
+            figures["pruned"] = pruned
         if main and recommender.thinking is not None:
             thoughts = Thoughts(recommender, recommender.thinking)
             figures["thoughts"] = _judged_thoughts(
@@ -264,8 +278,9 @@ def _model_lists(
     num_items: int,
     config: EvaluateConfig,
     world: "PartialState",
-) -> np.ndarray:
-    """The model's lists in dataset rows, int64 [cases, top_k], on every process."""
+) -> tuple[np.ndarray, float | None]:
+    """The model's lists in dataset rows, int64 [cases, top_k], and with reflection the mean share of pruned paths, on
+    every process."""
     from accelerate.utils import gather_object
 
     histories = _translate(cases.histories, rows, num_items)
@@ -276,18 +291,22 @@ def _model_lists(
     for start in tqdm(starts, desc="recommend", unit="batch", disable=not world.is_main_process):
         chosen = mine[start : start + config.batch_size]
         batch = histories.cut(chosen, histories.lengths[chosen])
-        items, _ = recommender.recommend(
+        answers = recommender.answers(
             batch,
             top_k=config.top_k,
             num_beams=config.num_beams,
             exclude=[np.unique(history) for history in batch] if config.exclude_seen else None,
+            reflection=config.reflection,
         )
-        done.append((chosen, items))
+        done.append((chosen, answers.items, answers.pruned))
     lists = np.full((len(cases), config.top_k), m.MISSING, np.int64)
-    for chosen, items in gather_object(done):
+    shares = []
+    for chosen, items, pruned in gather_object(done):
         lists[chosen] = items
+        shares += [] if pruned is None else [pruned]
     known = (lists >= 0) & (lists < len(rows))
-    return np.where(known, rows[np.where(known, lists, 0)], np.where(lists == m.MISSING, m.MISSING, m.INVALID))
+    found = np.where(known, rows[np.where(known, lists, 0)], np.where(lists == m.MISSING, m.MISSING, m.INVALID))
+    return found, float(np.nanmean(np.concatenate(shares))) if shares else None
 
 
 def _judged_thoughts(

@@ -274,3 +274,48 @@ def test_one_item_is_a_catalogue_too():
     recommender = Recommender(model, tokenizer, catalog, add_vocabulary(tokenizer, model, catalog, max_history=2))
     items, scores = recommender.recommend(histories_of([[], [0]]), top_k=2)
     assert items.tolist() == [[0, -1], [0, -1]] and scores[:, 0] == pytest.approx([0, 0])
+
+
+# ---------------------------------------------------------------- reflection
+
+
+def test_reflection_is_that_of_the_beam_search():
+    histories = histories_of(HISTORIES)
+    reflection = RECOMMENDER.reflection(0.9)
+    expected = beam_search(
+        RECOMMENDER.model,
+        RECOMMENDER.prompts(histories),
+        RECOMMENDER.grammar,
+        num_beams=6,
+        top_k=6,
+        reflection=reflection,
+    )
+    answers = RECOMMENDER.answers(histories, num_beams=6, top_k=6, reflection=0.9)
+    assert np.array_equal(answers.items, expected.items.numpy()) and (answers.pruned > 0).all()
+    assert np.allclose(answers.pruned, expected.pruned.numpy())
+    items, scores = RECOMMENDER.recommend(histories, num_beams=6, top_k=6, reflection=0.9)
+    assert np.array_equal(items, answers.items) and np.array_equal(scores, answers.scores)
+    plain = RECOMMENDER.answers(histories, num_beams=6, top_k=6)
+    assert plain.pruned is None and not np.array_equal(plain.items, items)
+
+
+def test_requests_without_live_items_have_no_share_of_pruned_paths():
+    allow = [np.array([1, 2]), np.array([], np.int64), None]
+    answers = RECOMMENDER.answers(histories_of(HISTORIES), top_k=3, allow=allow, reflection=0.5)
+    assert np.isnan(answers.pruned).tolist() == [False, True, False]
+
+
+def test_reflections_are_made_once_for_a_catalogue_and_threshold():
+    recommender = build()
+    assert recommender.reflection(0) is None and recommender.reflection(0.0) is None
+    first = recommender.reflection(0.5)
+    assert recommender.reflection(0.5) is first and recommender.reflection(0.6) is not first
+    recommender.swap(CATALOG)
+    assert recommender.reflection(0.5) is not first
+    for threshold in (-1, 2, "0.5", [0.5], None):
+        with pytest.raises(HfGrError, match="give a number between 0"):
+            recommender.recommend(histories_of(HISTORIES), reflection=threshold)
+    bare = SidCatalog.from_codes(CATALOG.codes, CATALOG.items.drop_columns("categories"), SIZES)
+    recommender = Recommender(RECOMMENDER.model, RECOMMENDER.tokenizer, bare, RECOMMENDER.vocabulary)
+    with pytest.raises(HfGrError, match="items have no categories that tell them apart"):
+        recommender.recommend(histories_of(HISTORIES), reflection=0.5)

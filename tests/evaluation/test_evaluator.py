@@ -26,7 +26,7 @@ class StepRecommender:
         self.catalog = SimpleNamespace(codes=codes, codebook_sizes=(8, 4), item_ids=item_ids, fingerprint="f")
         self.thinking = None
 
-    def recommend(self, histories, *, top_k, num_beams, exclude=None):
+    def answers(self, histories, *, top_k, num_beams, exclude=None, reflection=0.0):
         size, lists = len(self.catalog.item_ids), []
         for row, history in enumerate(histories):
             names = [int(self.catalog.item_ids[item][1:]) for item in history]
@@ -35,7 +35,10 @@ class StepRecommender:
             kept = [item for item in rows if exclude is None or item not in exclude[row]][:top_k]
             lists.append(kept + [-1] * (top_k - len(kept)))
         assert max(map(max, lists)) < size
-        return np.array(lists), np.zeros((len(lists), top_k), np.float32)
+        pruned = np.array([len(history) / 20 for history in histories], np.float32) if reflection else None
+        if pruned is not None:
+            pruned[0] = np.nan
+        return recommender_module.Answers(np.array(lists), np.zeros((len(lists), top_k), np.float32), pruned)
 
 
 @pytest.fixture
@@ -88,6 +91,22 @@ def test_the_same_settings_and_inputs_are_up_to_date(config, model, capsys):
     (model / "model.safetensors").write_bytes(b"other weights")
     evaluate(config(seed=1))
     assert "[evaluate] wrote" in capsys.readouterr().out
+
+
+def test_the_share_of_pruned_paths_is_told(config, tmp_path):
+    result = evaluate(config(reflection=0.4, batch_size=1000))
+    histories = InteractionDataset.load(config().dataset).split().test.histories
+    lengths = np.sort(histories.lengths)[::-1][1:]  # the first of a batch, a longest one, has no share
+    assert result["pruned"] == pytest.approx(lengths.mean() / 20, rel=1e-5)
+    assert result["settings"]["reflection"] == 0.4
+    console = Console(record=True, width=200)
+    print_table(result, tmp_path, console=console)
+    line = next(line for line in console.export_text().splitlines() if "pruned paths" in line)
+    assert f"{result['pruned']:.2%}" in line
+    assert "pruned" not in evaluate(config(baselines=False))
+    for threshold in (-0.1, 1.1, float("nan")):
+        with pytest.raises(HfGrError, match="give a number between 0"):
+            config(reflection=threshold)
 
 
 def test_written_predictions_are_judged_alike(config, tmp_path):
