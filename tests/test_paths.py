@@ -21,6 +21,7 @@ from hf_gr.hub import save_repo
 from hf_gr.models import ThinkingConfig, ThinkingHeads
 from hf_gr.models.feedback import read
 from hf_gr.paths import Path, Paths
+from hf_gr.pipeline import answer as search
 from hf_gr.vocabulary import add_vocabulary
 
 
@@ -156,7 +157,8 @@ def test_thoughts_that_are_fed_back_are_read_by_rounds():
         assert step.confidence == pytest.approx(float(shares[options.index(step.code)]), abs=1e-5)
 
 
-def test_codes_are_told_by_the_words_of_their_live_items():
+def test_codes_are_told_by_the_words_of_their_live_items(monkeypatch):
+    monkeypatch.setattr("hf_gr.paths._TOLD_AT_ONCE", 2)
     first = a_catalog().codes[:, 0]
     told = build(catalog=a_catalog(removed=[f"i{row:03d}" for row in np.flatnonzero(first == 2)[:-1]]))
     named = {}
@@ -259,6 +261,19 @@ def test_the_pipeline_gives_every_item_its_path(repo):
                 assert step == own | {"confidence": pytest.approx(own["confidence"], abs=1e-5)}
                 assert list(step) == ["codebook", "code", "words", "confidence", "consistency"]
             assert [other["sid"][step["codebook"] - 1] for step in other["path"]] == [s["code"] for s in other["path"]]
+
+
+def test_answers_are_explained_by_the_catalogue_they_were_found_in(repo, monkeypatch):
+    recommend = pipeline("generative-recommendation", model=str(repo))
+
+    def search_while_all_is_removed(*arguments, **settings):
+        found = search(*arguments, **settings)
+        recommend.recommender.swap(recommend.recommender.catalog.removed([f"i{row:03d}" for row in range(39)]))
+        return found
+
+    expected = recommend(["i001"], top_k=5, explain=True)
+    monkeypatch.setattr("hf_gr.pipeline.answer", search_while_all_is_removed)
+    assert recommend(["i001"], top_k=5, explain=True) == expected
 
 
 def test_the_command_line_prints_a_path_a_line(repo, capsys):
