@@ -236,12 +236,11 @@ class _TreeSearch:
             keys = choose.perturb(self.scores, before, log_probs, generator).flatten(1)
             chosen = choose.best(keys, width)
         else:
-            if self.merging and step and isinstance(self.grammar, UnorderedGrammar):
-                keys = choose.set_keys(self.grammar, self.states.flatten(0, 1)).view(self.batch, beams)
-                held = self.grammar.code_numbers(self.tokens)
-                totals = choose.merge_best(totals, keys, self.grammar.option_keys, held, self.width)
+            every, totals = totals, self._merged(totals, step)
             if self.reflection is not None and step:
-                totals = self._reflected(self.reflection, totals, step, options, width)
+                kept = self._consistent(self.reflection, every, step, options)
+                self._count_dropped(totals, kept, width)
+                totals = self._merged(every.masked_fill(~kept, -torch.inf), step)
             chosen = choose.best(totals, width)
         parent, option = chosen // num_options, chosen % num_options
 
@@ -260,22 +259,34 @@ class _TreeSearch:
         dead = torch.isneginf(self.scores).flatten()
         self.states = self.grammar.killed(states, dead).view(self.batch, chosen.shape[1], -1)
 
-    def _reflected(
-        self, reflection: Reflection, totals: torch.Tensor, step: int, options: Successors, width: int
+    def _merged(self, totals: torch.Tensor, step: int) -> torch.Tensor:
+        """`totals` (float [B, beams · D]) with those of equal sets at the best of them, if sets are to merge."""
+        if not (self.merging and step and isinstance(self.grammar, UnorderedGrammar)):
+            return totals
+        sets = choose.set_keys(self.grammar, self.states.flatten(0, 1)).view(self.scores.shape)
+        held = self.grammar.code_numbers(self.tokens)
+        return choose.merge_best(totals, sets, self.grammar.option_keys, held, self.width)
+
+    def _consistent(
+        self, reflection: Reflection, totals: torch.Tensor, step: int, options: Successors
     ) -> torch.Tensor:
-        """`totals` (float [B, beams · D]) with −inf for paths that contradict themselves; counts what that drops."""
+        """Which candidates do not contradict themselves, bool like `totals`; all where that leaves a request none.
+
+        Orders of one set are all consistent or none is, so that this may come before they merge.
+        """
         held = self.grammar.code_numbers(self.tokens).flatten(0, 1)
-        added = self.grammar.code_numbers(self.grammar.step_tokens(step))
-        consistent = reflection.keeps(held, added)
+        consistent = reflection.keeps(held, self.grammar.code_numbers(self.grammar.step_tokens(step)))
         if options.index is not None:
             consistent = consistent.gather(1, options.index)
-        consistent, possible = consistent.view(totals.shape), ~torch.isneginf(totals)
-        kept = consistent | ~(consistent & possible).any(1, keepdim=True)
+        consistent = consistent.view(totals.shape)
+        return consistent | ~(consistent & ~torch.isneginf(totals)).any(1, keepdim=True)
+
+    def _count_dropped(self, totals: torch.Tensor, kept: torch.Tensor, width: int) -> None:
+        """Counts the best candidates, and those of them that are not kept."""
         best = choose.best(totals, width)
-        wanted = possible.gather(1, best)
+        wanted = ~torch.isneginf(totals.gather(1, best))
         self.wanted = self.wanted + wanted.sum(1)
         self.dropped = self.dropped + (wanted & ~kept.gather(1, best)).sum(1)
-        return totals.masked_fill(~kept, -torch.inf)
 
     def result(self) -> Beams:
         tokens = self.tokens
