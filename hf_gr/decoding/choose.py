@@ -1,5 +1,6 @@
 """How a search goes on: which options of which beams are kept."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -117,11 +118,11 @@ def merge_sets(totals: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 def merge_best(
     totals: torch.Tensor, keys: torch.Tensor, option_keys: torch.Tensor, held: torch.Tensor, width: int
 ) -> torch.Tensor:
-    """[`merge_sets`] of the candidates of one step, without looking at all of them.
+    """The W best of [`merge_sets`] of the candidates of one step, for most requests without looking at all of them.
 
-    A set of t codes has at most t candidates: its beams lack one of its codes each. So each of the best t·W·4
-    candidates finds the others of its set by their keys. A set none of whose candidates is among those is left out:
-    it could not reach the W best unless all its orders were about as likely as each other and as the least of them.
+    A set of t codes has at most t candidates: its beams lack one of its codes each. So each of the best 4·t·W
+    candidates finds the others of its set by their keys. A set of which none is among those adds up to at most t times
+    the least of them; where that would do for the W best, all candidates are merged after all.
 
     Args:
         totals: float [B, beams · D], log-probabilities, −inf where not allowed.
@@ -145,7 +146,13 @@ def merge_best(
     again = torch.zeros_like(key, dtype=torch.bool)
     again[:, 1:] = key[:, 1:] == key[:, :-1]
     merged = merged.masked_fill(torch.zeros_like(again).scatter(1, order, again), -torch.inf)
-    return torch.full_like(totals, -torch.inf).scatter(1, best.indices, merged)
+    result = torch.full_like(totals, -torch.inf).scatter(1, best.indices, merged)
+    if best.values.shape[1] < totals.shape[1]:
+        least = merged.topk(width, dim=1).values[:, -1]
+        flat = ((best.values[:, -1] > -torch.inf) & (best.values[:, -1] + math.log(size) > least)).nonzero()[:, 0]
+        if len(flat):
+            result[flat] = merge_sets(totals[flat], (keys[flat, :, None] + option_keys).flatten(1))
+    return result
 
 
 def set_keys(grammar: UnorderedGrammar, state: torch.Tensor) -> torch.Tensor:

@@ -74,3 +74,26 @@ def test_what_is_not_allowed_is_never_drawn():
     drawn = choose.draw(log_probs, 100_000, torch.Generator().manual_seed(0))
     assert sorted(drawn.unique().tolist()) == [7, 20]
     assert abs(float((drawn == 20).float().mean()) - 0.75) < 0.01
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_best_sets_are_those_of_merging_all_candidates(size, spread):
+    """Beams over five codes of each of four codebooks, so that many sets are reached from several; some are dead."""
+    random = torch.Generator().manual_seed(size)
+    option_keys = torch.randint(1, 2**62, (20,), generator=random)
+    for _ in range(20):
+        sets = {tuple(sorted(torch.randperm(4, generator=random)[:size].tolist())) for _ in range(6)}
+        pool = [tuple(5 * book + int(torch.randint(5, (), generator=random)) for book in own) for own in sets] * 3
+        pool = [tuple(code // 5 * 5 + int(torch.randint(5, (), generator=random)) for code in one) for one in pool]
+        beams = torch.tensor([*sorted(set(pool)), (-1,) * size])[None]
+        alive = beams[..., 0] >= 0
+        keys = torch.where(alive, option_keys[beams.clamp(min=0)].sum(2), 0)
+        totals = spread * torch.randn(1, beams.shape[1], 20, generator=random)
+        used = (beams[..., None] // 5 == torch.arange(20) // 5).any(2) | ~alive[..., None]
+        totals = totals.masked_fill(used, -torch.inf).flatten(1)
+        full = choose.merge_sets(totals, (keys[..., None] + option_keys).flatten(1))
+        found = choose.merge_best(totals, keys, option_keys, beams, width=6)
+        best = full.topk(6, dim=1)
+        assert torch.equal(found.topk(6, dim=1).indices, best.indices)
+        assert torch.allclose(found.gather(1, best.indices), best.values, atol=1e-5)
