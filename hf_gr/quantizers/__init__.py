@@ -5,6 +5,7 @@ from .coba import CoBa, CoBaConfig
 from .collisions import resolve_collisions
 from .loading import load_quantizer
 from .metrics import codebook_report, collision_report, print_collisions
+from .mpq import MPQ, MPQConfig
 from .opq import OPQ, OPQConfig
 from .r3_vae import R3VAE, R3VAEConfig
 from .rq_kmeans import RQKMeans, RQKMeansConfig
@@ -14,11 +15,13 @@ from .station import METHODS, QuantizeConfig, quantize
 
 __all__ = [
     "METHODS",
+    "MPQ",
     "OPQ",
     "R3VAE",
     "RQVAE",
     "CoBa",
     "CoBaConfig",
+    "MPQConfig",
     "OPQConfig",
     "QuantizeConfig",
     "Quantizer",

@@ -25,6 +25,10 @@ class Measure(NamedTuple):
         return "–" if value is None else format(value, self.form)
 
 
+def _of_redundancy(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda report: report["redundancy"][name] if report["redundancy"] else None
+
+
 OVERALL = (
     Measure("items", "", "rows of the catalogue", ",", lambda r: r["items"]),
     Measure("SIDs", "", "different ones that items have", ",", lambda r: r["distinct_sids"]),
@@ -35,6 +39,7 @@ OVERALL = (
         ".2%",
         lambda r: r["collision_rate"],
     ),
+    Measure("distinct sets", "higher", "different SIDs ÷ items", ".2%", lambda r: r["distinct_set_rate"]),
     Measure("largest bucket", "lower", "most items on one SID", ",", lambda r: r["largest_bucket"]),
     Measure(
         "targets on a shared SID",
@@ -49,6 +54,21 @@ OVERALL = (
         "share of training events whose item shares its SID",
         ".2%",
         lambda r: r.get("events_on_shared_sid"),
+    ),
+    Measure(
+        "redundancy",
+        "lower",
+        "normalised mutual information of two codebooks, mean over pairs",
+        ".3f",
+        _of_redundancy("information"),
+    ),
+    Measure("redundancy: by chance", "", "the same for codes dealt at random", ".3f", _of_redundancy("chance")),
+    Measure(
+        "redundancy: adjusted",
+        "lower",
+        "way from chance (0) to one codebook repeating the other (1)",
+        ".3f",
+        _of_redundancy("adjusted"),
     ),
     Measure(
         "mean cosine",

@@ -66,7 +66,7 @@ class NeuralQuantizer(Quantizer):
     def __init__(self, config: NeuralQuantizerConfig) -> None:
         super().__init__(config)
         widths = [config.dim, *config.hidden_sizes, config.latent_dim]
-        self.encoder, self.decoder = _mlp(widths), _mlp(widths[::-1])
+        self.encoder, self.decoder = mlp(widths), mlp(widths[::-1])
         self.register_buffer("mean", torch.empty(config.dim))
         self.register_buffer("scale", torch.empty(()))
         self.fit_log: list[dict[str, float]] = []
@@ -224,7 +224,8 @@ def revive(codebook: torch.Tensor, used: torch.Tensor, residual: torch.Tensor) -
     return dead
 
 
-def _mlp(widths: Sequence[int]) -> nn.Sequential:
+def mlp(widths: Sequence[int]) -> nn.Sequential:
+    """Linear layers from width to width, ReLU between."""
     layers: list[nn.Module] = []
     for into, out in itertools.pairwise(widths):
         layers += [nn.Linear(into, out), nn.ReLU()]

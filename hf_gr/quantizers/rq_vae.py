@@ -8,28 +8,18 @@ item chose. Everything can be switched off, to see what it does.
 
 from typing import Literal
 
-import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from ..errors import HfGrError
-from .kmeans import kmeans, nearest, residual_of, squared_distances
-from .neural import NeuralQuantizer, NeuralQuantizerConfig, one_hot, revive
+from .codebooks import CodebookQuantizer, CodebookQuantizerConfig
+from .kmeans import nearest, residual_of, squared_distances
 
 
-class RQVAEConfig(NeuralQuantizerConfig):
+class RQVAEConfig(CodebookQuantizerConfig):
     """Config of [`RQVAE`].
 
     Args:
-        beta: β, weight of the commitment loss.
-        start: `"kmeans"`: codebooks start as the centres of residual K-means on the first latents. `"random"`: drawn
-            with the latents' deviation, as a plain RQ-VAE has it.
-        codebook_update: `"ema"`: codes are the moving averages of the residuals that chose them. `"gradient"`: they
-            follow the loss's first part.
-        ema_decay: Of the moving averages, a step.
-        revive: Whether codes that no item of an epoch chose are put on random residuals; not in the last fifth of the
-            epochs, which lets them settle.
         estimator: How the gradient passes the choice of codes. `"straight_through"`: as if ẑ were z. `"rotation"`:
             through the rotation and scaling that takes z to ẑ (Fifty et al., 2024), of the whole latent [ours].
             `"gumbel"`: through a softmax over −distance/temperature with Gumbel noise (Jang et al., 2017); takes
@@ -40,16 +30,11 @@ class RQVAEConfig(NeuralQuantizerConfig):
 
     model_type = "hf_gr_rq_vae"
 
-    beta: float = 0.25
-    start: Literal["kmeans", "random"] = "kmeans"
-    codebook_update: Literal["ema", "gradient"] = "ema"
-    ema_decay: float = 0.99
-    revive: bool = True
     estimator: Literal["straight_through", "rotation", "gumbel"] = "straight_through"
     temperature: float = 0.03
 
 
-class RQVAE(NeuralQuantizer):
+class RQVAE(CodebookQuantizer):
     """r₀ = z; s_l = argmin_k ‖r_l − c_{l,k}‖²; r_{l+1} = r_l − c_{l,s_l}; x̂ = Dec(Σ_l c_{l,s_l})."""
 
     config_class = RQVAEConfig
@@ -59,44 +44,15 @@ class RQVAE(NeuralQuantizer):
         super().__init__(config)
         if config.estimator == "gumbel" and config.codebook_update == "ema":
             raise HfGrError("estimator 'gumbel' teaches codes by gradients; set codebook_update to 'gradient'.")
-        width, learned = config.latent_dim, config.codebook_update == "gradient"
-        self.codebooks = nn.ParameterList(
-            nn.Parameter(torch.empty(size, width), requires_grad=learned) for size in config.codebook_sizes
-        )
-        for level, size in enumerate(config.codebook_sizes):
-            # moving averages, a batch: how many residuals chose a code, and their sum
-            self.register_buffer(f"counts_{level}", torch.empty(size))
-            if not learned:
-                self.register_buffer(f"sums_{level}", torch.empty(size, width))
-        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # residuals and codes of the last batch, by level
-        self._used = [torch.zeros(size) for size in config.codebook_sizes]  # times, since the epoch began
         self.post_init()
-
-    def code_vectors(self, level: int) -> np.ndarray:
-        self.check_fitted()
-        return self.codebooks[level].detach().cpu().numpy().copy()
-
-    def _counts(self, level: int) -> torch.Tensor:
-        return self.get_buffer(f"counts_{level}")
 
     def _start(self, latents: torch.Tensor, seed: int) -> None:
         residual = latents.cpu().numpy()
-        for level, codebook in enumerate(self.codebooks):
+        for level in range(self.num_levels):
+            self._start_codebook(level, residual, seed + level)
             if self.config.start == "kmeans":
-                centres = kmeans(residual, len(codebook), 10, seed + level)
+                centres = self.codebooks[level].detach().cpu().numpy()
                 residual = residual - centres[nearest(residual, centres)]
-                codebook.copy_(torch.from_numpy(centres))
-            else:
-                codebook.copy_(torch.randn(codebook.shape) * float(residual.std()))
-            self._forget(level, torch.arange(len(codebook), device=codebook.device))
-        self._used = [torch.zeros_like(used, device=self.device) for used in self._used]
-
-    def _forget(self, level: int, codes: torch.Tensor) -> None:
-        """Starts the moving averages of some codes, int64 [n], as if they had had their even share."""
-        counts = self._counts(level)
-        counts[codes] = self.config.batch_size / len(counts)
-        if self.config.codebook_update == "ema":
-            self.get_buffer(f"sums_{level}")[codes] = self.codebooks[level].detach()[codes] * counts[codes, None]
 
     def _compared(self, residual: torch.Tensor, level: int) -> torch.Tensor:
         """What codes are chosen by: the least of squared distances float32 [n, K_level]."""
@@ -136,27 +92,6 @@ class RQVAE(NeuralQuantizer):
         if config.codebook_update == "gradient":
             parts["codebook"] = codebook_loss
         return quantized, parts
-
-    @torch.no_grad()
-    def _after_step(self) -> None:
-        decay = self.config.ema_decay
-        for level, (residual, codes) in enumerate(self._seen):
-            counts, codebook = self._counts(level), self.codebooks[level]
-            chosen = one_hot(codes, len(codebook), residual)
-            times = chosen.sum(0)
-            self._used[level] += times
-            counts.lerp_(times, 1 - decay)
-            if self.config.codebook_update == "ema":
-                sums = self.get_buffer(f"sums_{level}").lerp_(chosen.T @ residual, 1 - decay)
-                # a code long unused has nothing left to average, and stays where it is
-                codebook.copy_(torch.where(counts[:, None] > 1e-6, sums / counts[:, None], codebook))
-
-    @torch.no_grad()
-    def _after_epoch(self, progress: float) -> None:
-        for level, used in enumerate(self._used):
-            if self.config.revive and progress < 0.8:
-                self._forget(level, revive(self.codebooks[level], used > 0, self._seen[level][0]))
-            used.zero_()
 
     def _encode(self, batch: torch.Tensor) -> torch.Tensor:
         residual, codes = self.latents(batch), []

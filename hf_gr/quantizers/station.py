@@ -21,6 +21,7 @@ from .base import Quantizer
 from .coba import CoBa
 from .collisions import SPARE_DIGITS, CollisionMethod, check_room, digit_vectors, resolve_collisions
 from .metrics import collision_report, print_collisions
+from .mpq import MPQ
 from .neural import NeuralQuantizer
 from .opq import OPQ
 from .r3_vae import R3VAE
@@ -38,7 +39,9 @@ class QuantizeConfig:
     dataset: str = field(metadata={"help": "Dataset folder to read."})
     embeddings: str = field(metadata={"help": "Folder with the item vectors of that dataset."})
     output_dir: str = field(metadata={"help": "Folder to write the quantizer and the SID catalogue to."})
-    method: str = field(default="rq_kmeans", metadata={"help": "Quantizer: rq_kmeans, opq, rq_vae, coba, r3_vae."})
+    method: str = field(
+        default="rq_kmeans", metadata={"help": "Quantizer: rq_kmeans, opq, rq_vae, coba, r3_vae, mpq."}
+    )
     levels: int = field(default=3, metadata={"help": "Codes in a SID."})
     codebook_size: int = field(default=64, metadata={"help": "Codes to choose from on each level."})
     method_config: dict | str | None = field(
@@ -76,6 +79,7 @@ class QuantizeConfig:
 
 METHODS: dict[str, type[Quantizer]] = {
     "coba": CoBa,
+    "mpq": MPQ,
     "opq": OPQ,
     "r3_vae": R3VAE,
     "rq_kmeans": RQKMeans,
