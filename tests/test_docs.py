@@ -21,15 +21,15 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 
 @pytest.fixture
 def quickstart(tmp_path, monkeypatch):
-    """A folder with models at `quickstart/grpo/model` and, with thoughts, `quickstart/sft-s2gr/model` that know items
-    "1" to "200", and a data set of them."""
+    """A folder `quickstart` with flat, thinking and unordered models that know items "1" to "200", and a data set of
+    them."""
     ids = [str(number) for number in range(1, 201)]
     kinds = [["Comedy"] if number % 2 else ["Drama"] for number in range(200)]
     items = pa.table({"item_id": ids, "title": [f"Film {i}" for i in ids], "categories": kinds})
     random = np.random.default_rng(0)
     codes, vectors = random.integers(0, 8, (200, 3)), tuple(random.normal(size=(3, 8, 5)).astype(np.float32))
     catalog = SidCatalog.from_codes(codes, items, (8, 8, 8), code_vectors=vectors)
-    for station, form in (("grpo", "flat"), ("sft-s2gr", "stepwise")):
+    for station, form in (("grpo", "flat"), ("sft-s2gr", "stepwise"), ("sft-reg4rec", "unordered")):
         tokenizer, model = tiny_tokenizer(), tiny_lm()
         vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10, form=form)
         folder = tmp_path / "quickstart" / station / "model"
