@@ -27,6 +27,7 @@ KINDS = {
 }
 FILES = sorted(file for file in RECIPES.glob("*/*.yaml") if file.parent.name != "accelerate")
 SETS = sorted({file.parent for file in FILES if file.stem == "sft-flat"})
+UNORDERED = sorted({file.parent for file in FILES if file.stem == "sft-reg4rec"})
 MINED = sorted({file.parent for file in FILES if file.stem == "mine"})
 
 
@@ -37,7 +38,8 @@ def test_a_recipe_is_read_by_its_station(file):
     for key, value in given.items():
         assert vars(config)[key] == value, key
     if isinstance(config, SidSFTConfig):
-        assert (config.heads is not None) == (config.form is not None) == ("s2gr" in file.stem)
+        assert (config.heads is not None) == (config.form == "stepwise") == ("s2gr" in file.stem)
+        assert (config.form == "unordered") == ("reg4rec" in file.stem)
 
 
 @pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
@@ -58,12 +60,23 @@ def test_the_recipes_of_a_data_set_fit_together(folder):
     assert len({recipe["dataset"] for recipe in given.values()}) == 1
     for name, recipe in given.items():
         if name.startswith("sft"):
-            quantize = "quantize-interests" if "interests" in name else "quantize"
-            assert recipe["catalog"] == given[quantize]["output_dir"]
+            kind = "-interests" if "interests" in name else "-mpq" if "reg4rec" in name else ""
+            assert recipe["catalog"] == given[f"quantize{kind}"]["output_dir"]
     for size in ("", "-small"):  # what is compared differs in the thinking alone
         flat, thinking = given[f"sft-flat{size}"], given[f"sft-s2gr{size}"]
         differing = {key for key in flat | thinking if flat.get(key) != thinking.get(key)}
         assert differing == {"form", "thinking", "output_dir"}
+
+
+@pytest.mark.parametrize("folder", UNORDERED, ids=lambda folder: folder.name)
+def test_the_recipes_of_sets_fit_together(folder):
+    given = {file.stem: yaml.safe_load(file.read_text()) for file in folder.glob("*.yaml")}
+    assert given["quantize-mpq"]["embeddings"] == given["embed"]["output_dir"]
+    for size in ("", "-small"):
+        flat, sets = given[f"sft-flat{size}"], given[f"sft-reg4rec{size}"]
+        differing = {key for key in flat | sets if flat.get(key) != sets.get(key)}
+        assert differing == {"form", "confident_orders", "set_credit", "catalog", "output_dir"}
+        assert given[f"grpo-reg4rec{size}"]["model"] == f"{sets['output_dir']}/model"
 
 
 @pytest.mark.parametrize("folder", MINED, ids=lambda folder: folder.name)
