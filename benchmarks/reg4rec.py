@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time; above 1 name none beside its start")
     parser.add_argument("--against", default="flat", help="arm that others of the same seeds are compared with")
     parser.add_argument("--beams", type=int, default=50)
+    parser.add_argument("--epochs", type=float, help="of SFT, in place of the recipe's")
     parser.add_argument("--max-steps", type=int, help="for a trial")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--only", metavar="CELL", help=argparse.SUPPRESS)  # one cell, in this process
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if chosen.only:
         run_cell(chosen.only, chosen)
         return {}
-    names = ("recipes", "dataset", "flat_catalog", "catalogs", "out", "beams", "max_steps")
+    names = ("recipes", "dataset", "flat_catalog", "catalogs", "out", "beams", "epochs", "max_steps")
     return cells.run_study(__file__, chosen, names, ARMS, chosen.against, ("NDCG@10", "HR@10"))
 
 
@@ -125,6 +126,8 @@ def trained(name: str, seed: int, chosen: argparse.Namespace) -> Path:
         settings["max_steps"] = chosen.max_steps
     if start is not None:
         return grpo(SidGRPOConfig(**settings | {"model": str(start), "output_dir": str(folder / "grpo")}))
+    if chosen.epochs is not None:
+        settings["num_train_epochs"] = chosen.epochs
     pattern = chosen.catalogs if arm.codes else chosen.flat_catalog
     catalog = pattern.format(seed=seed, codes=arm.codes)
     return sft(SidSFTConfig(**settings | {"catalog": catalog, "output_dir": str(folder / "sft")}))
