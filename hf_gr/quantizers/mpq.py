@@ -22,18 +22,30 @@ class MPQConfig(CodebookQuantizerConfig):
 
     Args:
         codebook_sizes: K_r of each of the M experts.
+        beta: As in the base, with a lower default.
+        learning_rate: As in the base, with a higher default.
         orthogonality: λ_o, weight of [`dependence`] between the outputs of experts.
-        side_dropout: Share of the items of a batch whose router weights give way to the batch's mean.
+        side_dropout: Share of the items of a batch whose router weights give way to the batch's mean, as `decode`
+            without side has them. Without this weights say what the codes ought to say [ours].
     """
 
     model_type = "hf_gr_mpq"
 
     codebook_sizes: list[int] | tuple[int, ...] = (256, 256, 256, 256)
-    orthogonality: float = 1.0
+    beta: float = 0.1
+    learning_rate: float = 3e-3
+    orthogonality: float = 0.1
     side_dropout: float = 0.5
 
 
 class MPQ(CodebookQuantizer):
+    """c_r = argmin_k ‖e_r − z_{r,k}‖²; x̂ = Dec(Σ_r h_r z_{r,c_r}). [`side`] is h, [N, M].
+
+    Experts share the hidden layers of the encoder and differ in the last one, which is one matrix for all of them, so
+    that sixteen cost little more than two [ours]. Where h is not known, [`decode`] takes its mean over the fitted
+    vectors.
+    """
+
     config_class = MPQConfig
     config: MPQConfig
 
@@ -42,7 +54,7 @@ class MPQ(CodebookQuantizer):
         self.side_width = self.num_levels
         self.encoder = mlp([config.dim, *config.hidden_sizes, self.num_levels * config.latent_dim])
         self.router = nn.Linear(config.dim, self.num_levels)
-        self.register_buffer("usual_weights", torch.empty(self.num_levels))
+        self.register_buffer("usual_weights", torch.empty(self.num_levels))  # mean h of the fitted vectors
         self.post_init()
 
     def experts(self, batch: torch.Tensor) -> torch.Tensor:
@@ -87,11 +99,15 @@ class MPQ(CodebookQuantizer):
 
     def _fit(self, vectors: np.ndarray, seed: int, progress: bool, checkpoint: Path | None) -> None:
         super()._fit(vectors, seed, progress, checkpoint)
-        with torch.no_grad():
-            total = torch.zeros(self.num_levels, dtype=torch.float64, device=self.device)
-            for start in range(0, len(vectors), BATCH_SIZE):
-                total += self.weights(self._tensor(vectors[start : start + BATCH_SIZE])).double().sum(0)
-            self.usual_weights.copy_(total / len(vectors))
+        self._settle(vectors)
+
+    @torch.no_grad()
+    def _settle(self, vectors: np.ndarray) -> None:
+        """The mean of h over all vectors, for `decode` without side."""
+        total = torch.zeros_like(self.usual_weights, dtype=torch.float64)
+        for start in range(0, len(vectors), BATCH_SIZE):
+            total += self.weights(self._tensor(vectors[start : start + BATCH_SIZE])).double().sum(0)
+        self.usual_weights.copy_(total / len(vectors))
 
     def _encode(self, batch: torch.Tensor) -> torch.Tensor:
         return self._nearest(self.experts(batch))
@@ -108,7 +124,21 @@ class MPQ(CodebookQuantizer):
 
 
 def dependence(outputs: torch.Tensor) -> torch.Tensor:
-    """Mean over pairs of experts of ‖C_rs‖² / (‖C_rr‖·‖C_ss‖), float32 [n, M, w] → []; 0 for one expert."""
+    """How far two experts say the same up to rotation and scale: the mean over pairs of ‖C_rs‖² / (‖C_rr‖·‖C_ss‖).
+
+    C_rs [w, w] is the covariance of the outputs of experts r and s over a batch, norms are Frobenius': linear CKA
+    (Kornblith et al., 2019) [known; that it is REG4Rec's orthogonality is ours]. It is 0 when the outputs are
+    uncorrelated and 1 when one is a rotation of the other. That is what matters: two outputs that are at right
+    angles for every item may well be one output and its rotation, and have one partition of the items for both. The
+    directions in which an expert's items differ most, which its codes follow, weigh most; a mean squared correlation
+    of all dimensions costs more of the reconstruction and lowers the mutual information of codes less.
+
+    Args:
+        outputs: float32 [n, M, w].
+
+    Returns:
+        float32 [], between 0 and 1; 0 for a single expert.
+    """
     experts = outputs.shape[1]
     if experts == 1:
         return outputs.new_zeros(())
