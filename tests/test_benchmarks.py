@@ -299,3 +299,26 @@ def test_the_study_of_rewards_starts_from_finished_models(load, tmp_path):
     assert difference["value"] == pytest.approx(rows["prefix"]["NDCG@10"] - rows["sft"]["NDCG@10"], abs=1e-9)
     with pytest.raises(SystemExit):
         study.main([*given, "--cells", "joy-s0"])
+
+
+def test_the_study_of_sets_builds_arm_on_arm(load, tmp_path):
+    """The start of a cell is trained when it is not there, and found when it is."""
+    data, study, recipes = tiny_data(tmp_path), load("reg4rec"), tmp_path / "recipes"
+    recipes.mkdir()
+    both = data.sft(tmp_path, max_steps=20) | {"form": "unordered", "confident_orders": 0.5}
+    rewards = {"rewards": {"step_hit": 1.0}, "target_steps": 2, "max_steps": 2}
+    for name, settings in ((study.SETS, both), (study.GRPO, data.grpo(tmp_path, tmp_path, **rewards))):
+        kept = {key: value for key, value in settings.items() if key not in ("output_dir", "catalog")}
+        (recipes / f"{name}.yaml").write_text(json.dumps(kept))
+    given = ["--recipes", str(recipes), "--dataset", str(data.dataset), "--flat-catalog", str(data.catalog)]
+    given += ["--catalogs", str(data.catalog), "--out", str(tmp_path / "cells"), "--beams", "10"]
+    for cell in ("corp-s0", "crss-s0"):  # in this process, which is quicker
+        study.main([*given, "--only", cell])
+    result = study.main([*given, "--against", "crss", "--cells", "corp-s0,crss-s0"])
+    rows = {row["arm"]: row for row in result["rows"]}
+    assert result["not_run"] == [] and rows.keys() == {"corp", "crss"}
+    assert (tmp_path / "cells" / "msra-s0" / "grpo" / "model").is_dir()
+    assert 0 <= rows["corp"]["pruned"] <= 1 and rows["crss"]["pruned"] is None
+    assert rows["crss"]["cpu_seconds"] < rows["corp"]["cpu_seconds"]  # it was trained before
+    with pytest.raises(SystemExit):
+        study.main([*given, "--cells", "joy-s0"])
