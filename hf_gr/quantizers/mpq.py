@@ -8,9 +8,11 @@ set of M codes that may be written in any order. The loss is ‖x − x̂‖² +
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import nn
 
+from ..embedding.propagation import propagate
 from .base import BATCH_SIZE
 from .codebooks import CodebookQuantizer, CodebookQuantizerConfig
 from .kmeans import squared_distances
@@ -25,6 +27,8 @@ class MPQConfig(CodebookQuantizerConfig):
         beta: As in the base, with a lower default.
         learning_rate: As in the base, with a higher default.
         orthogonality: λ_o, weight of [`dependence`] between the outputs of experts.
+        alpha, hops: Of the propagation over the co-occurrence graph that vectors go through first, as in
+            [`~hf_gr.quantizers.CoBa`]; 0 hops leave them as they are [ours].
         side_dropout: Share of the items of a batch whose router weights give way to the batch's mean, as `decode`
             without side has them. Without this weights say what the codes ought to say [ours].
     """
@@ -36,6 +40,8 @@ class MPQConfig(CodebookQuantizerConfig):
     learning_rate: float = 3e-3
     orthogonality: float = 0.1
     side_dropout: float = 0.5
+    alpha: float = 0.2
+    hops: int = 3
 
 
 class MPQ(CodebookQuantizer):
@@ -48,6 +54,7 @@ class MPQ(CodebookQuantizer):
 
     config_class = MPQConfig
     config: MPQConfig
+    uses_graph = True
 
     def __init__(self, config: MPQConfig) -> None:
         super().__init__(config)
@@ -56,6 +63,11 @@ class MPQ(CodebookQuantizer):
         self.router = nn.Linear(config.dim, self.num_levels)
         self.register_buffer("usual_weights", torch.empty(self.num_levels))  # mean h of the fitted vectors
         self.post_init()
+
+    def align(self, vectors: np.ndarray, graph: sp.csr_array | None) -> np.ndarray:
+        if graph is None or self.config.hops == 0:
+            return vectors
+        return propagate(vectors, graph, self.config.alpha, self.config.hops, keep_lengths=True)
 
     def experts(self, batch: torch.Tensor) -> torch.Tensor:
         """float32 [n, d] → e, float32 [n, M, w]."""

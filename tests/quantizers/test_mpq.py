@@ -3,10 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from hf_gr.errors import HfGrError
-from hf_gr.quantizers import MPQ, MPQConfig, load_quantizer, resolve_collisions
+from hf_gr.quantizers import MPQ, CoBa, CoBaConfig, MPQConfig, load_quantizer, resolve_collisions
 from hf_gr.quantizers.metrics import redundancy
 from hf_gr.quantizers.mpq import dependence
 
@@ -227,3 +228,15 @@ def test_what_was_never_set_is_noticed(name: str):
         quantizer.state_dict()[name].view(-1)[0] = float("nan")
     with pytest.raises(HfGrError, match=name.replace(".", r"\.")):
         quantizer.encode(data)
+
+
+def test_vectors_are_smoothed_as_those_of_coba():
+    vectors, graph = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32), sp.eye_array(6, k=1) * 1.0
+    graph = (graph + graph.T).tocsr()
+    quantizer = MPQ(MPQConfig(dim=4, codebook_sizes=[2, 2]))
+    coba = CoBa(CoBaConfig(dim=4, codebook_sizes=[2, 2]))
+    assert quantizer.uses_graph
+    assert np.array_equal(quantizer.align(vectors, graph), coba.align(vectors, graph))
+    assert not np.array_equal(quantizer.align(vectors, graph), vectors)
+    plain = MPQ(MPQConfig(dim=4, codebook_sizes=[2, 2], hops=0))
+    assert plain.align(vectors, graph) is vectors and quantizer.align(vectors, None) is vectors
