@@ -56,6 +56,7 @@ ARMS = {
     "fixed": Arm(FLAT),  # the parallel codes, always from the first codebook to the last
     "random": Arm(SETS, {"confident_orders": 0.0, "set_credit": "next"}),  # in any order
     "next": Arm(SETS, {"set_credit": "next", "confident_orders": 0.5}),  # CRSS as we read it: confident and random
+    "trunk": Arm(SETS, {"trunk_weight": 1.0}),  # the history predicts too, in the order of the codebooks
     "half": Arm(SETS, {"confident_orders": 0.5}),
     "crss": Arm(SETS),
     "exact": Arm(GRPO, {"rewards": {"exact": 1.0, "repeat": 0.3}, "target_steps": 1}, start="crss"),

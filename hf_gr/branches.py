@@ -79,6 +79,11 @@ class Packed:
         return bool(((self.branch == 0) & alone).all() & (self.trunk[:, 0] >= 0).all())
 
     @property
+    def branched(self) -> torch.Tensor:
+        """Which answers stand on branches of their own, bool [n]; those of one token stand nowhere."""
+        return self.branch.view(-1)[self.predictors[:, min(1, self.predictors.shape[1] - 1)]] > 0
+
+    @property
     def visible(self) -> torch.Tensor:
         """Which column (last axis) each column sees, bool [B, T, T]."""
         column = torch.arange(self.trunk.shape[1], device=self.trunk.device)

@@ -83,8 +83,8 @@ class SidSFTConfig(RunArguments, SFTConfig):
     trunk_weight: float = field(
         default=0.0,
         metadata={
-            "help": "With thinking tokens: weight of predicting the next item without them as well, by the history's "
-            "own tokens, which costs no further token."
+            "help": "With thinking tokens or unordered: weight of predicting the next item without branches as well, "
+            "by the history's own tokens in their order, which costs no further token."
         },
     )
     confident_orders: float = field(

@@ -184,7 +184,7 @@ class SidSFTTrainer(SFTTrainer):
     def _ordered(self, packed: Packed, grammar: UnorderedGrammar) -> Packed:
         """Sets written most confident code first, always in evaluation; else as chance has it, the same after a
         restart."""
-        sets, share = sids_among(packed, grammar), self.args.confident_orders
+        sets, share = sids_among(packed, grammar) & packed.branched, self.args.confident_orders
         step = [self.args.seed, self.state.global_step, int(self.model.training)]
         draws = np.random.default_rng(step)  # on all processes alike: they wait for each other
         if share and (not self.model.training or draws.random() < share) and sets.any():

@@ -107,11 +107,14 @@ def listed_set_loss(model, rows, catalog, vocabulary, credit):
     return total, sum(len(answer) for row in rows for answer in row["answers"]), hits
 
 
+@pytest.mark.parametrize("trunk_weight", [0.0, 0.4])
 @pytest.mark.parametrize("credit", ["next", "any"])
-def test_the_loss_of_sets_equals_the_listing(train, credit):
+def test_the_loss_of_sets_equals_the_listing(train, credit, trunk_weight):
     model, catalog = tiny_lm(Qwen3Config), tiny_catalog()
     vocabulary = add_vocabulary(tiny_tokenizer(), model, catalog, max_history=5, form="unordered")
-    rows = next_item(train, catalog, vocabulary, steps=2, decay=0.7).to_list()[:8]
+    rows = next_item(train, catalog, vocabulary, steps=2, decay=0.7, trunk_weight=trunk_weight).to_list()[:8]
+    packed = pack(rows)
+    assert packed.branched.tolist() == [weight != trunk_weight for row in rows for weight in row["weights"]]
     with torch.no_grad():
         output = found_loss(model, rows, catalog, vocabulary, credit=credit)
     close(output, listed_set_loss(model, rows, catalog, vocabulary, credit))

@@ -72,6 +72,7 @@ def test_a_tiny_run_learns_the_walk(data, trained):
 def test_sets_learn_the_walk_and_go_on_after_a_kill(data, tmp_path, credit, share):
     """The second run is stopped at its checkpoint and started again: chance depends on the step alone."""
     settings = {"form": "unordered", "set_credit": credit, "confident_orders": share, "max_steps": 100}
+    settings |= {"trunk_weight": float(credit == "any")}
     model = sft(SidSFTConfig(**data.sft(tmp_path / "once", **settings)))
     assert hit_rate(model, held_out(data), 5) > 0.45
     if credit == "any":
