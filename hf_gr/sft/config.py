@@ -88,14 +88,14 @@ class SidSFTConfig(RunArguments, SFTConfig):
         },
     )
     confident_orders: float = field(
-        default=0.5,
+        default=1.0,
         metadata={
             "help": "Unordered: share of batches whose answers are written most confident code first (CRSS), which "
             "takes about a third more time; the others in random order."
         },
     )
     set_credit: Credit = field(
-        default="next",
+        default="any",
         metadata={
             "help": "Unordered: a step learns the `next` code of the order, or `any` of the set's codes that are not "
             "written yet, as likely together as may be."
