@@ -15,8 +15,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ..embedding.propagation import propagate
 from ..errors import HfGrError
+from .codebooks import smoothed
 from .rq_vae import RQVAE, RQVAEConfig
 
 
@@ -56,9 +56,7 @@ class CoBa(RQVAE):
         super().__init__(config)
 
     def align(self, vectors: np.ndarray, graph: sp.csr_array | None) -> np.ndarray:
-        if graph is None or self.config.hops == 0:
-            return vectors
-        return propagate(vectors, graph, self.config.alpha, self.config.hops, keep_lengths=True)
+        return smoothed(vectors, graph, self.config.alpha, self.config.hops)
 
     def _compared(self, residual: torch.Tensor, level: int) -> torch.Tensor:
         return super()._compared(residual, level) * self._load(self._counts(level))

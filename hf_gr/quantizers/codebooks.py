@@ -3,9 +3,11 @@
 from typing import Literal
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import nn
 
+from ..embedding.propagation import propagate
 from .kmeans import kmeans
 from .neural import NeuralQuantizer, NeuralQuantizerConfig, one_hot, revive
 
@@ -98,3 +100,10 @@ class CodebookQuantizer(NeuralQuantizer):
             if self.config.revive and progress < 0.8:
                 self._forget(level, revive(self.codebooks[level], used > 0, self._seen[level][0]))
             used.zero_()
+
+
+def smoothed(vectors: np.ndarray, graph: sp.csr_array | None, alpha: float, hops: int) -> np.ndarray:
+    """Vectors propagated over the co-occurrence graph ([`propagate`]), as they are without graph or hops."""
+    if graph is None or hops == 0:
+        return vectors
+    return propagate(vectors, graph, alpha, hops, keep_lengths=True)

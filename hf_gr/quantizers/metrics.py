@@ -3,22 +3,20 @@
 Sizes are those of catalogues of 10 million items: vectors may be memory-mapped, and are read in chunks.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import faiss
 import numpy as np
 import scipy.sparse as sp
-from sklearn.metrics import normalized_mutual_info_score
 
 from .base import Quantizer, check_codes
+from .redundancy import redundancy
 from .vectors import CHUNK
 
 
 _PAIRS = 4_000_000_000  # similarities that a search for nearest neighbours may compute: about a minute of one core
 _QUERIES = 2_000  # items whose neighbours are searched at least; the error of a share over so many is below 0.01
-_TOLD = 100_000  # items that the redundancy of codebooks is told from, at most
 
 
 def codebook_report(
@@ -136,38 +134,6 @@ def bucket_sizes(codes: np.ndarray) -> list[list[int]]:
     """How many SIDs hold 1, 2, 3, … items: [items on one SID, such SIDs], ascending, those that occur."""
     items, sids = np.unique(np.bincount(_clusters(codes)), return_counts=True)
     return np.stack([items, sids], 1).tolist()
-
-
-def redundancy(codes: np.ndarray, seed: int = 0) -> dict[str, float | None] | None:
-    """How much one codebook says of what another has said [known: the measure; the correction as below is ours].
-
-    Normalised mutual information I(a; b) / ((H(a) + H(b)) / 2) of the codes of two codebooks, the mean over pairs of
-    codebooks; lower is better. Of few items it is far above 0 even where nothing is shared: of 12 thousand items on
-    two codebooks of 256 some 0.45. So it is told beside what the same codes give dealt to the items at random.
-
-    Args:
-        codes: int [N, L]. Of more than 100 thousand items, as many drawn at random.
-        seed: Of the dealing and the drawing.
-
-    Returns:
-        `information`: as above, 0 to 1;
-        `chance`: the same with the codes of one of the two dealt at random, once for each pair;
-        `adjusted`: (information − chance) / (1 − chance), 0 by chance and 1 where one codebook repeats the other;
-            `None` where chance leaves nothing to tell.
-        `None` for a single codebook.
-    """
-    if codes.shape[1] < 2:
-        return None
-    random = np.random.default_rng(seed)
-    if len(codes) > _TOLD:
-        codes = codes[random.choice(len(codes), _TOLD, replace=False)]
-    found = [
-        (normalized_mutual_info_score(one, other), normalized_mutual_info_score(one, random.permutation(other)))
-        for one, other in itertools.combinations(codes.T, 2)
-    ]
-    information, chance = (float(value) for value in np.mean(found, axis=0))
-    adjusted = (information - chance) / (1 - chance) if chance < 1 else None
-    return {"information": information, "chance": chance, "adjusted": adjusted}
 
 
 def semantic_cohesion(codes_prefix: np.ndarray, vectors: np.ndarray) -> float | None:

@@ -12,9 +12,8 @@ import scipy.sparse as sp
 import torch
 from torch import nn
 
-from ..embedding.propagation import propagate
 from .base import BATCH_SIZE
-from .codebooks import CodebookQuantizer, CodebookQuantizerConfig
+from .codebooks import CodebookQuantizer, CodebookQuantizerConfig, smoothed
 from .kmeans import squared_distances
 from .neural import mlp
 
@@ -66,9 +65,7 @@ class MPQ(CodebookQuantizer):
         self.post_init()
 
     def align(self, vectors: np.ndarray, graph: sp.csr_array | None) -> np.ndarray:
-        if graph is None or self.config.hops == 0:
-            return vectors
-        return propagate(vectors, graph, self.config.alpha, self.config.hops, keep_lengths=True)
+        return smoothed(vectors, graph, self.config.alpha, self.config.hops)
 
     def experts(self, batch: torch.Tensor) -> torch.Tensor:
         """float32 [n, d] → e, float32 [n, M, w]."""

@@ -8,8 +8,8 @@ import torch
 
 from hf_gr.errors import HfGrError
 from hf_gr.quantizers import MPQ, CoBa, CoBaConfig, MPQConfig, load_quantizer, resolve_collisions
-from hf_gr.quantizers.metrics import redundancy
 from hf_gr.quantizers.mpq import dependence
+from hf_gr.quantizers.redundancy import redundancy
 
 
 SIZES = [8, 6, 5]
