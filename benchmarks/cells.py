@@ -77,13 +77,15 @@ def finished(cells: Sequence[str], out: Path) -> list[str]:
     return [cell for cell in cells if (out / cell / "row.json").is_file()]
 
 
-def judged(dataset: str, model: Path, folder: Path, beams: int, reflection: float = 0.0) -> dict[str, Any]:
-    """What `hf-gr evaluate` finds on the test part."""
+def judged(
+    dataset: str, model: Path, folder: Path, beams: int, reflection: float = 0.0, users: int | None = None
+) -> dict[str, Any]:
+    """What `hf-gr evaluate` finds on the test part, of a sample of `users` if given."""
     from hf_gr.evaluation import EvaluateConfig, evaluate
 
     found = min(50, beams)
-    settings = {"num_beams": beams, "top_k": found, "reflection": reflection, "batch_size": 128, "baselines": False}
-    return evaluate(EvaluateConfig(dataset, str(folder), str(model), **settings))
+    settings = {"num_beams": beams, "top_k": found, "reflection": reflection, "max_users": users, "batch_size": 128}
+    return evaluate(EvaluateConfig(dataset, str(folder), str(model), baselines=False, **settings))
 
 
 def user_scores(predictions: Path, metrics: Sequence[str]) -> dict[str, np.ndarray]:

@@ -39,6 +39,7 @@ class Arm:
         start: Arm of the same seed that it goes on from.
         codes: M, codes of an item in its catalogue; 0: the flat catalogue.
         reflection, beams: Of the evaluation.
+        users: How many of them are judged; all if left out.
     """
 
     recipe: str | None = None
@@ -47,26 +48,27 @@ class Arm:
     codes: int = 4
     reflection: float = 0.0
     beams: int | None = None
+    users: int | None = None
 
 
 PARS = {"step_hit": 0.3, "global_path": 1.0, "category_hit": 0.1, "step_consistency": 0.05, "repeat": 0.3}
-SHORT = {"num_train_epochs": 4}  # the curve over M is of shorter trainings, all alike
+SHORT, USERS = {"num_train_epochs": 4}, 2000  # the curve over M: shorter trainings, fewer users, all alike
 ARMS = {
     "flat": Arm(FLAT, codes=0),
     "fixed": Arm(FLAT),  # the parallel codes, always from the first codebook to the last
     "random": Arm(SETS, {"confident_orders": 0.0, "set_credit": "next"}),  # in any order
-    "next": Arm(SETS, {"set_credit": "next", "confident_orders": 0.5}),  # CRSS as we read it: confident and random
+    "next": Arm(SETS, {"set_credit": "next"}),  # most confident code first, and that one alone counts
     "trunk": Arm(SETS, {"trunk_weight": 1.0}),  # the history predicts too, in the order of the codebooks
-    "half": Arm(SETS, {"confident_orders": 0.5}),
+    "half": Arm(SETS, {"confident_orders": 0.5}),  # every second batch in random order
     "crss": Arm(SETS),
     "exact": Arm(GRPO, {"rewards": {"exact": 1.0, "repeat": 0.3}, "target_steps": 1}, start="crss"),
     "pars": Arm(GRPO, {"target_steps": 1}, start="crss"),
     "msra": Arm(GRPO, start="crss"),
     "corp": Arm(start="msra", reflection=THRESHOLD),  # all of REG4Rec
     **{f"corp_{int(100 * theta)}": Arm(start="crss", reflection=theta) for theta in (0.1, 0.2, 0.3, 0.5, 0.7)},
-    **{f"m{codes}": Arm(SETS, SHORT, codes=codes) for codes in (2, 4, 8, 16)},
+    **{f"m{codes}": Arm(SETS, SHORT, codes=codes, users=USERS) for codes in (2, 4, 8, 16)},
     **{
-        f"m{codes}_beams{beams}": Arm(start=f"m{codes}", codes=codes, beams=beams)
+        f"m{codes}_beams{beams}": Arm(start=f"m{codes}", codes=codes, beams=beams, users=USERS)
         for codes in (2, 4, 8, 16)
         for beams in (10, 20, 100)
     },
@@ -105,7 +107,7 @@ def run_cell(cell: str, chosen: argparse.Namespace) -> None:
     model = trained(name, seed, chosen)
     spent, folder = time.process_time() - started, chosen.out / cell
     beams = arm.beams or chosen.beams
-    judged = cells.judged(chosen.dataset, model, folder / "test", beams, arm.reflection)
+    judged = cells.judged(chosen.dataset, model, folder / "test", beams, arm.reflection, arm.users)
     row = {"cell": cell, "arm": name, "seed": seed, "cpu_seconds": spent, "reflection": arm.reflection, "beams": beams}
     row |= {name: numbers["value"] for name, numbers in judged["systems"]["model"]["item"].items()}
     row |= {"pruned": judged.get("pruned"), "evaluation_cpu_seconds": time.process_time() - started - spent}
