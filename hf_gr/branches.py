@@ -32,7 +32,7 @@ class Row(TypedDict):
     Attributes:
         input_ids: The trunk.
         attach: Of each answer, how many tokens of the trunk it continues (at least 1).
-        answers: Its tokens.
+        answers: Its tokens. None where all labels are read from the trunk's last token (codes by recursion).
         labels: Each of them again, or −100 where it is given and not predicted (a forced thinking token).
         weights: What the answer counts in the loss.
     """
@@ -342,7 +342,7 @@ class _Part:
                 positions += range(attach, attach + fed)
                 branch += [branches] * fed
                 attachment += [attach - 1] * fed
-            before = [attach - 1, *own[:-1]]
+            before = [attach - 1, *own[:-1]] if tokens else [attach - 1] * len(labels)
             predicted = [place for place, label in enumerate(labels) if label != IGNORED]
             answers.append(
                 _Answer(
@@ -366,7 +366,8 @@ def _in_trunk(row: Row, attach: int, tokens: list[int]) -> bool:
 def _trunk_columns(row: Row) -> int:
     """How much of the trunk somebody sees or stands in."""
     return max(
-        attach + (len(tokens) - 1 if _in_trunk(row, attach, tokens) else 0) for attach, tokens, _, _ in _answers(row)
+        attach + (max(len(tokens) - 1, 0) if _in_trunk(row, attach, tokens) else 0)
+        for attach, tokens, _, _ in _answers(row)
     )
 
 

@@ -27,7 +27,7 @@ START = "<items>"  # opens every history; a cold user's prompt is this token alo
 
 ContextKind = Literal["none", "rating", "behavior"]
 RowStart = Literal["random", "codes", "text", "mean"]
-Form = Literal["flat", "stepwise", "unordered", "upfront"]
+Form = Literal["flat", "stepwise", "unordered", "upfront", "recursive"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ class SidVocabulary:
         max_history: Events of a history that a prompt keeps, the most recent ones.
         catalog_fingerprint: The catalogue that these codes belong to.
         form: How the model writes an item: `"flat"` (its codes), `"stepwise"` (a thinking token before each),
-            `"unordered"` (its codes in any order), or `"upfront"` (its codes; the thinking tokens end the prompt).
+            `"unordered"` (its codes in any order), `"upfront"` (its codes; the thinking tokens end the prompt), or
+            `"recursive"` (its codes, of which none is read: histories hold items as one position each).
         prompt_ids: Token ids of a short text that stands before every history.
+        first_item_id: In the form `"recursive"` the id of the catalogue's first item, above those of all tokens.
     """
 
     code_ids: tuple[tuple[int, ...], ...]
@@ -59,6 +61,7 @@ class SidVocabulary:
     catalog_fingerprint: str
     form: Form = "flat"
     prompt_ids: tuple[int, ...] = ()
+    first_item_id: int | None = None
 
     @property
     def num_levels(self) -> int:
@@ -117,8 +120,11 @@ class SidVocabulary:
         return [[*self.opening, *events.ravel().tolist(), *thoughts] for events in recent]
 
     def event_tokens(self, histories: Histories, catalog: SidCatalog) -> np.ndarray:
-        """Tokens of every event, int64 [E, L] or, with context, [E, L + 1]."""
-        tokens = self.item_tokens(catalog, histories.items)
+        """Tokens of every event, int64 [E, L] (items of one position: [E, 1]) or, with context, a column more."""
+        if self.first_item_id is None:
+            tokens = self.item_tokens(catalog, histories.items)
+        else:
+            tokens = histories.items[:, None].astype(np.int64) + self.first_item_id
         context = self.context_tokens(histories)
         return tokens if context is None else np.concatenate([tokens, context[:, None]], axis=1)
 

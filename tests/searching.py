@@ -11,11 +11,13 @@ from transformers import GemmaConfig, LlamaConfig, MistralConfig, PreTrainedMode
 
 from hf_gr.catalog import SidCatalog
 from hf_gr.grammar import SidGrammar
+from hf_gr.models import IntRRForCausalLM, RecursionConfig, with_recursion
 from hf_gr.vocabulary import Form, SidVocabulary, add_vocabulary
 
 
 TREE_ARCHITECTURES = [LlamaConfig, Qwen2Config, Qwen3Config, MistralConfig, GemmaConfig]
 FORMS: list[Form] = ["flat", "stepwise", "unordered"]
+RECURSIVE: Form = "recursive"  # which `generate` cannot search
 
 
 @dataclass
@@ -28,11 +30,11 @@ class Case:
     def prompts(self, lengths: tuple[int, ...] = (5, 0, 3), seed: int = 0) -> list[list[int]]:
         """Histories of so many random items: prompts of different lengths that themselves end in SIDs."""
         random = np.random.default_rng(seed)
+        items = [random.integers(0, len(self.catalog), length) for length in lengths]
+        if self.vocabulary.first_item_id is not None:
+            return [[self.vocabulary.start_id, *(own + self.vocabulary.first_item_id).tolist()] for own in items]
         tokens = self.vocabulary.item_tokens(self.catalog)
-        return [
-            [self.vocabulary.start_id, *tokens[random.integers(0, len(self.catalog), length)].ravel().tolist()]
-            for length in lengths
-        ]
+        return [[self.vocabulary.start_id, *tokens[own].ravel().tolist()] for own in items]
 
 
 def build(
@@ -43,7 +45,22 @@ def build(
     catalog = catalog or tiny_catalog()
     model = tiny_lm(config_class, **overrides)
     vocabulary = replace(add_vocabulary(tiny_tokenizer(), model, catalog, max_history=10), form=form)
+    if form == RECURSIVE:
+        model, vocabulary = recursive(model, vocabulary, catalog)
     return Case(model, vocabulary.grammar(catalog), vocabulary, catalog)
+
+
+@torch.no_grad()
+def recursive(
+    model: PreTrainedModel, vocabulary: SidVocabulary, catalog: SidCatalog, **settings: object
+) -> tuple[IntRRForCausalLM, SidVocabulary]:
+    """The model around an LM, its recursion disturbed so that it is not at its start, and its vocabulary."""
+    codes = torch.from_numpy(vocabulary.item_tokens(catalog))
+    codebooks = [[ids[0], len(ids)] for ids in vocabulary.code_ids]
+    found = with_recursion(model, codes, codebooks, RecursionConfig(**settings)).eval()
+    for weight in (*found.model.recursion.parameters(), *found.model.items.parameters()):
+        weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(7)) * 0.3)
+    return found, replace(vocabulary, form=RECURSIVE, first_item_id=found.config.first_item_id)
 
 
 @torch.no_grad()
@@ -76,6 +93,8 @@ def _written(
             ids.append(case.vocabulary.think_ids[step])
         read.append(len(ids) - 1)
         ids.append(case.vocabulary.code_ids[codebook][sid[codebook]])
+    if case.vocabulary.form == RECURSIVE:
+        read = list(range(len(sid)))
     logits = _logits(case, ids, feed).double()
     for step, codebook in enumerate(order):
         held = order[:step]
@@ -89,6 +108,8 @@ def _written(
 
 def _logits(case: Case, ids: list[int], feed: nn.Linear | None) -> torch.Tensor:
     """Logits [tokens, vocabulary] of a row; with `feed`, each thinking token is fed the hidden state before it."""
+    if isinstance(case.model, IntRRForCausalLM):
+        return _recursive_logits(case.model, ids, case.vocabulary.num_levels)
     if feed is None:
         return case.model(torch.tensor([ids])).logits[0]
     embedded = case.model.get_input_embeddings()(torch.tensor([ids]))
@@ -97,6 +118,17 @@ def _logits(case: Case, ids: list[int], feed: nn.Linear | None) -> torch.Tensor:
             before = case.model.base_model(inputs_embeds=embedded[:, :place]).last_hidden_state[:, -1]
             embedded[:, place] += feed(before)
     return case.model(inputs_embeds=embedded).logits[0]
+
+
+def _recursive_logits(model: IntRRForCausalLM, ids: list[int], levels: int) -> torch.Tensor:
+    """Logits [levels, vocabulary] of the codes at the end of a row, each from the one before it and the prompt."""
+    prompt, codes = ids[:-levels], ids[-levels:]
+    x = model.model(torch.tensor([prompt])).last_hidden_state[0, -1]
+    rows = model.get_input_embeddings().weight
+    queries = [x]
+    for mlp, code in zip(model.model.recursion.mlps, codes[:-1], strict=True):
+        queries.append(x + mlp(torch.cat([rows[code], x])))
+    return torch.stack(queries) @ rows.T
 
 
 def feed_of(case: Case) -> nn.Linear:

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from ..errors import HfGrError
 from ..grammar import DEAD, ItemFilter, SidGrammar, UnorderedGrammar
+from ..models import recursion_of
 from .support import tree_support
 from .tree import Beams, check_filter
 from .trunk import Score, Trunk, step_log_probs
@@ -83,14 +84,8 @@ def _branch_scores(
     temperature: float,
 ) -> torch.Tensor:
     """Log-probability of answers (int64 [n, T]) after every prompt, float [B, n]."""
-    batch, (count, length) = len(trunk.lengths), answers.shape
-    within = torch.arange(count * length, device=answers.device)
-    own = (within[:, None] // length == within // length) & (within[:, None] >= within)
-    fed = answers.flatten().expand(batch, -1)
-    hidden = trunk.feed(fed, within % length, own.expand(batch, -1, -1)).view(batch, count, length, -1)
-    before = trunk.hidden[:, :, None].expand(-1, count, -1, -1)  # the first token is read from the prompt
-    hidden = torch.cat([before, hidden[:, :, :-1]], dim=2)
-    trunk.drop()
+    batch, count = len(trunk.lengths), len(answers)
+    hidden = _read_from(trunk, answers)
     index = grammar.step_index(answers).repeat(batch, 1)
     state = grammar.initial(batch * count)
     total = torch.zeros(batch * count, device=answers.device)
@@ -103,3 +98,18 @@ def _branch_scores(
         total += torch.where(option >= 0, chosen, -torch.inf)
         state = grammar.advance(state, step, option)
     return total.view(batch, count)
+
+
+def _read_from(trunk: Trunk, answers: torch.Tensor) -> torch.Tensor:
+    """What every token of answers (int64 [n, T]) is read from after every prompt, float [B, n, T, d]."""
+    batch, (count, length) = len(trunk.lengths), answers.shape
+    if (recursive := recursion_of(trunk.model)) is not None:
+        x = trunk.hidden.expand(-1, count, -1).flatten(0, 1)
+        return recursive.queries(x, answers.repeat(batch, 1)).view(batch, count, length, -1)
+    within = torch.arange(count * length, device=answers.device)
+    own = (within[:, None] // length == within // length) & (within[:, None] >= within)
+    fed = answers.flatten().expand(batch, -1)
+    hidden = trunk.feed(fed, within % length, own.expand(batch, -1, -1)).view(batch, count, length, -1)
+    before = trunk.hidden[:, :, None].expand(-1, count, -1, -1)  # the first token is read from the prompt
+    trunk.drop()
+    return torch.cat([before, hidden[:, :, :-1]], dim=2)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..errors import HfGrError
 from ..grammar import DEAD, ItemFilter, SidGrammar, Successors, UnorderedGrammar
-from ..models import feedback
+from ..models import feedback, recursion_of
 from . import choose
 from .prefix_cache import PrefixCache
 from .reflection import Reflection
@@ -308,6 +308,10 @@ class _TreeSearch:
     def _feed_newest(self, step: int) -> None:
         """Feeds every beam's newest code and, with thinking, the token after it."""
         new = self.tokens[..., -1:]
+        if (recursive := recursion_of(self.trunk.model)) is not None:
+            if step:
+                self.hidden = recursive.query(step, new[..., 0], self.trunk.hidden.expand(-1, new.shape[1], -1))
+            return
         if not self.grammar.think_ids:
             self._feed(new)
             return

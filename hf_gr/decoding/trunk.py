@@ -7,7 +7,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..branches import additive_mask
 from ..grammar import SidGrammar, Successors
-from ..models import code_logits
+from ..models import code_logits, recursion_of
 from .prefix_cache import PrefixCache
 
 
@@ -34,6 +34,7 @@ class Trunk:
     ):
         """Reads prompts: ids and mask int64 [B, n]; `known` bool [B, m] tells which columns `cache` holds already."""
         self.model, self.device = model, model.device
+        self.plain = recursion_of(model) is not None  # nothing follows the prompt, so that no mask of ours is needed
         # plain layers: a window never matters here, but would count the beams' columns
         self.cache = DynamicCache() if cache is None else cache
         known = mask.new_empty(len(ids), 0, dtype=torch.bool) if known is None else known
@@ -92,7 +93,7 @@ class Trunk:
         output = self.model.base_model(
             **(plain if added is None else {"inputs_embeds": self.model.get_input_embeddings()(ids) + added}),
             position_ids=positions,
-            attention_mask=additive_mask(visible, self.model.dtype),
+            attention_mask=self.real.long() if self.plain else additive_mask(visible, self.model.dtype),
             past_key_values=self.cache,
             use_cache=True,
         )

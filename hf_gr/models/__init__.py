@@ -4,6 +4,7 @@ from .architectures import TREE_MODEL_TYPES
 from .dropout import add_dropout
 from .feedback import feedback, read
 from .head import add_inner_call, answer_logits, code_logits, last_hidden
+from .intrr import IntRRConfig, IntRRForCausalLM, IntRRModel, RecursionConfig, recursion_of, with_recursion
 from .orders import confident_orders
 from .scratch import ScratchConfig, byte_tokenizer, from_scratch, sid_tokenizer
 from .thinking import ThinkingConfig, ThinkingHeads
@@ -11,6 +12,10 @@ from .thinking import ThinkingConfig, ThinkingHeads
 
 __all__ = [
     "TREE_MODEL_TYPES",
+    "IntRRConfig",
+    "IntRRForCausalLM",
+    "IntRRModel",
+    "RecursionConfig",
     "ScratchConfig",
     "ThinkingConfig",
     "ThinkingHeads",
@@ -24,5 +29,7 @@ __all__ = [
     "from_scratch",
     "last_hidden",
     "read",
+    "recursion_of",
     "sid_tokenizer",
+    "with_recursion",
 ]

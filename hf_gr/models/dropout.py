@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from .intrr import recursion_of
+
 
 OUTPUTS = ("o_proj", "down_proj")  # what a layer adds to the residual stream, in every architecture we know
 
@@ -22,7 +24,8 @@ def add_dropout(model: PreTrainedModel, p: float) -> None:
     def drop(module: torch.nn.Module, _: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         return F.dropout(output, p, training=module.training)
 
-    model.get_input_embeddings().register_forward_hook(drop)
+    recursive = recursion_of(model)
+    (model.get_input_embeddings() if recursive is None else recursive.model.entry).register_forward_hook(drop)
     for name, module in model.base_model.layers.named_modules():
         if name.rpartition(".")[2] in OUTPUTS:
             module.register_forward_hook(drop)

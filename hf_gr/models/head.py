@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from ..grammar import SidGrammar
+from .intrr import recursion_of
 
 
 def code_logits(model: PreTrainedModel, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -39,7 +40,8 @@ def answer_logits(
 
     Args:
         model: For its head.
-        hidden: float [n, C, d], what each code is read from.
+        hidden: float [n, C, d], what each code is read from. Of a model whose codes come by recursion the first alone
+            counts, with which the recursion begins.
         codes: int64 [n, C], the answers' code tokens in the order written.
         grammar: On the device of `hidden`.
 
@@ -47,6 +49,8 @@ def answer_logits(
         For each of the C steps, the logits float32 [n, D] and the option (int64 [n], into D) that the answer takes.
     """
     index = grammar.step_index(codes.repeat_interleave(grammar.stride, dim=1))[:, list(grammar.code_columns)]
+    if (recursive := recursion_of(model)) is not None:
+        hidden = recursive.queries(hidden[:, 0], codes)
     states = grammar.initial(len(codes))
     logits, chosen = [], []
     for step in range(grammar.num_codes):

@@ -7,12 +7,15 @@ from trl import SFTConfig
 
 from ..arguments import mapping
 from ..errors import HfGrError
-from ..models import ScratchConfig, ThinkingConfig
+from ..models import RecursionConfig, ScratchConfig, ThinkingConfig
 from ..training import RunArguments
 from ..vocabulary import ContextKind, Form, RowStart
 from .interest_tasks import INTEREST_TASKS
 from .loss import Credit
 from .tasks import TASKS
+
+
+RECURSIVE_TASKS = ("next_item", "title_to_sid", "query_to_sid")  # whose answers are items, after nothing else
 
 
 @dataclass
@@ -49,8 +52,16 @@ class SidSFTConfig(RunArguments, SFTConfig):
         default=None,
         metadata={
             "help": "How an item is written: `flat` (its codes), `unordered` (its codes in any order, chosen by the "
-            "model: REG4Rec), `stepwise` (a thinking token before each: S²GR), or `upfront` (all thinking tokens, "
-            "then the codes; for comparison). Left out: as the model that goes on writes it, else flat."
+            "model: REG4Rec), `stepwise` (a thinking token before each: S²GR), `upfront` (all thinking tokens, "
+            "then the codes; for comparison), or `recursive` (its codes by a small recursion; in histories an item is "
+            "one position: IntRR). Left out: as the model that goes on writes it, else flat."
+        },
+    )
+    recursion: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Of form: recursive: settings such as {input_weight: 0.1} (RecursionConfig lists them); left out, "
+            "its defaults."
         },
     )
     thinking: dict | str | None = field(
@@ -141,7 +152,7 @@ class SidSFTConfig(RunArguments, SFTConfig):
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
 
     def __post_init__(self) -> None:
-        for name in ("model", "thinking", "tasks"):
+        for name in ("model", "thinking", "recursion", "tasks"):
             value = vars(self)[name]
             if isinstance(value, str) and (name != "model" or value.lstrip().startswith("{")):  # of the command line
                 setattr(self, name, mapping(name, value))
@@ -160,6 +171,11 @@ class SidSFTConfig(RunArguments, SFTConfig):
         """The thinking heads that are asked for, if any are."""
         return None if self.thinking is None else ThinkingConfig.of_dict(self.thinking)  # type: ignore[arg-type]
 
+    @property
+    def recursion_config(self) -> RecursionConfig:
+        """Settings of the recursion."""
+        return RecursionConfig.of_dict({} if self.recursion is None else self.recursion)  # type: ignore[arg-type]
+
     def _check(self) -> None:
         if not self.tasks or not self.model:
             raise HfGrError(f"{'tasks' if self.model else 'model'} is empty; leave it out for the default.")
@@ -170,7 +186,8 @@ class SidSFTConfig(RunArguments, SFTConfig):
         for name in (name for name in self.tasks if name in INTEREST_TASKS and self.interests is None):
             raise HfGrError(f"task {name!r} needs interests; name the folder of `hf-gr mine` or `hf-gr label`.")
         form = self.form or (None if self.continue_from else "flat")
-        if self.thinking is not None and form in ("flat", "unordered"):
+        self._check_recursion(form)
+        if self.thinking is not None and form in ("flat", "unordered", "recursive"):
             raise HfGrError(f"thinking is set, but form is {form!r} and has no thinking tokens; set form: stepwise.")
         if self.max_length is None or self.max_length < 8:
             raise HfGrError(f"max_length is {self.max_length}; rows of branches need a bound of at least 8 tokens.")
@@ -188,3 +205,17 @@ class SidSFTConfig(RunArguments, SFTConfig):
         if self.heads is not None and self.heads.feedback == "hidden" and self.form == "upfront":
             raise HfGrError("thinking.feedback is 'hidden', which searches serve for form: stepwise alone; use that.")
         _ = self.scratch, self.heads  # both raise on settings that they do not have
+
+    def _check_recursion(self, form: Form | None) -> None:
+        if self.recursion is not None and form not in ("recursive", None):
+            raise HfGrError(f"recursion is set, but form is {form!r} and has none; set form: recursive.")
+        _ = self.recursion_config
+        if form != "recursive":
+            return
+        assert isinstance(self.tasks, dict)
+        for name in (name for name in self.tasks if name not in RECURSIVE_TASKS):
+            raise HfGrError(f"task {name!r} is not for form: recursive; it learns {', '.join(RECURSIVE_TASKS)}.")
+        if self.loss == "full":
+            raise HfGrError("loss is 'full', which form: recursive does not have; leave it out.")
+        if self.trunk_weight:
+            raise HfGrError("trunk_weight is for answers on branches, but form: recursive has none; leave it out.")

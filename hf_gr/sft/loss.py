@@ -26,15 +26,16 @@ class SidOutput(ModelOutput):
         count: Predicted tokens.
         hits: Codes that were the most likely one.
         codes: Predicted codes.
-        thinking: Loss of the thinking heads: L = Σ CE + λ_a Σ Align + λ_g InfoNCE + λ_r reg less its first part.
-        terms: Means of each of their terms.
+        side: What is added to it: by thinking heads, L = Σ CE + λ_a Σ Align + λ_g InfoNCE + λ_r reg less its first
+            part; or by a recursion, the input side of L = Σ CE + λ Σ CE(input).
+        terms: Means of each term of that, by the name that the log gives it.
     """
 
     loss: torch.Tensor = None  # type: ignore[assignment]
     count: torch.Tensor = None  # type: ignore[assignment]
     hits: torch.Tensor = None  # type: ignore[assignment]
     codes: torch.Tensor = None  # type: ignore[assignment]
-    thinking: torch.Tensor | None = None
+    side: torch.Tensor | None = None
     terms: dict[str, torch.Tensor] | None = None
 
 
@@ -78,10 +79,11 @@ def answer_loss(
         levels = torch.full((len(is_sid), grammar.num_codes), -1, device=codes.device)
         levels[is_sid] = grammar.codes(codes.repeat_interleave(grammar.stride, dim=1))
         thought = is_sid & (packed.thoughts >= 0).all(1)
-        output.terms = heads(columns, packed, levels, thought)
+        means = heads(columns, packed, levels, thought)
         scale = {"align": heads.config.align, "interest": heads.config.interest, "agreement": heads.config.agreement}
-        terms = [factor * output.terms[name] for name, factor in scale.items() if name in output.terms]
-        output.thinking = torch.stack(terms).sum() * packed.weights[thought].sum()
+        terms = [factor * means[name] for name, factor in scale.items() if name in means]
+        output.side = torch.stack(terms).sum() * packed.weights[thought].sum()
+        output.terms = {f"thinking/{name}": mean for name, mean in means.items()}
     return output
 
 

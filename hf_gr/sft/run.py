@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +14,7 @@ from ..dataset import Histories, InteractionDataset
 from ..decoding import load_thinking
 from ..errors import HfGrError
 from ..interests import Interests
-from ..models import ThinkingHeads, from_scratch
+from ..models import ThinkingHeads, from_scratch, with_recursion
 from ..offline import resolve
 from ..training import Run, load_lm, trained_model, tuned
 from ..vocabulary import SidVocabulary, add_vocabulary, encode_text, reads_text
@@ -95,14 +96,20 @@ def starting_model(
     )
     if config.prompt and not reads_text(tokenizer):
         raise HfGrError("prompt is set, but the model is of semantic IDs alone; give it text: true, or no prompt.")
-    return model, tokenizer, replace(vocabulary, prompt_ids=tuple(encode_text(tokenizer, config.prompt)))
+    vocabulary = replace(vocabulary, prompt_ids=tuple(encode_text(tokenizer, config.prompt)))
+    if vocabulary.form == "recursive":
+        codebooks = [[ids[0], len(ids)] for ids in vocabulary.code_ids]
+        codes = torch.from_numpy(vocabulary.item_tokens(catalog))
+        recursive = with_recursion(model, codes, codebooks, config.recursion_config, config.seed)
+        return recursive, tokenizer, replace(vocabulary, first_item_id=recursive.config.first_item_id)
+    return model, tokenizer, vocabulary
 
 
 def starting_heads(
     config: SidSFTConfig, model: PreTrainedModel, catalog: SidCatalog, vocabulary: SidVocabulary
 ) -> ThinkingHeads | None:
     """New thinking heads, or those of the model that goes on; `None` where thoughts are not supervised."""
-    if vocabulary.form in ("flat", "unordered"):
+    if vocabulary.form not in ("stepwise", "upfront"):
         return None
     if config.continue_from:
         heads = load_thinking(config.continue_from, catalog)

@@ -17,7 +17,7 @@ from ..branches import Packed, Row, fit, pack, separate
 from ..decoding import tree_support
 from ..errors import HfGrError
 from ..grammar import SidGrammar, UnorderedGrammar
-from ..models import ThinkingHeads, add_dropout, add_inner_call, confident_orders, last_hidden
+from ..models import ThinkingHeads, add_dropout, add_inner_call, confident_orders, last_hidden, recursion_of
 from ..models.feedback import read
 from ..training import check_sharding, is_sharded, plain_lm
 from ..vocabulary import SidVocabulary
@@ -162,16 +162,31 @@ class SidSFTTrainer(SFTTrainer):
                 hidden = read(plain, packed, self.heads.feed)
             else:
                 hidden = last_hidden(plain, **packed.inputs(plain.config._attn_implementation, plain.dtype))
-            return answer_loss(plain, hidden, packed, grammar, self.args.loss, self.heads, self.args.set_credit)
+            output = answer_loss(plain, hidden, packed, grammar, self.args.loss, self.heads, self.args.set_credit)
+            return self._with_input_side(output, packed)
 
         output = model(inner=inner)
-        total = output.loss if output.thinking is None or not training else output.loss + output.thinking
+        total = output.loss if output.side is None or not training else output.loss + output.side
         tokens = output.count if num_items_in_batch is None else num_items_in_batch
         loss = total / torch.as_tensor(tokens, device=total.device).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
         self._note(output, packed, "train" if training else "eval")
         return (loss, output) if return_outputs else loss
+
+    def _with_input_side(self, output: SidOutput, packed: Packed) -> SidOutput:
+        """With the second part of IntRR's loss where codes come by recursion: every distinct item that was read
+        counts once, all together as much as the batch's answers."""
+        recursive = recursion_of(self._plain)
+        if recursive is None or not recursive.config.input_weight or not self.model.training:
+            return output
+        first = recursive.config.first_item_id
+        items = (packed.input_ids[packed.input_ids >= first] - first).unique()
+        pull = recursive.model.input_loss(items).mean() if len(items) else 0 * output.loss
+        answers = packed.weights.sum()
+        output.side = recursive.config.input_weight * pull * answers
+        output.terms = {"recursion/input": pull}
+        return output
 
     def _check_orders(self, grammar: SidGrammar) -> None:
         if not isinstance(grammar, UnorderedGrammar) or not self.args.confident_orders:
@@ -200,7 +215,7 @@ class SidSFTTrainer(SFTTrainer):
         means = {"code_accuracy": output.hits / output.codes.clamp(min=1)}
         if output.terms is not None:
             means |= {"code_loss": output.loss.detach() / output.count.clamp(min=1)}
-            means |= {f"thinking/{name}": term.detach() for name, term in output.terms.items()}
+            means |= {name: term.detach() for name, term in output.terms.items()}
         for name, value in means.items():
             mean = self.accelerator.gather_for_metrics(value).nanmean().item()
             if not math.isnan(mean):  # a batch without a semantic ID has no such figure

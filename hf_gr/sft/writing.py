@@ -20,12 +20,14 @@ def answer_tokens(vocabulary: SidVocabulary, catalog: SidCatalog, items: np.ndar
     Args:
         vocabulary: Of form `"flat"` (the L codes), `"stepwise"` (think₀ s₀ think₁ s₁ …), `"upfront"` (think₀ … then
             s₀ …) or `"unordered"` (the codes, whose order is chosen while they are trained: here last level first,
-            so that none is mistaken for the next item of a history, whose columns could not be written anew).
+            so that none is mistaken for the next item of a history, whose columns could not be written anew), or
+            `"recursive"` (no token, as codes are read from the history's last item alone).
         catalog: Whose codes these are.
         items: int64 [n], rows of the catalogue.
 
     Returns:
-        Tokens int64 [n, A], and labels int64 [n, A]: the same, but −100 on thinking tokens, which are forced.
+        Tokens int64 [n, A], and labels int64 [n, A]: the same, but −100 on thinking tokens, which are forced; in the
+        form `"recursive"` labels alone, and tokens [n, 0].
     """
     codes = vocabulary.item_tokens(catalog, items)
     thoughts = np.broadcast_to(np.array(vocabulary.think_ids, np.int64), codes.shape)
@@ -36,6 +38,8 @@ def answer_tokens(vocabulary: SidVocabulary, catalog: SidCatalog, items: np.ndar
         return _interleaved(thoughts, codes), _interleaved(ignored, codes)
     if vocabulary.form == "unordered":
         return codes[:, ::-1], codes[:, ::-1]
+    if vocabulary.form == "recursive":
+        return codes[:, :0], codes
     return np.concatenate([thoughts, codes], axis=1), np.concatenate([ignored, codes], axis=1)
 
 

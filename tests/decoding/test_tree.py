@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from searching import FORMS, TREE_ARCHITECTURES, build, every_sid, feed_of
+from searching import FORMS, RECURSIVE, TREE_ARCHITECTURES, build, every_sid, feed_of
 from tiny import tiny_catalog
 from transformers import LlamaConfig, Qwen3Config
 
@@ -19,7 +19,7 @@ def found(case, beams, row):
     return dict(pairs)
 
 
-@pytest.mark.parametrize("form", ["flat", "stepwise"])
+@pytest.mark.parametrize("form", ["flat", "stepwise", RECURSIVE])
 @pytest.mark.parametrize("config_class", TREE_ARCHITECTURES)
 def test_with_beams_for_all_it_is_the_exhaustive_ranking(config_class, form):
     case = build(config_class, form)
@@ -75,7 +75,7 @@ def test_its_beams_are_those_of_generate_under_filters(form):
     assert torch.allclose(tree.scores, rows.scores, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, RECURSIVE])
 def test_prompts_of_a_batch_do_not_see_each_other(form):
     case = build(LlamaConfig, form)
     prompts = case.prompts((5, 0, 3, 8))
@@ -96,7 +96,7 @@ def test_a_filter_without_live_items_is_refused():
         exhaustive_search(case.model, case.prompts((1, 1)), case.grammar, item_filter=item_filter)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, RECURSIVE])
 def test_more_beams_than_items(form):
     case = build(LlamaConfig, form, tiny_catalog(num_items=3))
     beams = tree_search(case.model, case.prompts(), case.grammar, num_beams=30)
@@ -136,7 +136,7 @@ def test_samples_of_sets_are_scored_by_their_path():
         assert abs(np.logaddexp.reduce(list(paths.values())) - score) < 1e-4
 
 
-@pytest.mark.parametrize("form", ["flat", "stepwise"])
+@pytest.mark.parametrize("form", ["flat", "stepwise", RECURSIVE])
 def test_stochastic_beams_are_distinct_draws_of_the_policy(form):
     case = build(LlamaConfig, form, tiny_catalog(num_items=7, sizes=(3, 3)))
     prompt = case.prompts((3,))[0]

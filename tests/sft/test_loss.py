@@ -156,7 +156,7 @@ def test_the_trunk_predicts_beside_its_branches(train, form):
         output = found_loss(model, rows, catalog, vocabulary, heads=heads)
         close(output, listed_loss(model, rows, catalog, vocabulary))
         expected = found_loss(model, plain, catalog, vocabulary, heads=heads)  # the trunk has no thoughts
-        assert float(output.thinking) == pytest.approx(float(expected.thinking), rel=1e-4)
+        assert float(output.side) == pytest.approx(float(expected.side), rel=1e-4)
 
 
 def test_titles_and_semantic_ids_in_one_batch(train):
@@ -180,8 +180,8 @@ def test_titles_alone_have_a_loss_of_codes_of_zero(train):
     output = found_loss(model, rows, catalog, vocabulary, heads=heads)
     close(output, listed_loss(model, rows, catalog, vocabulary))
     assert int(output.codes) == int(output.hits) == 0
-    (output.loss + output.thinking).backward()  # DDP waits for a gradient of every head
-    assert float(output.thinking) == 0
+    (output.loss + output.side).backward()  # DDP waits for a gradient of every head
+    assert float(output.side) == 0
     assert all(parameter.grad is not None for parameter in heads.parameters())
 
 
@@ -201,5 +201,5 @@ def test_the_thinking_loss_is_the_sum_of_its_terms_times_the_targets(train):
         terms = heads(hidden, packed, codes, torch.ones(len(codes), dtype=torch.bool))
     weights = sum(weight for row in rows for weight in row["weights"])
     expected = 0.7 * terms["align"] + 0.2 * terms["interest"] + 0.4 * terms["agreement"]
-    assert float(output.thinking) == pytest.approx(float(expected) * weights, rel=1e-5)
+    assert float(output.side) == pytest.approx(float(expected) * weights, rel=1e-5)
     assert torch.equal(output.loss, plain.loss)
