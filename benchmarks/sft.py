@@ -6,6 +6,7 @@ The same users, model, targets and targets per optimizer step in every arm:
   MiniOneRec-style recipes do; length-grouped, padded batches of as many rows as the other arms have targets a step,
   at once or (`--micro-batch 32`, faster on a CPU) a part at a time with accumulated gradients.
 - `flat`, `stepwise`: hf_gr, every position of a history in one pass. `s2gr`: `stepwise` with its thinking heads.
+  `recursive`: IntRR, one position an item (not among the default arms; see `intrr.py`).
 
 Every arm is a process of its own that trains one epoch on a sample of users, in turns; peak memory is the process's.
 
@@ -42,6 +43,7 @@ from hf_gr.dataset import Histories, InteractionDataset
 
 
 ARMS = ("plain flat", "flat", "plain stepwise", "stepwise", "s2gr")
+FORMS = {"flat": "flat", "recursive": "recursive"}  # of an arm's last word; the others are stepwise
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--arms", default=",".join(ARMS), help="arms by commas")
     parser.add_argument("--repeats", type=int, default=2, help="turns of all arms; the median counts")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--only", choices=ARMS, help=argparse.SUPPRESS)  # one arm, in this process
+    parser.add_argument("--only", choices=(*ARMS, "recursive"), help=argparse.SUPPRESS)  # one arm, in this process
     chosen = parser.parse_args(arguments)
     if chosen.only:
         print(json.dumps(run_arm(chosen.only, chosen)), flush=True)
@@ -108,7 +110,7 @@ def run_arm(arm: str, chosen: argparse.Namespace) -> dict[str, Any]:
             model=chosen.model or {"architecture": "qwen3", "layers": chosen.layers, "width": chosen.width},
             attention=chosen.attention,
             max_history=chosen.max_history,
-            form="flat" if arm.endswith("flat") else "stepwise",
+            form=FORMS.get(arm.split()[-1], "stepwise"),
             thinking={} if arm == "s2gr" else None,
             num_train_epochs=1,
             bf16=chosen.bf16,

@@ -1,4 +1,4 @@
-"""What does thinking buy? S²GR and its parts against the same model, codebook and budget without it.
+"""What do S²GR's thoughts and IntRR's single positions buy? Both, part by part, on one model, codebook and budget.
 
 Every cell trains by a recipe of `recipes/` with some keys changed and evaluates on the test part, through the same
 functions as `hf-gr sft` and `hf-gr evaluate`. Finished cells are never run again, killed ones go on from their last
@@ -22,7 +22,7 @@ import cells
 from hf_gr.artifacts import write_json
 
 
-FLAT, S2GR = "sft-flat-small", "sft-s2gr-small"
+FLAT, S2GR, INTRR = "sft-flat-small", "sft-s2gr-small", "sft-intrr-small"
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # arm → recipe and what is changed in it
     "flat": (FLAT, {}),
     "s2gr": (S2GR, {}),
@@ -34,17 +34,23 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # arm → recipe and what is ch
     "hidden": (S2GR, {"thinking": {"feedback": "hidden"}}),
     "codebook": (S2GR, {}),  # S²GR on a plain RQ-KMeans: give --other-catalog
     "flat_codebook": (FLAT, {}),
+    "intrr": (INTRR, {}),
+    "intrr_free": (INTRR, {"recursion": {"input_weight": 0.0}}),  # nothing pulls learned codes to the SID
+    "intrr_weak": (INTRR, {"recursion": {"input_weight": 0.1}}),
+    "intrr_strong": (INTRR, {"recursion": {"input_weight": 4.0}}),
+    "intrr_narrow": (INTRR, {"recursion": {"item_width": 32}}),
+    "intrr_hashed": (INTRR, {"recursion": {"item_rows": 1024}}),
     "flat_wide": (FLAT, {"model": {"width": 256}, "hidden_dropout": 0.3, "learning_rate": 2.0e-3}),
     "flat_deep": (FLAT, {"model": {"layers": 4}, "learning_rate": 2.0e-3}),
     "s2gr_deep": (S2GR, {"model": {"layers": 4}, "learning_rate": 2.0e-3}),
 }
-GRID = [*(f"{arm}-s{seed}" for seed in range(3) for arm in ("flat", "s2gr"))]
-GRID += [f"{arm}-s0" for arm in ARMS if arm not in ("flat", "s2gr")]
+GRID = [*(f"{arm}-s{seed}" for seed in range(3) for arm in ("flat", "s2gr", "intrr"))]
+GRID += [f"{arm}-s0" for arm in ARMS if arm not in ("flat", "s2gr", "intrr")]
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", required=True, help="folder with sft-flat-small.yaml and sft-s2gr-small.yaml")
+    parser.add_argument("--recipes", required=True, help=f"folder with {FLAT}.yaml, {S2GR}.yaml and {INTRR}.yaml")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--catalog", required=True, help="SID catalogue; {seed} in it stands for the seed of a cell")
     parser.add_argument("--other-catalog", help="for the cells codebook and flat_codebook")

@@ -65,12 +65,13 @@ _CARRIED_FILES = ("thinking.json", "thinking.safetensors", INTERESTS_FILE)
 _REMOTE_CODE = '''"""Lets `pipeline(model=..., trust_remote_code=True)` find the installed package hf_gr."""
 
 try:
+    from hf_gr.models import IntRRConfig, IntRRForCausalLM
     from hf_gr.pipeline import GenerativeRecommendationPipeline
 except ImportError as error:
     raise ImportError("this model answers through the package hf_gr; install it: pip install hf-gr") from error
 
 
-__all__ = ["GenerativeRecommendationPipeline"]
+__all__ = ["GenerativeRecommendationPipeline", "IntRRConfig", "IntRRForCausalLM"]
 '''
 
 # Lines of the card that change when items come or go.
@@ -244,10 +245,17 @@ def _complete_config(folder: Path, catalog: SidCatalog) -> None:
     A model that was itself loaded from a repo may hold both already, in that repo's words: they are replaced.
     """
     (folder / REMOTE_CODE_FILE).write_text(_REMOTE_CODE)
-    implementation = f"{Path(REMOTE_CODE_FILE).stem}.GenerativeRecommendationPipeline"
-    entry = {"impl": implementation, "pt": ["AutoModelForCausalLM"], "type": "text"}
+    module, config = Path(REMOTE_CODE_FILE).stem, read_json(folder / "config.json")
+    entry = {
+        "impl": f"{module}.GenerativeRecommendationPipeline",
+        "pt": ["AutoModelForCausalLM"],
+        "type": "text",
+    }
     added = {"custom_pipelines": {REMOTE_TASK: entry}, "catalog_fingerprint": catalog.fingerprint}
-    write_json(folder / "config.json", read_json(folder / "config.json") | added)
+    if config["model_type"] == "intrr":  # an architecture that transformers does not have
+        classes = {"AutoConfig": "IntRRConfig", "AutoModelForCausalLM": "IntRRForCausalLM"}
+        added["auto_map"] = {auto: f"{module}.{name}" for auto, name in classes.items()}
+    write_json(folder / "config.json", config | added)
 
 
 def _card(

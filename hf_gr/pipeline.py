@@ -7,6 +7,7 @@ are used: this one is loaded with `transformers.pipelines`, whose own import one
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -348,6 +349,7 @@ def _load_catalog(model: PreTrainedModel, revision: str | None) -> SidCatalog:
     return catalog
 
 
+import_module(".models", __package__)  # makes the Auto classes know IntRR
 if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
     PIPELINE_REGISTRY.register_pipeline(
         TASK, GenerativeRecommendationPipeline, pt_model=AutoModelForCausalLM, type="text"

@@ -26,7 +26,8 @@ from .dataset import SplitKind
 from .errors import HfGrError
 from .hub import carry, save_repo
 from .interests import Interests
-from .models import ThinkingHeads
+from .models import ThinkingHeads, recursion_of
+from .models.intrr import OWN_PARTS
 from .offline import resolve
 from .vocabulary import SidVocabulary
 
@@ -119,7 +120,12 @@ def tuned(
                 model.save_pretrained(folder)
     if config.finetune == "qlora":
         quantization = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=None
+            if recursion_of(model) is None
+            else ["lm_head", *(f"model.{part}" for part in OWN_PARTS)],
         )
         model = AutoModelForCausalLM.from_pretrained(
             base, quantization_config=quantization, dtype=torch.float32, attn_implementation=config.attention
@@ -142,7 +148,15 @@ def lora_config(model: PreTrainedModel, vocabulary: SidVocabulary, config: RunAr
         target_modules=modules,
         trainable_token_indices=rows,
         task_type="CAUSAL_LM",
+        **_own_parts(model),
     )
+
+
+def _own_parts(model: PreTrainedModel) -> dict[str, Any]:
+    """What stands beside a pretrained backbone is new, and trained in full: no adapter goes there."""
+    if recursion_of(model) is None:
+        return {}
+    return {"modules_to_save": list(OWN_PARTS), "exclude_modules": rf".*\.({'|'.join(OWN_PARTS)})\..*"}
 
 
 def merged(model: PreTrainedModel, base: Path) -> PreTrainedModel:

@@ -40,6 +40,7 @@ def test_a_recipe_is_read_by_its_station(file):
     if isinstance(config, SidSFTConfig):
         assert (config.heads is not None) == (config.form == "stepwise") == ("s2gr" in file.stem)
         assert (config.form == "unordered") == ("reg4rec" in file.stem)
+        assert (config.form == "recursive") == ("intrr" in file.stem)
 
 
 @pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)

@@ -26,20 +26,23 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from ..errors import HfGrError
 
 
+OWN_PARTS = ("items", "recursion")  # modules that are not the backbone's
+
+
 @dataclass(frozen=True)
 class RecursionConfig:
     """How items are read and their codes told, in `form: recursive`.
 
     Attributes:
         input_weight: λ, weight of the input side's loss, which pulls an item's learned codes to its SID. [known: .1 in
-            the released class, 0 in its recipe]
+            the released class, 0 in its recipe; 1 is our choice, by validation]
         item_width: Width of the unique-ID table; 0: the backbone's.
         item_rows: Rows of the table. 0: one for every item; else every item is the sum of two hashed rows, for
             catalogues whose table would not fit.
         hidden: Width of the MLPs' hidden layer, in widths of the backbone.
     """
 
-    input_weight: float = 0.1
+    input_weight: float = 1.0
     item_width: int = 0
     item_rows: int = 0
     hidden: int = 1
@@ -84,7 +87,7 @@ class IntRRConfig(PreTrainedConfig):
         codebooks: list[list[int]] | None = None,
         first_item_id: int = 0,
         num_items: int = 1,
-        input_weight: float = 0.1,
+        input_weight: float = 1.0,
         item_width: int = 0,
         item_rows: int = 0,
         hidden: int = 1,
@@ -144,7 +147,9 @@ class Recursion(nn.Module):
     def forward(self, step: int, context: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """What code number `step` (≥ 1) is read from, float [..., d], given the codebook row of the code before it
         and x, [..., d] each."""
-        return x + self.mlps[step - 1](torch.cat([context, x], dim=-1))
+        mlp = self.mlps[step - 1]
+        own = next(mlp.parameters()).dtype  # trainers keep new parts in another one than a quantised backbone
+        return x + mlp(torch.cat([context, x], dim=-1).to(own)).to(x.dtype)
 
 
 class IntRRPreTrainedModel(PreTrainedModel):
@@ -181,6 +186,10 @@ class IntRRModel(IntRRPreTrainedModel):
         assert isinstance(rows, torch.Tensor)
         return rows
 
+    def rows_of(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Rows float [..., d] of tokens int64 [...], as an adapter that trains some of them has them."""
+        return self.get_input_embeddings()(tokens)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
@@ -190,7 +199,7 @@ class IntRRModel(IntRRPreTrainedModel):
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Embeddings float [..., d] of tokens and items, int64 [...]."""
         items = input_ids >= self.config.first_item_id
-        embedded = self.get_input_embeddings()(input_ids.masked_fill(items, 0))
+        embedded = self.rows_of(input_ids.masked_fill(items, 0))
         rows, place = (input_ids[items] - self.config.first_item_id).unique(return_inverse=True)
         read = self.item_tokens(rows).to(embedded.dtype)[place]
         return self.entry(embedded.masked_scatter(items[..., None], read))
@@ -222,7 +231,7 @@ class IntRRModel(IntRRPreTrainedModel):
         for level, (first, size) in enumerate(self.config.codebooks):
             if level:
                 query = self.recursion(level, found[-1][1], x)
-            codebook = self.token_rows[first : first + size].to(query.dtype)
+            codebook = self.rows_of(torch.arange(first, first + size, device=items.device)).to(query.dtype)
             sims = F.linear(query, codebook)
             soft, hard = sims.softmax(-1) @ codebook, codebook[sims.argmax(-1)]
             found.append((sims, soft + (hard - soft).detach()))
@@ -268,7 +277,7 @@ class IntRRForCausalLM(IntRRPreTrainedModel, GenerationMixin):
         """
         if step == 0:
             return x
-        return self.model.recursion(step, self.model.token_rows[before].to(x.dtype), x)
+        return self.model.recursion(step, self.model.rows_of(before).to(x.dtype), x)
 
     def queries(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """What each of the codes int64 [n, C] of given answers is read from, float [n, C, d] (teacher forcing)."""

@@ -79,7 +79,9 @@ def test_the_queries_of_answers_are_numpys():
     for row in range(5):
         for step in range(3):
             before = None if step == 0 else books[step - 1][case.catalog.codes[row, step - 1]]
-            np.testing.assert_allclose(found[row, step], query(weights, step, before, x[row].double().numpy()), atol=1e-4)
+            np.testing.assert_allclose(
+                found[row, step], query(weights, step, before, x[row].double().numpy()), atol=1e-4
+            )
 
 
 def test_a_prompt_mixes_tokens_and_items():
