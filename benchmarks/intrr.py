@@ -6,6 +6,7 @@
 - `memory_ratio`: bytes that autograd keeps of one batch's forward pass, weights not counted, `recursive` over `flat`.
 - Latency of a constrained beam search after the users' histories, in turns with flat, at every batch and width;
   `latency_ratio_50` is flat over recursive at 50 beams and batch 1.
+- `table`: peak memory of AdamW steps on the unique-ID table alone, for so many items and for a hashed one.
 - `quality_delta`: NDCG@10 less flat's, read from a study (`sft_quality.py --cells … --json`), if one is given.
 
     python benchmarks/intrr.py --dataset beauty/dataset --catalog beauty/catalog --json intrr.json   # some ten minutes
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--beams", type=int, nargs="+", default=[10, 50])
     parser.add_argument("--repeats", type=int, default=2, help="turns of all arms of the training")
     parser.add_argument("--rounds", type=int, default=15, help="turns of the searches")
+    parser.add_argument("--table", type=int, default=1_000_000, help="items of the unique-ID table; 0: leave it out")
+    parser.add_argument("--table-width", type=int, default=64)
     parser.add_argument("--study", type=Path, help="JSON of sft_quality.py with the arms flat and intrr")
     parser.add_argument("--json", type=Path, metavar="FILE")
     chosen = parser.parse_args(arguments)
@@ -76,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     ]
     single = [found["ratio"] for found in result["latency"] if (found["batch"], found["beams"]) == (1, 50)]
     result["latency_ratio_50"] = single[0] if single else None
+    rows = {"whole": chosen.table, "hashed": chosen.table // 10} if chosen.table else {}
+    result["table"] = {name: _table(count, chosen.table_width, device) for name, count in rows.items()}
     study = read_json(chosen.study)["differences"]["intrr"]["NDCG@10"] if chosen.study else None
     result |= {"quality_delta": study, "settings": {name: str(value) for name, value in vars(chosen).items()}}
     result |= measure.provenance(device)
@@ -147,6 +152,21 @@ def _latency(cases: dict[str, Case], batch: int, beams: int, rounds: int, device
     return {"batch": batch, "beams": beams, "seconds": seconds, "ratio": ratio}
 
 
+def _table(rows: int, width: int, device: str) -> dict[str, float | None]:
+    """A step on 1,280 rows of a table, as every batch of 64 histories of 20 items takes one."""
+    drawn = torch.randint(rows, (1280,), device=device)
+
+    def step() -> None:
+        table = torch.nn.Embedding(rows, width, device=device)
+        optimizer = torch.optim.AdamW(table.parameters())
+        for _ in range(2):
+            table(drawn).sum().backward()
+            optimizer.step()
+
+    timed = measure.alternating({"table": step}, 1, device, warm_up=False)["table"]
+    return {"rows": rows, "width": width, "peak_mb": timed.peak_mb, "mb_by_count": rows * width * 16 / (1 << 20)}
+
+
 def show(result: dict[str, Any]) -> None:
     print("\n| batch | beams | flat, ms | recursive, ms | ratio |\n|---|---|---|---|---|")
     for found in result["latency"]:
@@ -154,6 +174,8 @@ def show(result: dict[str, Any]) -> None:
         print(f"| {found['batch']} | {found['beams']} | {times} | {found['ratio']:.2f} |")
     kept = result["activation_mb"]
     print(f"\nactivations: flat {kept['flat']:.0f} MiB, recursive {kept['recursive']:.0f} MiB")
+    for name, found in result["table"].items():
+        print(f"table, {name}: {found['rows']:,} × {found['width']}: {found['peak_mb']:.0f} MiB at the peak of a step")
     for name in ("train_ratio", "train_ratio_per_target", "memory_ratio", "latency_ratio_50"):
         if result[name] is not None:
             print(f"{name}: {result[name]:.2f}")

@@ -227,6 +227,30 @@ def test_sft_counts_the_same_targets_in_every_arm(load, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_intrr_is_measured_beside_flat(load, tmp_path, monkeypatch):
+    """The training arms run apart as those of `sft.py` do; here their figures are given."""
+    data, file = tiny_data(tmp_path), tmp_path / "intrr.json"
+    benchmark = load("intrr")
+    arms = {
+        name: {"targets_per_s": speed} for name, speed in (("plain flat", 2.0), ("flat", 10.0), ("recursive", 25.0))
+    }
+    asked = []
+    monkeypatch.setattr(benchmark.training, "main", lambda given: asked.extend(given) or {"arms": arms})
+    study = tmp_path / "study.json"
+    study.write_text(json.dumps({"differences": {"intrr": {"NDCG@10": {"value": 0.01, "low": 0.0, "high": 0.02}}}}))
+    given = ["--dataset", str(data.dataset), "--catalog", str(data.catalog), "--layers", "1", "--width", "32"]
+    given += ["--max-history", "10", "--batch", "1", "2", "--beams", "5", "50", "--rounds", "2", "--table", "1000"]
+    result = benchmark.main([*given, "--train-batch", "4", "--study", str(study), "--json", str(file)])
+    assert "--arms=plain flat,flat,recursive" in asked and "--batch=4" in asked
+    assert (result["train_ratio"], result["train_ratio_per_target"]) == (2.5, 12.5)
+    assert 0 < result["memory_ratio"] < 0.7  # a third of the positions
+    assert result["latency_ratio_50"] > 0 and len(result["latency"]) == 4
+    assert result["quality_delta"]["value"] == 0.01
+    assert result["table"]["whole"]["rows"] == 1000 and result["table"]["hashed"]["rows"] == 100
+    assert json.loads(file.read_text())["memory_ratio"] == result["memory_ratio"]
+
+
+@pytest.mark.slow
 def test_grpo_measures_both_sides_alike_and_scores_agree(load, tmp_path, monkeypatch):
     """One arm as a process of its own, the others in this one, which has everything imported already."""
     benchmark, file = load("grpo"), tmp_path / "grpo.json"
