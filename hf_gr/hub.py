@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ from .artifacts import read_json, write_json
 from .catalog import SidCatalog
 from .errors import HfGrError
 from .interests.table import INTERESTS_FILE
+from .models import IntRRForCausalLM, grown
 from .offline import local_folder
 from .vocabulary import SidVocabulary
 
@@ -80,6 +82,7 @@ _COUNTS = (
     "| items | {items:,} ({live:,} live) |",
     "| semantic IDs | {sids:,} distinct, codebooks {codebooks} |",
 )
+_SIZE = "| parameters | {:,} |"
 _CARD = """{counts[0]}
 
 A generative recommender: a causal language model that writes the semantic ID of the next item, made with hf_gr. Its
@@ -89,7 +92,7 @@ answers are always items of the catalogue that travels with it.
 |---|---|
 {counts[1]}
 {counts[2]}
-| parameters | {parameters:,} |
+{size}
 | made from | {made_from} |
 | history | the {max_history} most recent events{context} |
 
@@ -176,7 +179,10 @@ def carry(source: str | Path, folder: str | Path) -> None:
 
 
 def update_catalog(folder: Path, catalog: SidCatalog) -> None:
-    """Writes another state of its catalogue into a model folder; weights and tokenizer are not touched.
+    """Writes another state of its catalogue into a model folder.
+
+    Weights and tokenizer are not touched, but for a model of the form `"recursive"`: new items get rows of its
+    unique-ID table ([`~hf_gr.models.grown`]), and the weights are written anew.
 
     Args:
         folder: With everything else that belongs to a model. It is not changed in one step: give a copy.
@@ -185,11 +191,25 @@ def update_catalog(folder: Path, catalog: SidCatalog) -> None:
     vocabulary = replace(SidVocabulary.load(folder), catalog_fingerprint=catalog.fingerprint)
     catalog.save(folder)
     vocabulary.save(folder)
-    config = read_json(folder / "config.json")
-    write_json(folder / "config.json", config | {"catalog_fingerprint": catalog.fingerprint})
+    config = read_json(folder / "config.json") | {"catalog_fingerprint": catalog.fingerprint}
     card = folder / "README.md"
-    if card.is_file():
-        card.write_text(_recounted(card.read_text(), catalog))
+    text = _recounted(card.read_text(), catalog) if card.is_file() else None
+    if vocabulary.form == "recursive" and len(catalog) > config["num_items"]:
+        parameters = _grow(folder, vocabulary.item_tokens(catalog, slice(config["num_items"], None)))
+        config["num_items"] = len(catalog)
+        text = None if text is None else _replaced(text, _SIZE, _SIZE.format(parameters))
+    write_json(folder / "config.json", config)
+    if text is not None:
+        card.write_text(text)
+
+
+def _grow(folder: Path, codes: np.ndarray) -> int:
+    """Writes weights with rows of new items, of SID tokens int64 [n, L]; returns the number of parameters."""
+    model = grown(IntRRForCausalLM.from_pretrained(folder, dtype="auto"), torch.from_numpy(codes))
+    for file in folder.glob("model*.safetensors*"):
+        file.unlink()  # not written over: it may be a link to another folder's, or a shard that is none any more
+    model.save_pretrained(folder)
+    return int(model.num_parameters())
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
@@ -277,7 +297,7 @@ def _card(
     )
     body = _CARD.format(
         counts=_counts(catalog),
-        parameters=model.num_parameters(),
+        size=_SIZE.format(model.num_parameters()),
         made_from=base if on_hub else Path(base).name,  # never a path of the machine it was trained on
         max_history=vocabulary.max_history,
         context="" if vocabulary.context == "none" else f", each with its {vocabulary.context}",
@@ -301,12 +321,17 @@ def _counts(catalog: SidCatalog) -> list[str]:
 
 def _recounted(card: str, catalog: SidCatalog) -> str:
     for template, line in zip(_COUNTS, _counts(catalog), strict=True):
-        start = template.partition("{")[0]
-        card = re.sub(rf"^{re.escape(start)}.*$", line, card, flags=re.MULTILINE)
+        card = _replaced(card, template, line)
     head, heading, measured = card.partition(_MEASURED_HEADING)
     if heading and _NOT_EVALUATED not in measured and _OUTDATED not in measured:
         card = f"{head}{heading}{measured.rstrip()}\n\n{_OUTDATED}\n"
     return card
+
+
+def _replaced(card: str, template: str, line: str) -> str:
+    """A card with another line in the place of those that begin as the template does."""
+    start = template.partition("{")[0]
+    return re.sub(rf"^{re.escape(start)}.*$", line, card, flags=re.MULTILINE)
 
 
 def _measured(metrics: Mapping[str, Any]) -> str:

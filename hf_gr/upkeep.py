@@ -1,7 +1,8 @@
 """Items come and go: `hf-gr add-items` and `hf-gr remove-items`, on a catalogue or on a trained model.
 
 A new item gets a vector by the recipe of the old ones, and codes from the frozen quantizer among those whose tokens
-are trained. Nobody else's SID moves, so the model needs no training to recommend it.
+are trained. Nobody else's SID moves, so the model needs no training to recommend it. A model that reads every item
+through a row of its own (`form: recursive`) gets a row for it, which alone is fitted to its SID.
 """
 
 import os
@@ -26,7 +27,7 @@ from .quantizers.loading import load_quantizer
 from .vocabulary import VOCABULARY_FILE, SidVocabulary
 
 
-_REWRITTEN = (*CATALOG_FILES, VOCABULARY_FILE, "config.json", "README.md", MANIFEST)
+_REWRITTEN = (*CATALOG_FILES, VOCABULARY_FILE, "config.json", "generation_config.json", "README.md", MANIFEST)
 
 
 def add_items(

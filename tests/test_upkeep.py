@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from safetensors.numpy import save_file
+import torch
+from safetensors.numpy import load_file, save_file
+from searching import recursive
 from tiny import NUM_ITEMS, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
 from tiny_runs import TinyData
 from transformers import pipeline
@@ -19,10 +21,12 @@ from hf_gr.artifacts import MANIFEST, fingerprint, write_manifest
 from hf_gr.catalog import SidCatalog
 from hf_gr.cli import main
 from hf_gr.dataset import write_dataset
+from hf_gr.decoding import Recommender
 from hf_gr.embedding import EmbedConfig, embed
 from hf_gr.errors import HfGrError
 from hf_gr.grpo import SidGRPOConfig, grpo
 from hf_gr.hub import carry, repo_files, save_repo
+from hf_gr.models import IntRRForCausalLM
 from hf_gr.quantizers import QuantizeConfig, load_quantizer, quantize
 from hf_gr.sft import SidSFTConfig, sft
 from hf_gr.upkeep import add_items, new_codes, remove_items
@@ -72,10 +76,12 @@ def catalogs(made: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
     return {method: Path(shutil.copytree(folder, tmp_path / method)) for method, folder in made.items()}
 
 
-def write_model(folder: Path, source: Path) -> Path:
-    """An untrained model of a catalogue, as a run leaves it."""
+def write_model(folder: Path, source: Path, recursion: dict[str, int] | None = None) -> Path:
+    """An untrained model of a catalogue, as a run leaves it; one of one position an item, if `recursion` is given."""
     model, tokenizer, catalog = tiny_lm(), tiny_tokenizer(), SidCatalog.load(source)
     vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10)
+    if recursion is not None:
+        model, vocabulary = recursive(model, vocabulary, catalog, **recursion)
     folder.mkdir()
     save_repo(folder, model, tokenizer, catalog, vocabulary)
     carry(source, folder)
@@ -320,6 +326,70 @@ def test_a_run_that_dies_leaves_the_old_model(model, vectors_file, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hf_gr.hub.SidVocabulary.save", dies)  # after the catalogue's files are written
+    with pytest.raises(KeyboardInterrupt):
+        add_items(model, new_items(NEW), vectors_file=vectors_file)
+    assert contents(model) == before and sorted(model.parent.iterdir()) == beside
+
+
+@pytest.mark.parametrize("recursion", [{}, {"item_rows": 16}], ids=["own", "hashed"])
+def test_a_recursive_model_gets_rows_for_new_items(catalogs, vectors_file, tmp_path, recursion):
+    """The old items' rows and answers are what they were; new ones may be read and are answered."""
+    model = write_model(tmp_path / "model", catalogs["greedy"], recursion)
+    ask = {"history": ["i001", "i002"], "allow": tiny_items()["item_id"].to_pylist()}
+    before = pipeline("generative-recommendation", model=str(model))(ask, top_k=40, num_beams=40)
+    weights, config = load_file(model / "model.safetensors"), json.loads((model / "config.json").read_text())
+    add_items(model, new_items(NEW[:4]), vectors_file=vectors_file)
+    add_items(model, new_items(NEW[4:]), vectors_file=vectors_file)
+    now, catalog = load_file(model / "model.safetensors"), SidCatalog.load(model)
+    longer = {"model.sids"} | ({"model.items.embedding.weight"} if not recursion else set())
+    assert {name for name in now if len(now[name]) > len(weights[name])} == longer and now.keys() == weights.keys()
+    assert all(np.array_equal(now[name][: len(own)], own) for name, own in weights.items())
+    assert np.array_equal(now["model.sids"], SidVocabulary.load(model).item_tokens(catalog))
+    known = {"num_items": len(catalog), "catalog_fingerprint": catalog.fingerprint}
+    assert json.loads((model / "config.json").read_text()) == config | known
+    assert json.loads((model / MANIFEST).read_text())["fingerprint"] == fingerprint(model)
+    recommend = pipeline("generative-recommendation", model=str(model))
+    assert recommend(ask, top_k=40, num_beams=40) == before
+    answers = recommend({"history": ["n1", "i002", "n3"], "allow": ["n0", "n5"]}, top_k=2, num_beams=20)
+    assert {answer["item_id"] for answer in answers} == {"n0", "n5"}
+    assert len({answer["item_id"] for answer in recommend(["n1"], top_k=52, num_beams=60)}) == NUM_ITEMS + len(NEW)
+    model = Recommender.from_pretrained(model).model
+    learned = model.model.assigned(torch.arange(NUM_ITEMS, len(catalog)))[0].numpy()
+    assert recursion or (learned == catalog.codes[NUM_ITEMS:]).all(1).mean() > 0.8
+
+
+def test_shards_of_a_recursive_model_are_written_anew(catalogs, vectors_file, tmp_path):
+    folder = write_model(tmp_path / "model", catalogs["greedy"], {})
+    model = Recommender.from_pretrained(folder).model
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="40KB")
+    shards, before = sorted(folder.glob("model-*.safetensors")), contents(folder)
+    held = [shard.stat().st_ino for shard in [folder / "catalog.safetensors", *shards]]
+    assert len(shards) > 1
+    remove_items(folder, ["i003"])
+    assert [shard.stat().st_ino for shard in shards] == held[1:]  # nothing of the weights changes
+    copy = add_items(folder, new_items(NEW), vectors_file=vectors_file, out=tmp_path / "copy")
+    assert {name: contents(folder)[name] for name in before if "model" in name} == {
+        name: before[name] for name in before if "model" in name
+    }
+    for place in (copy, add_items(folder, new_items(NEW), vectors_file=vectors_file)):
+        assert sorted(file.name for file in place.glob("model*")) == ["model.safetensors"]
+        answers = pipeline("generative-recommendation", model=str(place))(["n1", "i004"], top_k=51, num_beams=60)
+        assert len(answers) == NUM_ITEMS + len(NEW) - 1
+        parameters = Recommender.from_pretrained(place).model.num_parameters()
+        assert f"| parameters | {parameters:,} |" in (place / "README.md").read_text()
+
+
+def test_a_run_that_dies_over_weights_leaves_the_old_ones(catalogs, vectors_file, tmp_path, monkeypatch):
+    model = write_model(tmp_path / "model", catalogs["greedy"], {})
+    before, beside = contents(model), sorted(model.parent.iterdir())
+    save = IntRRForCausalLM.save_pretrained
+
+    def dies(own: IntRRForCausalLM, folder: Path) -> None:
+        save(own, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(IntRRForCausalLM, "save_pretrained", dies)
     with pytest.raises(KeyboardInterrupt):
         add_items(model, new_items(NEW), vectors_file=vectors_file)
     assert contents(model) == before and sorted(model.parent.iterdir()) == beside

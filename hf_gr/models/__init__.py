@@ -5,6 +5,7 @@ from .dropout import add_dropout
 from .feedback import feedback, read
 from .head import add_inner_call, answer_logits, code_logits, last_hidden
 from .intrr import IntRRConfig, IntRRForCausalLM, IntRRModel, RecursionConfig, recursion_of, with_recursion
+from .newcomers import grown
 from .orders import confident_orders
 from .scratch import ScratchConfig, byte_tokenizer, from_scratch, sid_tokenizer
 from .thinking import ThinkingConfig, ThinkingHeads
@@ -27,6 +28,7 @@ __all__ = [
     "confident_orders",
     "feedback",
     "from_scratch",
+    "grown",
     "last_hidden",
     "read",
     "recursion_of",
