@@ -12,7 +12,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from tqdm.auto import tqdm
 
 from ..artifacts import fingerprint, is_current, read_json, report, versions, write_json, write_manifest, writing
 from ..dataset import Cases, Histories, InteractionDataset
@@ -20,18 +19,14 @@ from ..errors import HfGrError
 from ..offline import local_folder
 from ..processes import joined, launched
 from . import metrics as m
-from .baselines import ItemKNN, Popularity
 from .judging import compare, judge, usable_ks, user_numbers
-from .predictions import read_predictions, write_predictions
+from .predictions import write_predictions
 from .report import Example, write_report
-from .thoughts import judge_thoughts
+from .systems import all_lists
 
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-
-    from ..decoding.recommender import Recommender
-    from ..thoughts import Thoughts
 
 _EXAMPLES = 20
 
@@ -128,7 +123,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     dataset = InteractionDataset.load(config.dataset)
     split = dataset.split(config.split)
     cases = _sample(split.test if config.part == "test" else split.validation, config)
-    lists, codes, figures = _all_lists(config, paths, dataset, split.train, cases, world)
+    lists, codes, figures = all_lists(config, paths, dataset, split.train, cases, world)
     if main:
         result = _judge_all(lists, codes, dataset, split.train, cases, config) | figures
         with writing(output) as folder:
@@ -207,138 +202,6 @@ def _sample(cases: Cases, config: EvaluateConfig) -> Cases:
     chosen = np.random.default_rng(config.seed).choice(total, config.max_users, replace=False)
     rows = np.flatnonzero(np.isin(users, chosen))
     return Cases(cases.histories.cut(rows, cases.histories.lengths[rows]), cases.targets[rows])
-
-
-def _all_lists(
-    config: EvaluateConfig,
-    paths: dict[str, Path],
-    dataset: InteractionDataset,
-    train: Histories,
-    cases: Cases,
-    world: "PartialState | None",
-) -> tuple[dict[str, np.ndarray], np.ndarray | None, dict[str, Any]]:
-    """The lists of every system, the one in question first; with a model its semantic IDs, their figures, what is
-    found of its thoughts, and with reflection the share of pruned paths."""
-    main = world is None or world.is_main_process
-    lists: dict[str, np.ndarray] = {}
-    codes, figures = None, dict[str, Any](catalogue={})
-    if world is not None:
-        from ..decoding.recommender import Recommender
-        from ..thoughts import Thoughts
-
-        recommender = Recommender.from_pretrained(str(paths["model"]), dtype=config.dtype)
-        rows = _catalogue_rows(recommender, dataset)
-        codes = np.full((dataset.num_items, recommender.catalog.codes.shape[1]), -1, np.int64)
-        codes[rows] = recommender.catalog.codes
-        figures = {"catalogue": _catalogue_figures(recommender, rows, cases, dataset.num_items)}
-        lists["model"], pruned = _model_lists(recommender, rows, cases, dataset.num_items, config, world)
-        if pruned is not None:
-            figures["pruned"] = pruned
-        if main and recommender.thinking is not None:
-            thoughts = Thoughts(recommender, recommender.thinking)
-            figures["thoughts"] = _judged_thoughts(
-                thoughts, rows, cases, lists["model"][:, 0], dataset.num_items, config
-            )
-    if config.predictions and main:
-        lists["predictions"] = read_predictions(config.predictions, dataset, cases, top_k=config.top_k)
-    if config.baselines and main:
-        for name, kind in (("popularity", Popularity), ("item kNN", ItemKNN)):
-            baseline = kind(train, dataset.num_items, exclude_seen=config.exclude_seen)
-            lists[name] = baseline.recommend(cases.histories, config.top_k)
-    return lists, codes, figures
-
-
-def _catalogue_figures(recommender: "Recommender", rows: np.ndarray, cases: Cases, num_items: int) -> dict[str, Any]:
-    """Collisions of the model's catalogue, and the items on every code of every level."""
-    from ..quantizers.metrics import collision_report
-
-    codes, sizes = recommender.catalog.codes, recommender.catalog.codebook_sizes
-    targets = _places(rows, num_items)[cases.targets]
-    figures = collision_report(codes, sizes, targets[targets >= 0])
-    use = [np.bincount(level, minlength=size).tolist() for level, size in zip(codes.T, sizes, strict=True)]
-    return figures | {"items_per_code": use}
-
-
-def _catalogue_rows(recommender: "Recommender", dataset: InteractionDataset) -> np.ndarray:
-    """Row in the dataset of every item of the model's catalogue, int64 [catalogue]."""
-    row = {item: number for number, item in enumerate(dataset.item_ids)}
-    for item in recommender.catalog.item_ids:
-        if item not in row:
-            raise HfGrError(
-                f"{dataset.path} lacks item {item!r} of the model's catalogue; evaluate on the dataset that the model "
-                "was made for, or one that contains it."
-            )
-    return np.array([row[item] for item in recommender.catalog.item_ids], np.int64)
-
-
-def _model_lists(
-    recommender: "Recommender",
-    rows: np.ndarray,
-    cases: Cases,
-    num_items: int,
-    config: EvaluateConfig,
-    world: "PartialState",
-) -> tuple[np.ndarray, float | None]:
-    """The model's lists in dataset rows, int64 [cases, top_k], and with reflection the mean share of pruned paths, on
-    every process."""
-    from accelerate.utils import gather_object
-
-    histories = _translate(cases.histories, rows, num_items)
-    order = np.argsort(-histories.lengths, kind="stable")  # similar lengths share a batch: little padding
-    mine = order[world.process_index :: world.num_processes]
-    done = []
-    starts = range(0, len(mine), config.batch_size)
-    for start in tqdm(starts, desc="recommend", unit="batch", disable=not world.is_main_process):
-        chosen = mine[start : start + config.batch_size]
-        batch = histories.cut(chosen, histories.lengths[chosen])
-        answers = recommender.answers(
-            batch,
-            top_k=config.top_k,
-            num_beams=config.num_beams,
-            exclude=[np.unique(history) for history in batch] if config.exclude_seen else None,
-            reflection=config.reflection,
-        )
-        done.append((chosen, answers.items, answers.pruned))
-    lists = np.full((len(cases), config.top_k), m.MISSING, np.int64)
-    shares = []
-    for chosen, items, pruned in gather_object(done):
-        lists[chosen] = items
-        shares += [] if pruned is None else [pruned]
-    known = (lists >= 0) & (lists < len(rows))
-    found = np.where(known, rows[np.where(known, lists, 0)], np.where(lists == m.MISSING, m.MISSING, m.INVALID))
-    return found, float(np.nanmean(np.concatenate(shares))) if shares else None
-
-
-def _judged_thoughts(
-    thoughts: "Thoughts", rows: np.ndarray, cases: Cases, first: np.ndarray, num_items: int, config: EvaluateConfig
-) -> dict[str, Any] | None:
-    """What [`judge_thoughts`] finds; `first` int64 [cases]: the items that the model puts first, in dataset rows."""
-    places = _places(rows, num_items)
-    moved = Cases(_translate(cases.histories, rows, num_items), places[cases.targets])
-    top_items = np.where(first >= 0, places[np.maximum(first, 0)], -1)
-    return judge_thoughts(thoughts, moved, top_items, batch_size=config.batch_size, seed=config.seed)
-
-
-def _places(rows: np.ndarray, num_items: int) -> np.ndarray:
-    """Row in the model's catalogue of every item of the dataset, -1 where it has none, int64 [items]."""
-    places = np.full(num_items, -1, np.int64)
-    places[rows] = np.arange(len(rows))
-    return places
-
-
-def _translate(histories: Histories, rows: np.ndarray, num_items: int) -> Histories:
-    """Histories in rows of the model's catalogue; events of items that it does not have are left out."""
-    items = _places(rows, num_items)[histories.items]
-    keep = items >= 0
-    ptr = np.concatenate([[0], np.cumsum(keep)])[histories.ptr]
-    return Histories(
-        histories.user_ids,
-        ptr,
-        items[keep],
-        histories.timestamps[keep],
-        None if histories.ratings is None else histories.ratings[keep],
-        None if histories.behaviors is None else histories.behaviors[keep],
-    )
 
 
 def _judge_all(
