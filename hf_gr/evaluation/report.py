@@ -9,6 +9,8 @@ from typing import Any
 from ..pages.html import cell, charts, page, row, section, table
 from . import plots
 from .metrics import MISS
+from .redistribution_page import STYLE as MOVED_STYLE
+from .redistribution_page import redistribution_section
 from .thoughts_page import STYLE, thoughts_section
 
 
@@ -52,12 +54,13 @@ def write_report(
         ),
         *_catalogue(result["catalogue"]),
         *thoughts_section(result.get("thoughts")),
+        *redistribution_section(result.get("redistribution")),
         *_training(logs),
         section(f"{len(examples)} users, drawn at random", *(_example(example) for example in examples)),
         section("How this came about", _provenance(result)),
         section("How to read it", _HOW_TO_READ),
     ]
-    Path(file).write_text(page("hf_gr evaluation", sections, STYLE), encoding="utf-8")
+    Path(file).write_text(page("hf_gr evaluation", sections, STYLE + MOVED_STYLE), encoding="utf-8")
 
 
 _HOW_TO_READ = """

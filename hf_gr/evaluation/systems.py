@@ -11,6 +11,7 @@ from ..errors import HfGrError
 from . import metrics as m
 from .baselines import ItemKNN, Popularity
 from .predictions import read_predictions
+from .redistribution import judge_redistribution
 from .thoughts import judge_thoughts
 
 
@@ -31,7 +32,7 @@ def all_lists(
     world: "PartialState | None",
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None, dict[str, Any]]:
     """The lists of every system, the one in question first; with a model its semantic IDs, their figures, what is
-    found of its thoughts, and with reflection the share of pruned paths."""
+    found of its thoughts, how far its items moved, and with reflection the share of pruned paths."""
     main = world is None or world.is_main_process
     lists: dict[str, np.ndarray] = {}
     codes, figures = None, dict[str, Any](catalogue={})
@@ -52,6 +53,8 @@ def all_lists(
             figures["thoughts"] = _judged_thoughts(
                 thoughts, rows, cases, lists["model"][:, 0], dataset.num_items, config
             )
+        if main and (moved := judge_redistribution(recommender)) is not None:
+            figures["redistribution"] = moved
     if config.predictions and main:
         lists["predictions"] = read_predictions(config.predictions, dataset, cases, top_k=config.top_k)
     if config.baselines and main:

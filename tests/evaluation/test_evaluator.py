@@ -24,7 +24,7 @@ class StepRecommender:
         size = len(item_ids)
         codes = np.stack([np.arange(size) // 8, np.arange(size) // 2 % 4], axis=1).astype(np.int32)
         self.catalog = SimpleNamespace(codes=codes, codebook_sizes=(8, 4), item_ids=item_ids, fingerprint="f")
-        self.thinking = None
+        self.model = self.thinking = None
 
     def answers(self, histories, *, top_k, num_beams, exclude=None, reflection=0.0):
         size, lists = len(self.catalog.item_ids), []
