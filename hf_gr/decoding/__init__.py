@@ -8,6 +8,7 @@ from .graphs import SearchGraphs
 from .prefix_cache import PrefixCache
 from .recommender import Recommender, load_thinking
 from .reflection import Reflection
+from .session import Session, Sessions, recommend_many
 from .support import tree_support
 from .tree import Beams, Merge, Method, tree_search
 
@@ -22,10 +23,13 @@ __all__ = [
     "Recommender",
     "Reflection",
     "SearchGraphs",
+    "Session",
+    "Sessions",
     "beam_search",
     "exhaustive_search",
     "generate_search",
     "load_thinking",
+    "recommend_many",
     "search",
     "tree_search",
     "tree_support",

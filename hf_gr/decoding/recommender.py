@@ -22,6 +22,7 @@ from ..vocabulary import SidVocabulary, encode_text, reads_text
 from .beam import beam_search
 from .prefix_cache import PrefixCache
 from .reflection import Reflection, check_threshold
+from .session import Session, Sessions
 
 
 MAX_KEPT = 64  # masks, and reflections, kept at once; the oldest goes first
@@ -240,6 +241,21 @@ class Recommender:
             if pruned is not None and found.pruned is not None:
                 pruned[rows] = found.pruned.cpu().numpy()
         return Answers(items, scores, pruned)
+
+    def session(
+        self, history: Sequence[str] = (), *, context: Sequence[float | str] | None = None, block: int | None = None
+    ) -> Session:
+        """A user's stream of events, each read once, for models of `form: recursive`; takes and answers item ids.
+
+        Args:
+            history: Item ids so far, oldest first.
+            context, block: As for [`Session`].
+        """
+        return Session(self, history, context=context, block=block)
+
+    def sessions(self, max_bytes: int, *, block: int | None = None) -> Sessions:
+        """Sessions of many users within `max_bytes` of memory, least recently used dropped first ([`Sessions`])."""
+        return Sessions(self, max_bytes, block=block)
 
     def prompts(self, histories: Histories, queries: Sequence[str | None] | None = None) -> list[list[int]]:
         """Token ids of each prompt: the query's text, then the history.

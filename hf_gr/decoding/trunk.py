@@ -37,15 +37,20 @@ class Trunk:
         self.plain = recursion_of(model) is not None  # nothing follows the prompt, so that no mask of ours is needed
         # plain layers: a window never matters here, but would count the beams' columns
         self.cache = DynamicCache() if cache is None else cache
-        known = mask.new_empty(len(ids), 0, dtype=torch.bool) if known is None else known
-        start, new = known.sum(1, keepdim=True), ids.shape[1]
-        self.lengths = start + mask.sum(1, keepdim=True)
-        self.real = torch.cat([known, mask.bool()], dim=1)
-        self.columns = 0
-        positions = (start + mask.cumsum(1) - 1).clamp(min=0)
+        self.real = mask.new_empty(len(ids), 0, dtype=torch.bool) if known is None else known
+        self.lengths, self.columns = self.real.sum(1, keepdim=True), 0
+        self.extend(ids, mask)
+
+    def extend(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
+        """Reads more of the prompts, ids and mask int64 [B, n], n ≥ 1; of a trunk without branches ([`drop`])."""
+        known, new = self.real, ids.shape[1]
+        positions = (self.lengths + mask.cumsum(1) - 1).clamp(min=0)
         causal = torch.ones(new, new, dtype=torch.bool, device=ids.device).tril()
         visible = torch.cat([known[:, None].expand(-1, new, -1), causal & mask.bool()[:, None]], dim=2)
-        self.hidden = self._forward(ids, positions, visible)[:, -1:]
+        self.lengths = self.lengths + mask.sum(1, keepdim=True)
+        self.real = torch.cat([known, mask.bool()], dim=1)
+        # a view would keep the states of all positions
+        self.hidden = self._forward(ids, positions, visible)[:, -1:].clone()
 
     @classmethod
     def of(cls, model: PreTrainedModel, prompts: list[list[int]], prefix_cache: PrefixCache | None = None) -> "Trunk":
@@ -98,6 +103,19 @@ class Trunk:
             use_cache=True,
         )
         return output.last_hidden_state
+
+
+class Ends(Trunk):
+    """B prompts that were read elsewhere, by their last hidden states alone: enough where a search feeds nothing.
+
+    Args:
+        model: One whose codes come by recursion.
+        hidden: float [B, 1, d].
+    """
+
+    def __init__(self, model: PreTrainedModel, hidden: torch.Tensor):
+        self.model, self.device, self.hidden = model, model.device, hidden
+        self.lengths = torch.zeros(len(hidden), 1, dtype=torch.int64, device=model.device)
 
 
 def step_log_probs(

@@ -1,0 +1,342 @@
+"""Streaming sessions of models whose items are one position each: a new event is one more column of a kept cache.
+
+A recursive model's search feeds nothing after the prompt, so that answers need the last hidden state alone, and many
+sessions are searched as one batch. (Session, window in blocks and memory budget: our choices.)
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..catalog import SidCatalog
+from ..dataset import Histories
+from ..errors import HfGrError
+from ..grammar import ItemMask
+from .beam import ranked
+from .tree import search_from
+from .trunk import Ends, Trunk
+
+
+if TYPE_CHECKING:
+    from .recommender import Recommender
+
+logger = logging.getLogger(__name__)
+
+Answer = tuple[str, float]  # an item id, and the log-probability of its SID under the grammar
+
+
+class Session:
+    """One user's events, read as they come. Threads may share it.
+
+    A session that starts with a history reads the most recent `vocabulary.max_history` events of it. Until its window
+    holds so many, answers are those of [`Recommender.recommend`] to the same history. The event after that drops a
+    block of the oldest ones and reads the rest anew, since keys of later events have seen the dropped ones: the model
+    then sees from max_history − block + 1 to max_history events.
+
+    Events of items that were removed from the catalogue are read as any other. After the model's weights were changed
+    in place, or it was moved, make new sessions.
+
+    Args:
+        recommender: Of a model of `form: recursive`. A state of the catalogue that it is [`swap`]ped to serves live
+            sessions at once.
+        history: Item ids, oldest first.
+        context: The rating (number) or behaviour (word) of every event, of a model that reads one; else not looked at.
+        block: Events dropped at a time, from 1 to max_history; by default a quarter of max_history, at least 1.
+        on_read: Called with the session after every appended event.
+
+    Attributes:
+        nbytes: Of keys, values and the last hidden state: layers × 2 × kv_heads × head_dim × positions + d numbers.
+
+    Raises:
+        HfGrError: On other models, and on ids that are not in the catalogue.
+    """
+
+    def __init__(
+        self,
+        recommender: "Recommender",
+        history: Sequence[str] = (),
+        *,
+        context: Sequence[float | str] | None = None,
+        block: int | None = None,
+        on_read: "Callable[[Session], None] | None" = None,
+    ):
+        vocabulary = recommender.vocabulary
+        if vocabulary.form != "recursive":
+            raise HfGrError(
+                f"sessions are for models of form recursive, this one's is {vocabulary.form}; give its Recommender a "
+                "PrefixCache, which keeps the older events of users who come back."
+            )
+        self.recommender, self.block = recommender, max(1, vocabulary.max_history // 4) if block is None else block
+        if not 1 <= self.block <= vocabulary.max_history:
+            raise HfGrError(f"block is {block}; give 1 to {vocabulary.max_history}, the events that a prompt keeps.")
+        self._on_read, self._lock = on_read, threading.Lock()
+        rows, events = self._tokens(history, context)
+        self._seen, self._window = set(rows.tolist()), events[-vocabulary.max_history :]
+        self._read_anew()
+
+    @property
+    def positions(self) -> int:
+        """Columns of the cache: the prompt's opening and the events of the window."""
+        return self._trunk.real.shape[1]
+
+    @property
+    def num_events(self) -> int:
+        """Events that the model sees."""
+        return len(self._window)
+
+    def append(self, item_id: str, context: float | str | None = None) -> None:
+        """Reads a new event: one position (with context two), or the shortened window where it was full.
+
+        Args:
+            item_id: An item of the catalogue; [`HfGrError`] else, and nothing was read.
+            context: Its rating or behaviour, of a model that reads one.
+        """
+        rows, events = self._tokens([item_id], None if context is None else [context])
+        with self._lock:
+            self._seen.update(rows.tolist())
+            if self.num_events < self.recommender.vocabulary.max_history:
+                self._window += events
+                self._extend(events[0])
+            else:
+                self._window = self._window[self.block :] + events
+                self._read_anew()
+        if self._on_read is not None:
+            self._on_read(self)
+
+    def recommend(
+        self,
+        top_k: int = 10,
+        *,
+        num_beams: int = 50,
+        exclude_seen: bool = False,
+        exclude: Sequence[str] | None = None,
+        allow: Sequence[str] | None = None,
+        only: ItemMask | None = None,
+    ) -> list[Answer]:
+        """The best next items; the backbone reads nothing for it.
+
+        Args:
+            top_k: Items wanted; `num_beams` is raised to it.
+            num_beams: Width of the search.
+            exclude_seen: Whether no event so far is an answer, those before the window included.
+            exclude: Item ids that are no answer.
+            allow: Item ids that alone are answers.
+            only: Mask of the items that may be answers ([`Recommender.mask`]). Filters compose.
+
+        Returns:
+            Item ids with their scores (log-probability of the SID under the grammar), best first: min(top_k, live
+            items) distinct ones.
+        """
+        return recommend_many(
+            [self],
+            top_k,
+            num_beams=num_beams,
+            exclude_seen=exclude_seen,
+            exclude=None if exclude is None else [exclude],
+            allow=None if allow is None else [allow],
+            only=None if only is None else [only],
+        )[0]
+
+    def state(self) -> tuple[torch.Tensor, np.ndarray]:
+        """What the next item is read from, float [1, 1, d], and the catalogue rows of all events so far, int64 [n]."""
+        with self._lock:
+            return self._trunk.hidden, np.fromiter(self._seen, np.int64)
+
+    def _tokens(
+        self, item_ids: Sequence[str], context: Sequence[float | str] | None
+    ) -> tuple[np.ndarray, list[list[int]]]:
+        """Catalogue rows int64 [n] of events, and the token ids of each."""
+        vocabulary, catalog = self.recommender.vocabulary, self.recommender.catalog
+        rows, values = _rows(item_ids, catalog), [] if context is None else list(context)
+        kind = str if vocabulary.context == "behavior" else int | float
+        if vocabulary.context == "none":
+            values = []
+        elif len(values) != len(rows) or not all(isinstance(value, kind) for value in values):
+            raise HfGrError(
+                f"this model reads a {vocabulary.context} with every item, but context is {values} for {len(rows)} "
+                "item(s); give one for each."
+            )
+        events = Histories(
+            np.array([""], object),
+            np.array([0, len(rows)]),
+            rows,
+            np.arange(len(rows)),
+            ratings=np.array(values, np.float32) if vocabulary.context == "rating" else None,
+            behaviors=np.array(values, object),
+        )
+        return rows, vocabulary.event_tokens(events, catalog).tolist()
+
+    @torch.no_grad()
+    def _read_anew(self) -> None:
+        tokens = [*self.recommender.vocabulary.opening, *(token for event in self._window for token in event)]
+        self._trunk = Trunk.of(self.recommender.model, [tokens])
+        self._count()
+
+    @torch.no_grad()
+    def _extend(self, tokens: list[int]) -> None:
+        ids = torch.tensor([tokens], device=self._trunk.device)
+        self._trunk.extend(ids, torch.ones_like(ids))
+        self._count()
+
+    def _count(self) -> None:
+        kept = [self._trunk.hidden]
+        for layer in self._trunk.cache.layers:
+            kept += [layer.keys, layer.values]
+        self.nbytes = sum(values.nbytes for values in kept)
+
+
+class Sessions:
+    """Live sessions of many users within a memory budget; the least recently used go first. Threads may share it.
+
+    A user's session counts as used when it is asked for and when an event is appended to it. One that was dropped is
+    made again from the history that its next request brings, with answers as from a new session. Ask for a session at
+    every request instead of holding it: the memory of a dropped one is free when nobody holds it.
+
+    Args:
+        recommender: As for [`Session`].
+        max_bytes: Of all sessions' keys, values and hidden states ([`Session.nbytes`]) on the model's device; at least
+            one of a full window ([`HfGrError`]). Beside it each takes a few kilobytes of Python objects.
+        block: As for [`Session`].
+
+    Attributes:
+        nbytes: Bytes kept now.
+        found: Requests that found their session.
+        made: Requests that made one.
+    """
+
+    def __init__(self, recommender: "Recommender", max_bytes: int, *, block: int | None = None):
+        self.recommender, self.max_bytes, self.block = recommender, max_bytes, block
+        self.nbytes = self.found = self.made = 0
+        self._kept: OrderedDict[str, tuple[Session, int]] = OrderedDict()  # and its bytes as counted
+        self._lock = threading.Lock()
+        cold = Session(recommender, block=block)
+        self._opening, self._hidden = cold.positions, cold.state()[0].nbytes
+        self._position = (cold.nbytes - self._hidden) // cold.positions
+        full = self.bytes_of(recommender.vocabulary.max_history)
+        if max_bytes < full:
+            raise HfGrError(f"max_bytes is {max_bytes}, but a session of a full window takes {full}; give more.")
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, user_id: str) -> bool:
+        return user_id in self._kept
+
+    def bytes_of(self, num_events: int) -> int:
+        """Bytes of a session whose window holds so many events."""
+        width = 1 if self.recommender.vocabulary.context == "none" else 2
+        return self._hidden + self._position * (self._opening + num_events * width)
+
+    def get(self, user_id: str, history: Sequence[str], context: Sequence[float | str] | None = None) -> Session:
+        """The user's live session, or a new one of `history` and `context` (as for [`Session`]).
+
+        A live session has read what was appended to it: `history` is not looked at then. [`drop`] it first where
+        events came by another way.
+        """
+        with self._lock:
+            if user_id in self._kept:
+                self.found += 1
+                self._kept.move_to_end(user_id)
+                return self._kept[user_id][0]
+        session = Session(
+            self.recommender,
+            history,
+            context=context,
+            block=self.block,
+            on_read=lambda session: self._account(user_id, session),
+        )
+        with self._lock:
+            self.made += 1
+            session, _ = self._kept.setdefault(user_id, (session, 0))  # another thread may have been faster
+        self._account(user_id, session)
+        return session
+
+    def drop(self, user_id: str) -> None:
+        """Forgets the user's session, if there is one."""
+        with self._lock:
+            self.nbytes -= self._kept.pop(user_id, (None, 0))[1]
+
+    def _account(self, user_id: str, session: Session) -> None:
+        """Counts what a session takes now, unless it was dropped, and drops others for it."""
+        with self._lock:
+            known, before = self._kept.get(user_id, (None, 0))
+            if known is not session:
+                return
+            now = session.nbytes
+            self._kept[user_id] = session, now
+            self._kept.move_to_end(user_id)
+            self.nbytes += now - before
+            while self.nbytes > self.max_bytes:
+                self.nbytes -= self._kept.popitem(last=False)[1][1]
+
+
+@torch.no_grad()
+def recommend_many(
+    sessions: Sequence[Session],
+    top_k: int = 10,
+    *,
+    num_beams: int = 50,
+    exclude_seen: bool = False,
+    exclude: Sequence[Sequence[str] | None] | None = None,
+    allow: Sequence[Sequence[str] | None] | None = None,
+    only: Sequence[ItemMask | None] | None = None,
+) -> list[list[Answer]]:
+    """[`Session.recommend`] for B sessions of one recommender, searched as one batch.
+
+    Args:
+        sessions: B of them, at least one.
+        top_k, num_beams, exclude_seen: As there, for all.
+        exclude, allow, only: As there, one for each session (`None` entries: no filter).
+
+    Returns:
+        Answers of each; none where its filters leave no live item.
+    """
+    if any(session.recommender is not sessions[0].recommender for session in sessions):
+        raise HfGrError("sessions of several recommenders cannot be answered as one batch; call once for each.")
+    recommender = sessions[0].recommender.snapshot()
+    catalog, grammar = recommender.catalog, recommender.grammar
+    states = [session.state() for session in sessions]
+    hidden, rows = torch.cat([hidden for hidden, _ in states]), np.arange(len(sessions))
+    deny = _rows_each(exclude, catalog)
+    if exclude_seen:
+        given = [None] * len(sessions) if deny is None else deny
+        deny = [_union(own, seen) for own, (_, seen) in zip(given, states, strict=True)]
+    item_filter = None
+    if deny is not None or allow is not None or only is not None:
+        item_filter = grammar.filter(deny, _rows_each(allow, catalog), only)
+        rows = (item_filter.live > 0).nonzero()[:, 0].cpu().numpy()
+        item_filter = item_filter.rows(torch.from_numpy(rows).to(grammar.device))
+    answers: list[list[Answer]] = [[] for _ in sessions]
+    if len(rows) < len(sessions):
+        logger.warning("%d session(s) have no item to answer with: their lists are empty.", len(sessions) - len(rows))
+    if len(rows):
+        ends = Ends(recommender.model, hidden[torch.from_numpy(rows).to(hidden.device)])
+        beams = search_from(ends, grammar, num_beams=max(num_beams, top_k), item_filter=item_filter)
+        found = ranked(beams, grammar, item_filter, top_k)
+        items, scores = found.items.cpu().numpy(), found.scores.float().cpu().numpy()
+        for row, own, own_scores in zip(rows, items, scores, strict=True):
+            answers[row] = [(catalog.item_ids[i], float(s)) for i, s in zip(own, own_scores, strict=True) if i >= 0]
+    return answers
+
+
+def _rows(item_ids: Sequence[str], catalog: SidCatalog) -> np.ndarray:
+    """Catalogue rows int64 [n]; [`HfGrError`] on unknown ids."""
+    if isinstance(item_ids, str):
+        raise HfGrError(f"item ids are given as {item_ids!r}; give a list of them.")
+    unknown = [item_id for item_id in item_ids if item_id not in catalog.row_of]
+    if unknown:
+        raise HfGrError(f"item {unknown[0]!r} is not in the catalogue of {len(catalog)} items; leave it out.")
+    return np.array([catalog.row_of[item_id] for item_id in item_ids], np.int64)
+
+
+def _union(denied: np.ndarray | None, seen: np.ndarray) -> np.ndarray:
+    return seen if denied is None else np.union1d(denied, seen)
+
+
+def _rows_each(given: Sequence[Sequence[str] | None] | None, catalog: SidCatalog) -> list[np.ndarray | None] | None:
+    return None if given is None else [None if ids is None else _rows(ids, catalog) for ids in given]
