@@ -18,6 +18,7 @@ from .metrics import (
     target_ranks,
 )
 from .predictions import read_predictions, write_predictions
+from .redistribution import judge_redistribution
 from .report import write_report
 from .thoughts import judge_thoughts
 
@@ -36,6 +37,7 @@ __all__ = [
     "hit_rate",
     "invalid_rate",
     "judge",
+    "judge_redistribution",
     "judge_thoughts",
     "mrr",
     "ndcg",
