@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from searching import RECURSIVE, recursive
 from tiny import tiny_lm, tiny_tokenizer
 
 from hf_gr.catalog import SidCatalog
@@ -21,7 +22,7 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 
 @pytest.fixture
 def quickstart(tmp_path, monkeypatch):
-    """A folder `quickstart` with flat, thinking and unordered models that know items "1" to "200", and a data set of
+    """A folder `quickstart` with flat, thinking, unordered and recursive models that know items "1" to "200", and a data set of
     them."""
     ids = [str(number) for number in range(1, 201)]
     kinds = [["Comedy"] if number % 2 else ["Drama"] for number in range(200)]
@@ -29,9 +30,12 @@ def quickstart(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     codes, vectors = random.integers(0, 8, (200, 3)), tuple(random.normal(size=(3, 8, 5)).astype(np.float32))
     catalog = SidCatalog.from_codes(codes, items, (8, 8, 8), code_vectors=vectors)
-    for station, form in (("grpo", "flat"), ("sft-s2gr", "stepwise"), ("sft-reg4rec", "unordered")):
+    stations = {"grpo": "flat", "sft-s2gr": "stepwise", "sft-reg4rec": "unordered", "sft-intrr": RECURSIVE}
+    for station, form in stations.items():
         tokenizer, model = tiny_tokenizer(), tiny_lm()
         vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10, form=form)
+        if form == RECURSIVE:
+            model, vocabulary = recursive(model, vocabulary, catalog)
         folder = tmp_path / "quickstart" / station / "model"
         save_repo(folder, model, tokenizer, catalog, vocabulary)
         if form == "stepwise":
