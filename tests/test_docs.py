@@ -22,8 +22,8 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 
 @pytest.fixture
 def quickstart(tmp_path, monkeypatch):
-    """A folder `quickstart` with flat, thinking, unordered and recursive models that know items "1" to "200", and a data set of
-    them."""
+    """A folder `quickstart` with flat, thinking, unordered and recursive models that know items "1" to "200", and a
+    data set of them."""
     ids = [str(number) for number in range(1, 201)]
     kinds = [["Comedy"] if number % 2 else ["Drama"] for number in range(200)]
     items = pa.table({"item_id": ids, "title": [f"Film {i}" for i in ids], "categories": kinds})
