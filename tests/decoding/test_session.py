@@ -224,9 +224,10 @@ def test_bytes_are_those_of_the_tensors():
     for count, item in enumerate(STREAM[:WINDOW], start=1):
         session.append(item)
         assert session.nbytes == sessions.nbytes == sessions.bytes_of(count) == POSITION * (1 + count) + HIDDEN
-    tensors = [x for layer in session._trunk.cache.layers for x in (layer.keys, layer.values)]
-    stored = [x.untyped_storage().nbytes() for x in (*tensors, session._trunk.hidden)]
-    assert sum(stored) == session.nbytes  # no view keeps more alive
+    for each in (session, RECOMMENDER.session(STREAM[:WINDOW])):
+        tensors = [x for layer in each._trunk.cache.layers for x in (layer.keys, layer.values)]
+        stored = [x.untyped_storage().nbytes() for x in (*tensors, each._trunk.hidden)]
+        assert sum(stored) == each.nbytes == sessions.bytes_of(WINDOW)  # no view keeps more alive
     sessions.drop("u")
     assert (sessions.nbytes, len(sessions)) == (0, 0)
     sessions.drop("u")
@@ -248,6 +249,8 @@ def test_the_least_recently_used_session_goes_first():
     assert (sessions.found, sessions.made) == (1, 4)
     again = sessions.get("b", STREAM[:3])
     assert again is not kept["b"]
+    kept["b"].append(STREAM[3])  # the old one, held here, does not take the place of the new one
+    assert sessions.get("b", []) is again
     agree(again.recommend(10), fresh(RECOMMENDER, STREAM[:3]))
 
 
