@@ -124,11 +124,11 @@ def _recursive_logits(model: IntRRForCausalLM, ids: list[int], levels: int) -> t
     """Logits [levels, vocabulary] of the codes at the end of a row, each from the one before it and the prompt."""
     prompt, codes = ids[:-levels], ids[-levels:]
     x = model.model(torch.tensor([prompt])).last_hidden_state[0, -1]
-    rows = model.get_input_embeddings().weight
+    read = model.get_input_embeddings()(torch.tensor(codes))  # as the backbone reads them: scaled in Gemma
     queries = [x]
-    for mlp, code in zip(model.model.recursion.mlps, codes[:-1], strict=True):
-        queries.append(x + mlp(torch.cat([rows[code], x])))
-    return torch.stack(queries) @ rows.T
+    for mlp, row in zip(model.model.recursion.mlps, read, strict=False):
+        queries.append(x + mlp(torch.cat([row, x])))
+    return torch.stack(queries) @ model.get_output_embeddings().weight.T
 
 
 def feed_of(case: Case) -> nn.Linear:
