@@ -187,7 +187,7 @@ class IntRRModel(IntRRPreTrainedModel):
         return rows
 
     def rows_of(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Rows float [..., d] of tokens int64 [...], as the backbone reads them (scaled in Gemma), adapters included."""
+        """Rows float [..., d] of tokens int64 [...] as the backbone reads them: scaled in Gemma, adapters included."""
         return self.get_input_embeddings()(tokens)
 
     def get_input_embeddings(self) -> nn.Module:
