@@ -1,8 +1,8 @@
 """What `mkdocs.yml` asks of MkDocs beside a plain site.
 
 Pages that stand outside docs/ (`benchmarks/*.md`, `CONTRIBUTING.md`) are added under the path that they have in the
-repository. Pages are written for the repository, where links lead anywhere in it: on the site those between pages stay
-links, and those to sources become their paths, as a site has no sources (or links, once `repo_url` says where these are).
+repository. Pages are written for the repository, where links lead anywhere in it. On the site those between pages stay
+links; those to sources become their paths, as a site has no sources (or links, once `repo_url` says where these are).
 """
 
 import posixpath
