@@ -35,8 +35,7 @@ format: $(READY_DEV)  ## let ruff put the code in order
 	$(BIN)/ruff format .
 
 docs: $(READY_DEV)  ## the documentation as a site in site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "Open site/index.html."
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: $(READY_DEV)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel
