@@ -14,7 +14,7 @@ READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint format wheel clean
+.PHONY: help quickstart test lint format docs wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,11 +34,14 @@ format: $(READY_DEV)  ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(READY_DEV)  ## the documentation as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 wheel: $(READY_DEV)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove build output and tool caches; .venv and results stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 .venv/bin/python:
