@@ -1,5 +1,5 @@
 """The command line: `hf-gr prepare | mine | label | embed | quantize | inspect | sft | grpo | evaluate | recommend |
-add-items | remove-items | push`.
+add-items | remove-items | push | bench`.
 
 Stations take `--config FILE.yaml` and every key of their config as an option, by TRL's parser; `recipes/*.py` run the
 same commands under `accelerate launch`.
@@ -219,6 +219,37 @@ def push(
     from .hub import push_to_hub
 
     print(f"[push] {push_to_hub(model, repo, private=private)}")
+
+
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Argument(help="A suite's YAML file, or the name of one in recipes/bench.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the raw data that the suite names as {data}.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of all artefacts; the same folder goes on.")] = Path("bench"),
+    cells: Annotated[str, typer.Option(help="Patterns by commas, such as 'beauty/*-s0'; all if left out.")] = "",
+    jobs: Annotated[int, typer.Option(help="Cells at a time, each on its share of the cores.")] = 1,
+    report: Annotated[Path | None, typer.Option(help="Page to write, rows beside it; default: in --out.")] = None,
+    baselines_python: Annotated[str, typer.Option(help="Python of the environment with RecTools.")] = sys.executable,
+    max_steps: Annotated[int, typer.Option(help="Steps of every training, for a trial.")] = 0,
+    list_only: Annotated[bool, typer.Option("--list", help="Show the cells and run nothing.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Hold results against those of the report.")] = False,
+) -> None:
+    """Run a grid of data sets, methods and seeds from raw data to tables; a killed one goes on."""
+    from .bench import bench as run
+
+    patterns = [pattern.strip() for pattern in cells.split(",") if pattern.strip()]
+    run(
+        suite,
+        out=out,
+        data=data,
+        cells=patterns,
+        jobs=jobs,
+        report=report,
+        baselines_python=baselines_python,
+        max_steps=max_steps,
+        list_only=list_only,
+        check=check,
+    )
 
 
 def _ids(text: str) -> list[str]:

@@ -271,7 +271,7 @@ def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_p
     )
     assert done.returncode == 0 and "WARNING" not in done.stdout + done.stderr, done.stdout + done.stderr
     built = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.html")}
-    assert built >= {f"{page.stem}.html" for page in GUIDES} | {"benchmarks/RESULTS.html", "CONTRIBUTING.html"}
+    assert built >= {f"{page.stem}.html" for page in GUIDES} | {"benchmarks/STUDIES.html", "CONTRIBUTING.html"}
     elsewhere = re.compile(r"""<(?:script|img|iframe)[^>]+src="?(?:https?:)?//|<link[^>]+href="?(?:https?:)?//""")
     for file in tmp_path.rglob("*.html"):
         assert not elsewhere.search(file.read_text()), file

@@ -1,7 +1,7 @@
 """Answers ranked by two outputs of one model: the semantic ID's probability and the similarity to the item's vector.
 
-Each output brings candidates of its own, and each scores those of the other, so that a candidate's rank does not depend
-on who found it. [ours]
+Each output brings candidates of its own, and each scores those of the other, so that a candidate's rank does not
+depend on who found it. [ours]
 """
 
 import torch
@@ -61,8 +61,8 @@ def hybrid_ranking(
 def sid_log_probs(
     trunk: Trunk, tokens: torch.Tensor, grammar: TrieGrammar, item_filter: ItemFilter | None = None
 ) -> torch.Tensor:
-    """Log-probability float32 [B, n] under the grammar of n semantic IDs for each of B prompts, tokens int64 [B, n, L];
-    −inf where the filter leaves no item of it."""
+    """Log-probability float32 [B, n] under the grammar of n semantic IDs for each of B prompts, tokens int64
+    [B, n, L]; −inf where the filter leaves no item of it."""
     model = trunk.model
     assert isinstance(model, IntRRForCausalLM)
     batch, count, _ = tokens.shape

@@ -14,8 +14,8 @@ _BATCH, _GROUPS, _EXAMPLES, _NEAREST = 65_536, 5, 12, 2
 
 
 def judge_redistribution(recommender: "Recommender") -> dict[str, Any] | None:
-    """What [`redistribution`] finds of a model that reads items through learned codes; `None` for another model, one of
-    `read: sum` among them."""
+    """What [`redistribution`] finds of a model that reads items through learned codes; `None` for another model, those
+    of `read: sum` among them."""
     import torch
 
     from ..models import recursion_of

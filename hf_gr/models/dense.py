@@ -2,8 +2,8 @@
 
 Semantic IDs share what items have in common; a vector of its own tells an item from its like. Both are read off one
 hidden state and trained together, and a search adds up their log-probabilities. Known: generative and dense retrieval
-in one model (LIGER, Yang et al. 2024). Ours: the vectors are the unique-ID rows that the model has anyway plus the rows
-of the item's codes, and what is ranked is a weighted sum of log-probabilities over the candidates of both.
+in one model (LIGER, Yang et al. 2024). Ours: the vectors are the unique-ID rows that the model has anyway plus the
+rows of the item's codes, and what is ranked is a weighted sum of log-probabilities over the candidates of both.
 """
 
 import torch

@@ -1,0 +1,139 @@
+"""A grid of cells: run a few at a time, by any number of processes, gone on with after a kill, never run twice."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ..artifacts import hardware, read_json, versions, write_json
+from ..dataset import InteractionDataset
+from ..errors import HfGrError
+from ..evaluation.metrics import MISS
+from .results import SHORT, per_user
+from .steps import Places, Step, locked, run_step, steps_of
+from .suite import TRAINING, Cell, Suite
+
+
+ROW = "row.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell: `done`, `busy` (another process has it) or `failed`, and why."""
+
+    cell: Cell
+    state: str
+    reason: str = ""
+
+
+def run_grid(
+    suite: Suite, cells: Sequence[Cell], places: Places, jobs: int = 1, say: Callable[[str], None] = print
+) -> list[Outcome]:
+    """Runs the cells that have no row yet, `jobs` at a time, each on its share of the cores.
+
+    A cell that fails is named, and the others go on. Several processes may call this for one grid: each takes the
+    cells that nobody has, beginning at a place of its own.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
+    first = int(os.environ.get("RANK", 0)) * len(cells) // max(int(os.environ.get("WORLD_SIZE", 1)), 1)
+
+    def run(cell: Cell) -> Outcome:
+        outcome = _run_cell(suite, cell, places, threads)
+        say(f"[bench] {cell.name}: {outcome.state}{f' ({outcome.reason})' if outcome.reason else ''}")
+        return outcome
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(run, [*cells[first:], *cells[:first]]))
+
+
+def row_of(suite: Suite, cell: Cell, places: Places) -> dict[str, Any] | None:
+    """The row of a finished cell; `None` if it has none, or one of other settings."""
+    file = _folder(cell, places) / ROW
+    if not file.is_file():
+        return None
+    row: dict[str, Any] = read_json(file)
+    return row if row["key"] == steps_of(suite, cell, places)[-1].key else None
+
+
+def ranks_of(cell: Cell, places: Places, *, unseen: bool = False) -> tuple[list[str], np.ndarray]:
+    """Users of a finished cell, in order of their ids, and the rank of each one's target, int64 from 0 ([`MISS`]).
+
+    With `unseen` the ranks after items of the user's history were taken out of the list (the target stays, should it
+    be one of them).
+    """
+    folder = _folder(cell, places)
+    columns = ["user_id", "item_ids", "target"]
+    table = pq.read_table(folder / "test" / "predictions.parquet", columns=columns).sort_by("user_id")
+    users, targets = table["user_id"].to_pylist(), table["target"].to_pylist()
+    seen = _seen(places.out / cell.data / "dataset") if unseen else {}
+    ranks = []
+    for user, items, target in zip(users, table["item_ids"].to_pylist(), targets, strict=True):
+        kept = [item for item in items if item == target or item not in seen[user]] if unseen else items
+        ranks.append(kept.index(target) if target in kept else MISS)
+    return users, np.array(ranks, np.int64)
+
+
+def _seen(dataset: Path) -> dict[str, set[str]]:
+    """Items of every user but the last."""
+    events = InteractionDataset.load(dataset)
+    histories, seen = events.split("leave_one_out").test.histories, {}
+    for row, user in enumerate(histories.user_ids):
+        items = histories.items[histories.ptr[row] : histories.ptr[row + 1]]
+        seen[str(user)] = {events.item_ids[item] for item in items}
+    return seen
+
+
+def _folder(cell: Cell, places: Places) -> Path:
+    return places.out / cell.data / f"{cell.method}-s{cell.seed}"
+
+
+def _run_cell(suite: Suite, cell: Cell, places: Places, threads: int) -> Outcome:
+    folder = _folder(cell, places)
+    try:
+        with locked(folder / "cell", wait=False) as free:
+            if not free:
+                return Outcome(cell, "busy")
+            if row_of(suite, cell, places) is not None:
+                return Outcome(cell, "done")
+            steps = steps_of(suite, cell, places)
+            costs = [run_step(step, folder / "log.txt", threads) for step in steps]
+            write_json(folder / ROW, _row(suite, cell, steps, costs, places))
+        return Outcome(cell, "done")
+    except HfGrError as error:
+        return Outcome(cell, "failed", str(error))
+
+
+def _row(suite: Suite, cell: Cell, steps: list[Step], costs: list[dict[str, Any]], places: Places) -> dict[str, Any]:
+    row: dict[str, Any] = {"suite": suite.name, "data": cell.data, "method": cell.method, "seed": cell.seed}
+    judged = read_json(steps[-1].output / "metrics.json")
+    row |= {name: figure["value"] for name, figure in next(iter(judged["systems"].values()))["item"].items()}
+    if suite.exclude_seen:
+        ranks = ranks_of(cell, places, unseen=True)[1]
+        row |= {f"unseen_{name}": float(per_user(ranks, name).mean()) for name in SHORT}
+    training = [cost for step, cost in zip(steps, costs, strict=True) if step.station in TRAINING]
+    found = versions()
+    return row | {
+        "key": steps[-1].key,
+        "train_seconds": _sum(training, "seconds"),
+        "train_cpu_seconds": _sum(training, "cpu_seconds"),
+        "test_seconds": costs[-1]["seconds"],
+        "all_cpu_seconds": _sum(costs, "cpu_seconds"),
+        "peak_bytes": max((cost["peak_bytes"] or 0 for cost in training), default=0) or None,
+        "commands": "\n".join(step.told for step in steps),
+        "hardware": hardware(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": found.pop("commit", ""),
+        "versions": ", ".join(f"{name} {number}" for name, number in found.items()),
+    }
+
+
+def _sum(costs: list[dict[str, Any]], name: str) -> float | None:
+    """What some stations took together; `None` if it was not measured of one."""
+    values = [cost[name] for cost in costs]
+    return None if None in values else float(sum(values))

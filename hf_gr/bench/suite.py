@@ -1,0 +1,153 @@
+"""A suite: data sets, methods and seeds, as a YAML file says them, and the cells that they make."""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import HfGrError
+
+
+TRAINING = ("sft", "grpo", "retrieve", "lists")  # what a method may do after its items have vectors and codes
+METHOD_KEYS = ("title", "from", "embed", "quantize", *TRAINING, "evaluate", "estimate_minutes")
+FOLDER = Path("recipes/bench")  # where a suite is looked for that is named without a path
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set of a suite.
+
+    Attributes:
+        name: What cells and folders call it.
+        recipes: Folder with the stations' YAML files.
+        prepare: Arguments of `hf-gr prepare`, with `{data}` for the folder of raw files.
+        seeds: Of its cells, in place of the suite's.
+        changes: Method → station → keys that are changed here.
+    """
+
+    name: str
+    recipes: Path
+    prepare: list[str]
+    seeds: list[int] | None = None
+    changes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of one method on one data set, from raw data to metrics."""
+
+    data: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}/{self.method}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What `recipes/bench/NAME.yaml` says.
+
+    Attributes:
+        file: The YAML file.
+        title, notes: Heading of its tables, and what stands above them.
+        datasets: By name.
+        methods: Method → what it does: a recipe, or a mapping of `recipe` and changed keys, for each of `embed`,
+            `quantize`, `sft`, `grpo`, `retrieve`; for `lists` the name of a baseline of `benchmarks/baselines`. Keys
+            of `evaluate` are added to the suite's. `from` names the method whose model it goes on with.
+        seeds: Of all data sets that do not name their own.
+        evaluate: Keys of `hf-gr evaluate` for all.
+        against: The method that all others are compared with.
+        exclude_seen: Whether lists are judged a second time without what the history holds.
+        prediction: Whether tables tell where another run of a row is to be expected.
+        price_per_hour: Of a core (or of a GPU where there is one), in a currency of your own; no cost is told without.
+    """
+
+    file: Path
+    title: str
+    datasets: dict[str, Data]
+    methods: dict[str, dict[str, Any]]
+    seeds: list[int]
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    against: str = ""
+    notes: str = ""
+    exclude_seen: bool = False
+    prediction: bool = False
+    price_per_hour: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    def cells(self) -> list[Cell]:
+        """All cells, seeds last: the first seed of everything comes before the second of anything."""
+        pairs = product(self.datasets.values(), self.methods)
+        found = [Cell(data.name, method, seed) for data, method in pairs for seed in data.seeds or self.seeds]
+        places = {cell: number for number, cell in enumerate(found)}
+        return sorted(found, key=lambda cell: (cell.seed, places[cell]))
+
+    def chosen(self, patterns: Sequence[str]) -> list[Cell]:
+        """The cells that one of some patterns such as `beauty/*-s0` names; all without a pattern.
+
+        Raises [`HfGrError`] on a pattern that names none.
+        """
+        cells = self.cells()
+        for pattern in patterns:
+            if not any(fnmatch.fnmatch(cell.name, pattern) for cell in cells):
+                raise HfGrError(f"suite {self.name} has no cell {pattern!r}; --list shows its {len(cells)} cells.")
+        return [cell for cell in cells if not patterns or any(fnmatch.fnmatch(cell.name, p) for p in patterns)]
+
+    def station(self, data: Data, method: str, station: str) -> dict[str, Any]:
+        """Recipe (`recipe`) and changed keys of a station of a method; empty where it has no such station."""
+        given = self.methods[method].get(station)
+        if given is None and station == "embed" and "quantize" in self.methods[method]:
+            given = "embed"
+        if given is None:
+            return {}
+        named = {"recipe": given} if isinstance(given, str) else dict(given)
+        return named | data.changes.get(method, {}).get(station, {})
+
+
+def load_suite(name: str | Path) -> Suite:
+    """Reads a suite: a file, or the name of one in `recipes/bench`. Raises [`HfGrError`] on what it does not know."""
+    file = Path(name)
+    if not file.is_file():
+        file = FOLDER / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml"))) or f"none in {FOLDER.resolve()}"
+        raise HfGrError(f"there is no suite {str(name)!r}; give a YAML file or one of: {known}.")
+    try:
+        given = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise HfGrError(f"{file} is no YAML ({str(error).splitlines()[0]}); mend it.") from None
+    _check_keys(given, [key for key in Suite.__dataclass_fields__ if key != "file"], file, "the suite")
+    for key in ("title", "datasets", "methods", "seeds"):
+        if not given.get(key):
+            raise HfGrError(f"{file} names no {key}; a suite needs title, datasets, methods and seeds.")
+    datasets = {}
+    for own_name, own in given["datasets"].items():
+        _check_keys(own, ("recipes", "prepare", "seeds", "changes"), file, f"data set {own_name}")
+        datasets[own_name] = Data(own_name, **own | {"recipes": file.parent / own["recipes"]})
+    for method, own in given["methods"].items():
+        _check_keys(own, METHOD_KEYS, file, f"method {method}")
+        if own.get("from", method) not in given["methods"]:
+            raise HfGrError(f"{file}: method {method} goes on from {own['from']!r}, which is no method of the suite.")
+        if "from" not in own and not any(station in own for station in TRAINING):
+            raise HfGrError(f"{file}: method {method} does nothing; give it one of {', '.join(TRAINING)}, or from.")
+    suite = Suite(file, **given | {"datasets": datasets})
+    if suite.against not in ("", *suite.methods):
+        raise HfGrError(f"{file}: against is {suite.against!r}, which is no method of the suite.")
+    return suite
+
+
+def _check_keys(given: Any, known: Sequence[str], file: Path, what: str) -> None:
+    if not isinstance(given, Mapping):
+        raise HfGrError(f"{file}: {what} is {given!r}; give keys and values.")
+    for key in given:
+        if key not in known:
+            raise HfGrError(f"{file}: {what} has no key {key!r}; it may have {', '.join(known)}.")
