@@ -49,19 +49,23 @@ class RetrieveConfig(DataArguments, TrainingArguments):
     )
 
     # other defaults than transformers'
-    num_train_epochs: float = field(default=100, metadata={"help": "Epochs, at most."})
+    num_train_epochs: float = field(default=16, metadata={"help": "Epochs, at most."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Rows per device and step."})
     per_device_eval_batch_size: int = field(default=512, metadata={"help": "Validation cases ranked at a time."})
     learning_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate of AdamW."})
-    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "How the learning rate moves."})
-    warmup_steps: float = field(default=100, metadata={"help": "Warm-up: steps, or a share of all steps below 1."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate moves."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps below 1."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradients are clipped to this norm; 0: never."})
     train_sampling_strategy: str = field(
         default="group_by_length", metadata={"help": "How rows are put in batches; alike long ones need no padding."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Rows have columns of their own."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When validation cases are ranked."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When checkpoints are written."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When validation cases are ranked."})
+    eval_steps: float | None = field(
+        default=0.1, metadata={"help": "Steps between evaluations, or a share of all below 1."}
+    )
+    save_strategy: str = field(default="steps", metadata={"help": "When checkpoints are written."})
+    save_steps: float = field(default=0.1, metadata={"help": "Steps between checkpoints, or a share of all below 1."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When a line is logged."})
 
     def __post_init__(self) -> None:
