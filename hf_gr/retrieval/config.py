@@ -56,9 +56,6 @@ class RetrieveConfig(DataArguments, TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate moves."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps below 1."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradients are clipped to this norm; 0: never."})
-    train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "How rows are put in batches; alike long ones need no padding."}
-    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Rows have columns of their own."})
     eval_strategy: str = field(default="steps", metadata={"help": "When validation cases are ranked."})
     eval_steps: float | None = field(

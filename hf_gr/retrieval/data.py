@@ -1,11 +1,11 @@
 """Histories as rows of a dense retriever: the start, then items, and what follows at every position."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from ..dataset import Histories
 from .bsarec import PADDING
@@ -66,6 +66,42 @@ def _spans(length: int, max_history: int) -> list[tuple[int, int, int]]:
         spans.append((max(0, last - max_history), first, last))
         first = last + 1
     return spans
+
+
+class AlikeLengths(Sampler[int]):
+    """Rows in random order, but those of a batch about as long, so that there is little padding.
+
+    An order belongs to a seed and an epoch: a run that goes on in the middle of one finds the same again.
+
+    Args:
+        lengths: int64 [rows].
+        batch_size: Rows that go together.
+        seed: Of the orders.
+        pool: Batches whose rows are sorted among themselves.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, pool: int = 16):
+        self.lengths, self.batch_size, self.seed, self.pool = np.asarray(lengths), batch_size, seed, pool
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order, size = random.permutation(len(self.lengths)), self.batch_size * self.pool
+        order = np.concatenate(
+            [
+                rows[np.argsort(self.lengths[rows], kind="stable")]
+                for rows in (order[at : at + size] for at in range(0, len(order), size))
+            ]
+        )
+        whole = len(order) // self.batch_size * self.batch_size
+        batches = random.permutation(order[:whole].reshape(-1, self.batch_size))
+        return iter([*batches.ravel().tolist(), *order[whole:].tolist()])
 
 
 def history_rows(histories: Iterable[np.ndarray], num_items: int, max_history: int) -> list[np.ndarray]:

@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer
 
 from ..dataset import Cases
 from ..evaluation.metrics import hit_rate, ndcg
 from .bsarec import PADDING, BSARecModel
 from .config import RetrieveConfig
-from .data import TrainingRows, collate
+from .data import AlikeLengths, TrainingRows, collate
 from .retriever import target_places
 
 
@@ -37,6 +38,21 @@ class RetrieverTrainer(Trainer):
             callbacks=callbacks,
         )
         self.validation = validation
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of rows about as long."""
+        args = self.args
+        lengths = [len(row) for row in self.train_dataset.inputs]
+        size = args.train_batch_size
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=size,
+            sampler=AlikeLengths(lengths, size, args.seed),
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Cross-entropy over all items or, with `negatives`, over so many drawn ones and the batch's own targets."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hf_gr.dataset import Histories
 from hf_gr.retrieval.bsarec import PADDING
-from hf_gr.retrieval.data import collate, history_rows, training_rows
+from hf_gr.retrieval.data import AlikeLengths, collate, history_rows, training_rows
 
 
 N = 1000
@@ -66,3 +66,17 @@ def test_batches_are_padded_behind():
 def test_rows_to_predict_from_hold_the_latest_events(history, expected):
     (row,) = history_rows([np.array(history, np.int64)], N, 3)
     assert row.tolist() == expected
+
+
+def test_batches_hold_rows_about_as_long_and_an_epoch_has_its_order():
+    lengths = np.random.default_rng(0).integers(1, 50, 1000)
+    sampler = AlikeLengths(lengths, 10, seed=0)
+    first, again = list(sampler), list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert first == again != second and sorted(first) == sorted(second) == list(range(1000)) and len(sampler) == 1000
+    spread = np.ptp(lengths[first].reshape(-1, 10), axis=1).mean()
+    assert spread < np.ptp(lengths.reshape(-1, 10), axis=1).mean() / 5
+    assert sorted(AlikeLengths(lengths[:7], 3, seed=0)) == list(range(7))
+    batches = lengths[first].reshape(-1, 10).mean(axis=1)
+    assert np.abs(np.corrcoef(batches, np.arange(100))[0, 1]) < 0.3  # short rows do not come first
