@@ -45,9 +45,7 @@ def by_user(events: pa.Table) -> dict[str, list[str]]:
 
 
 def as_ids(histories, ids: list[str]) -> dict[str, list[str]]:
-    return {
-        user: [ids[item] for item in history] for user, history in zip(histories.user_ids, histories, strict=True)
-    }
+    return {user: [ids[item] for item in history] for user, history in zip(histories.user_ids, histories, strict=True)}
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -136,7 +134,9 @@ def test_measures_by_hand(lists, monkeypatch):
 def test_settings_files_are_read(lists, name):
     found = lists.read_settings(FOLDER / f"{name}.yaml")
     assert {"n_factors", "n_blocks", "n_heads", "dropout_rate", "session_max_len", "lr", "epochs"} <= found.keys()
-    assert found["n_factors"] % found["n_heads"] == 0 and found == yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    assert found["n_factors"] % found["n_heads"] == 0 and found == yaml.safe_load(
+        (FOLDER / f"{name}.yaml").read_text()
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ splits its input along time into the c lowest frequencies and the rest, and weig
 
     low = IDFT(the c lowest frequencies of DFT(x)),  high = x − low
     filter(x) = LayerNorm(x + Dropout(low + β² high))
-    layer(x) = FFN(α filter(x) + (1 − α) attention(x))                                    [known: section 4, released code]
+    layer(x) = FFN(α filter(x) + (1 − α) attention(x))                             [known: section 4, released code]
 
 Known: post-norm layers, positions learned, item embeddings shared with the output softmax over all items. Ours: the
 filter as a matrix. Keeping frequencies |f| ≤ c / 2 of a window of n positions is a circular convolution with the
-Dirichlet kernel D(t) = (1 + 2 Σ cos(2π f t / n)) / n, so positions of padding, which would be zero, can be left out of the
-window: rows are as long as the histories. And of this matrix only the part that looks back may be kept (`causal`): every
-position is filtered as if it were the last of its window, so that all positions train in one pass. Ours, too: a
-learned start before the first event, from which the first event is predicted and users without a history are served.
+Dirichlet kernel D(t) = (1 + 2 Σ cos(2π f t / n)) / n, so positions of padding, taken for zero, can be left out: rows
+are as long as the histories. And of this matrix only the part that looks back may be kept (`causal`): every position
+is filtered as if it were the last of its window, so that all positions train in one pass. Ours, too: a learned start
+before the first event, from which the first event is predicted and users without a history are served.
 """
 
 import math

@@ -27,7 +27,7 @@ class RetrieveConfig(DataArguments, TrainingArguments):
     causal: bool = field(
         default=True,
         metadata={
-            "help": "The filter looks back only, and all positions of a history train in one pass; else, as published, "
+            "help": "The filter looks back only and all positions of a history train in one pass; else, as published, "
             "it sees the whole history, and every training event has a row of its own."
         },
     )
@@ -74,8 +74,8 @@ class RetrieveConfig(DataArguments, TrainingArguments):
 
     def model_config(self, num_items: int) -> BSARecConfig:
         """Of a new model of `num_items` items."""
-        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_history", "alpha", "cutoff")
-        names += ("causal", "hidden_dropout", "attention_dropout")
+        names = ["hidden_size", "num_hidden_layers", "num_attention_heads", "max_history", "alpha", "cutoff", "causal"]
+        names += ["hidden_dropout", "attention_dropout"]
         return BSARecConfig(num_items, **{name: vars(self)[name] for name in names})
 
     def _check(self) -> None:

@@ -93,10 +93,9 @@ class Retriever:
         if exclude is not None and len(exclude) != len(histories):
             raise HfGrError(f"exclude has {len(exclude)} entries for {len(histories)} histories; give one for each.")
         num_items = len(self.item_ids)
-        named = (histories.items, *(exclude or ()), () if only is None else only)
-        for rows in (np.asarray(rows) for rows in named):
+        for rows in [histories.items, *(exclude or ()), *([] if only is None else [only])]:
             if rows.size and not (rows.min() >= 0 and rows.max() < num_items):
-                raise HfGrError(f"a row of the catalogue lies outside 0 to {num_items - 1}; count in rows of its items.")
+                raise HfGrError(f"an item lies outside 0 to {num_items - 1}; count in rows of the model's items.")
         banned = torch.zeros(num_items, dtype=torch.bool)
         if only is not None:
             banned[:] = True
@@ -104,10 +103,10 @@ class Retriever:
         items = np.full((len(histories), top_k), MISSING, np.int64)
         scores = np.full((len(histories), top_k), -np.inf, np.float32)
         k = min(top_k, num_items)
-        rows = list(histories)
-        for start in range(0, len(rows), batch_size):
+        read = list(histories)
+        for start in range(0, len(read), batch_size):
             batch = slice(start, start + batch_size)
-            found = log_probabilities(self.model, rows[batch])
+            found = log_probabilities(self.model, read[batch])
             found.masked_fill_(banned.to(found.device), -torch.inf)
             for row, gone in zip(found, exclude[batch] if exclude is not None else (), strict=False):
                 row[torch.as_tensor(gone, device=row.device)] = -torch.inf

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer
@@ -67,7 +68,7 @@ class RetrieverTrainer(Trainer):
         """HR@k and NDCG@k on the validation cases, means over all of them; every process ranks its share."""
         plain, accelerator = self.accelerator.unwrap_model(self.model), self.accelerator
         lengths = self.validation.histories.lengths
-        mine = range(accelerator.process_index, len(lengths), accelerator.num_processes)
+        mine = np.arange(accelerator.process_index, len(lengths), accelerator.num_processes)
         cases = Cases(self.validation.histories.cut(mine, lengths[mine]), self.validation.targets[mine])
         was_training = plain.training
         plain.eval()
@@ -79,5 +80,6 @@ class RetrieverTrainer(Trainer):
         *sums, count = accelerator.reduce(totals, reduction="sum").tolist()
         metrics = {f"{metric_key_prefix}_{name}": total / count for name, total in zip(measures, sums, strict=True)}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
+        self.control = control
         return metrics

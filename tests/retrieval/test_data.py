@@ -19,7 +19,9 @@ def histories(*users: list[int]) -> Histories:
     return Histories(np.arange(len(users)).astype(str), ptr, items, np.arange(len(items)))
 
 
-@given(st.lists(st.lists(st.integers(0, N - 1), max_size=30), min_size=1, max_size=5), st.integers(1, 8), st.booleans())
+@given(
+    st.lists(st.lists(st.integers(0, N - 1), max_size=30), min_size=1, max_size=5), st.integers(1, 8), st.booleans()
+)
 def test_every_event_is_a_target_once_after_what_came_before(users, max_history, causal):
     rows = training_rows(histories(*users), N, max_history, causal)
     found = []
@@ -28,10 +30,10 @@ def test_every_event_is_a_target_once_after_what_came_before(users, max_history,
         for place in np.flatnonzero(labels != PADDING):
             found.append((tuple(inputs[1 : place + 1]), labels[place]))
     expected = [(user[:end], item) for user in users for end, item in enumerate(user)]
-    assert len(found) == len(expected) and causal or len(rows) == len(expected)
+    assert len(found) == len(expected) and (causal or len(rows) == len(expected))
     unmatched = list(expected)
     for known, item in found:
-        at_least = min(max_history // 2, max_history) if causal else max_history
+        at_least = max_history // 2 if causal else max_history
         matching = [
             (before, target)
             for before, target in unmatched
