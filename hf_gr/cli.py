@@ -1,5 +1,5 @@
-"""The command line: `hf-gr prepare | mine | label | embed | quantize | inspect | sft | grpo | evaluate | recommend |
-add-items | remove-items | push | bench`.
+"""The command line: `hf-gr prepare | mine | label | embed | quantize | inspect | sft | grpo | retrieve | evaluate |
+recommend | add-items | remove-items | push | bench`.
 
 Stations take `--config FILE.yaml` and every key of their config as an option, by TRL's parser; `recipes/*.py` run the
 same commands under `accelerate launch`.
@@ -116,6 +116,14 @@ def sft(context: typer.Context) -> None:
 def grpo(context: typer.Context) -> None:
     """GRPO with recommendation rewards. Options: --config FILE, --help."""
     from .grpo import main as run
+
+    run(context.args)
+
+
+@app.command(context_settings=_PARSED_BY_TRL)
+def retrieve(context: typer.Context) -> None:
+    """A dense retriever of item ids (BSARec, SASRec). Options: --config FILE, --help."""
+    from .retrieval import main as run
 
     run(context.args)
 

@@ -20,6 +20,7 @@ from hf_gr.grpo import SidGRPOConfig
 from hf_gr.interests.labelling import LabelConfig
 from hf_gr.interests.mining import MineConfig
 from hf_gr.quantizers import QuantizeConfig
+from hf_gr.retrieval import RetrieveConfig
 from hf_gr.sft import SidSFTConfig
 
 
@@ -32,6 +33,7 @@ STATIONS: dict[str, type] = {
     "quantize": QuantizeConfig,
     "sft": SidSFTConfig,
     "grpo": SidGRPOConfig,
+    "retrieve": RetrieveConfig,
     "evaluate": EvaluateConfig,
 }
 COMMANDS = typer.main.get_command(app)

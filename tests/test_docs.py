@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from docs_blocks import (
     OWN_DATA,
@@ -40,6 +41,7 @@ from hf_gr.dataset import write_dataset
 from hf_gr.hub import save_repo
 from hf_gr.models import RecursionConfig, ThinkingConfig, ThinkingHeads
 from hf_gr.quantizers import METHODS
+from hf_gr.retrieval import BSARecConfig, BSARecModel
 from hf_gr.rewards import REWARDS
 from hf_gr.vocabulary import add_vocabulary
 
@@ -48,7 +50,8 @@ README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *GUIDES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "benchmarks").glob("*.md"))]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
-METHOD_PAGES = ["codebooks", "decoding", "grpo", "interests", "intrr", "r3-vae", "reg4rec", "s2gr", "sft"]
+METHOD_PAGES = ["codebooks", "decoding", "grpo", "interests", "intrr", "r3-vae", "reg4rec", "retrieval"]
+METHOD_PAGES += ["s2gr", "sft"]
 WITH_PYTHON = [page for page in (README, *GUIDES) if any(block.language == "python" for block in blocks_of(page))]
 
 
@@ -79,6 +82,9 @@ def trained(tmp_path, monkeypatch):
     forms = {"grpo": "flat", "sft-s2gr": "stepwise", "sft-reg4rec": "unordered", "sft-intrr": RECURSIVE}
     items = make_models(tmp_path / "quickstart", ids, forms)
     make_models(tmp_path / "shop", [f"item {i}" for i in ids], {"sft": "flat", "thinking": "stepwise"})
+    retriever = tmp_path / "quickstart" / "retrieve-bsarec" / "model"
+    BSARecModel(BSARecConfig(len(ids), 8)).save_pretrained(retriever)
+    pq.write_table(items, retriever / "items.parquet")
     events = {"user_id": ["1"] * 5, "item_id": ids[:5], "timestamp": [1, 2, 3, 4, 5]}
     write_dataset(tmp_path / "quickstart" / "dataset", pa.table(events), items, source="Made for tests.")
     monkeypatch.chdir(tmp_path)

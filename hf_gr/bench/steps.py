@@ -20,6 +20,7 @@ from .suite import Cell, Data, Suite
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 LISTS = Path("benchmarks/baselines/lists.py")
+STATIONS = [sys.executable, "-m", "hf_gr.cli"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class Step:
     @property
     def told(self) -> str:
         """The command line as a person types it."""
-        program = ["hf-gr"] if self.command[1] == "-m" else ["python", self.command[1]]
-        return " ".join([*program, *(self.command[3:] if program == ["hf-gr"] else self.command[2:])])
+        words = self.command[len(STATIONS) :]
+        return " ".join(
+            ["hf-gr", *words] if self.command[: -len(words)] == STATIONS else ["python", *self.command[1:]]
+        )
 
     def cost(self) -> dict[str, Any] | None:
         """What it took: `seconds`, `cpu_seconds`, `peak_bytes` (`None` each where the station found its output made)
@@ -95,7 +98,7 @@ class _Chain:
         told = [argument.replace(str(self.places.out), "") for argument in arguments]
         recipes = [Path(argument).read_bytes().hex() for argument in arguments if argument.endswith(".yaml")]
         key = hashlib.sha256(json.dumps([station, program, told, recipes, read]).encode()).hexdigest()[:12]
-        start = [self.places.python, program] if program else [sys.executable, "-m", "hf_gr.cli", station]
+        start = [self.places.python, program] if program else [*STATIONS, station]
         step = Step(station, output, [*start, *arguments], key)
         self.steps.append(step)
         return step
