@@ -124,7 +124,7 @@ def fit_one(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    """A row of the table in benchmarks/RESULTS.md."""
+    """A row of the table in benchmarks/STUDIES.md."""
     report = row["report"]
     levels, nearest, together = report["levels"], report["nearest_overlap"], report["cooccurrence_overlap"]
     cells = [

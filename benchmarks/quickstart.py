@@ -1,4 +1,4 @@
-"""The quickstart's figures over seeds: reads `metrics.json` of finished runs and prints the table of RESULTS.md.
+"""The quickstart's figures over seeds: reads `metrics.json` of finished runs and prints the table of STUDIES.md.
 
 for seed in 0 1 2; do make quickstart SEED=$seed OUT=q$seed; done
 python benchmarks/quickstart.py q0 q1 q2          # a Markdown table

@@ -58,6 +58,6 @@ def test_the_python_of_a_guide_runs(file, quickstart, capsys):
 
 
 def test_links_of_guides_lead_somewhere():
-    for file in [*GUIDES, ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md"]:
+    for file in [*GUIDES, ROOT / "README.md", ROOT / "benchmarks" / "STUDIES.md"]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", file.read_text()):
             assert (file.parent / target).exists(), f"{file.name} links to {target}"
