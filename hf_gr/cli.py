@@ -1,5 +1,5 @@
 """The command line: `hf-gr prepare | mine | label | embed | quantize | inspect | sft | grpo | evaluate | recommend |
-add-items | remove-items | push`.
+add-items | remove-items | push | bench`.
 
 Stations take `--config FILE.yaml` and every key of their config as an option, by TRL's parser; `recipes/*.py` run the
 same commands under `accelerate launch`.
@@ -219,6 +219,26 @@ def push(
     from .hub import push_to_hub
 
     print(f"[push] {push_to_hub(model, repo, private=private)}")
+
+
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Argument(help="YAML file, or the name of one in recipes/bench.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of raw data, {data} in the suite.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of everything; run again to go on.")] = Path("bench"),
+    jobs: Annotated[int, typer.Option(help="Cells at a time, each on its share of the cores.")] = 1,
+    cells: Annotated[str | None, typer.Option(help="DATASET/METHOD-sSEED by commas, * for any; all if left out.")] = None,
+    only_list: Annotated[bool, typer.Option("--list", help="Show the cells and their state, and run nothing.")] = False,
+    max_steps: Annotated[int | None, typer.Option(help="Steps of every training, for a trial.")] = None,
+    baselines_python: Annotated[str, typer.Option(help="Python of the baselines' own environment.")] = "python",
+) -> None:
+    """Run a suite: data sets x methods x seeds, from raw data to metrics; resumes, and may run many times at once."""
+    from .bench import bench as run
+    from .bench.cells import Plan
+
+    plan = Plan(out, data, baselines_python, max_steps)
+    if status := run(suite, plan, jobs=jobs, cells=cells, only_list=only_list):
+        sys.exit(status)
 
 
 def _ids(text: str) -> list[str]:

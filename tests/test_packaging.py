@@ -25,7 +25,7 @@ FLOORS = [
     {"quantizers", "embedding", "decoding", "models", "hub"},
     {"training", "upkeep", "paths", "thoughts", "rewards", "sft", "grpo", "interests", "retrieval"},
     {"requests", "evaluation", "pipeline", "batch"},
-    {"serving", "cli", "__init__"},
+    {"serving", "bench", "cli", "__init__"},
 ]
 
 
