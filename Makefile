@@ -14,7 +14,7 @@ READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint format wheel clean
+.PHONY: help quickstart test lint format docs wheel clean baselines
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,16 +34,29 @@ format: $(READY_DEV)  ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(READY_DEV)  ## the documentation as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 wheel: $(READY_DEV)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel
 
+baselines: .venv-baselines/.ready  ## an environment of its own for RecTools' SASRec, HSTU, EASE (benchmarks/baselines)
+
 clean:  ## remove build output and tool caches; .venv and results stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv .venv
+
+.venv-baselines/.ready: benchmarks/baselines/requirements.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "Setting up .venv-baselines; this takes a few minutes."
+	$(PYTHON) -m venv .venv-baselines
+	.venv-baselines/bin/pip install -qq --disable-pip-version-check "$(TORCH)"
+	.venv-baselines/bin/pip install -qq --disable-pip-version-check --requirement $<
+	@touch $@
 
 $(READY): pyproject.toml | .venv/bin/python
 	@echo "Setting up .venv; this takes a minute or two."

@@ -117,6 +117,20 @@ def versions() -> dict[str, str]:
     return found
 
 
+def hardware(*, gpus: bool = True) -> str:
+    """Processor, number of cores and, with `gpus`, the accelerators that torch sees."""
+    info = Path("/proc/cpuinfo")  # Linux only; elsewhere `platform` names the processor
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    found = f"{named[0] if named else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    if gpus:
+        import torch
+
+        if torch.cuda.is_available():
+            found += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return found
+
+
 def write_manifest(
     folder: Path, station: str, settings: Mapping[str, Any], inputs: Mapping[str, str], **facts: Any
 ) -> None:

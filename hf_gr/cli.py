@@ -1,5 +1,5 @@
-"""The command line: `hf-gr prepare | mine | label | embed | quantize | inspect | sft | grpo | evaluate | recommend |
-add-items | remove-items | push | bench`.
+"""The command line: `hf-gr prepare | mine | label | embed | quantize | inspect | sft | grpo | retrieve | evaluate |
+recommend | add-items | remove-items | push | bench`.
 
 Stations take `--config FILE.yaml` and every key of their config as an option, by TRL's parser; `recipes/*.py` run the
 same commands under `accelerate launch`.
@@ -121,6 +121,14 @@ def grpo(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_PARSED_BY_TRL)
+def retrieve(context: typer.Context) -> None:
+    """A dense retriever of item ids (BSARec, SASRec). Options: --config FILE, --help."""
+    from .retrieval import main as run
+
+    run(context.args)
+
+
+@app.command(context_settings=_PARSED_BY_TRL)
 def evaluate(context: typer.Context) -> None:
     """Metrics and report of a model, or of --predictions FILE. Options: --config FILE, --help."""
     from .arguments import parse_config
@@ -223,22 +231,33 @@ def push(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="YAML file, or the name of one in recipes/bench.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of raw data, {data} in the suite.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of everything; run again to go on.")] = Path("bench"),
+    suite: Annotated[str, typer.Argument(help="A suite's YAML file, or the name of one in recipes/bench.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the raw data that the suite names as {data}.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of all artefacts; the same folder goes on.")] = Path("bench"),
+    cells: Annotated[str, typer.Option(help="Patterns by commas, such as 'beauty/*-s0'; all if left out.")] = "",
     jobs: Annotated[int, typer.Option(help="Cells at a time, each on its share of the cores.")] = 1,
-    cells: Annotated[str | None, typer.Option(help="DATASET/METHOD-sSEED by commas, * for any; all if left out.")] = None,
-    only_list: Annotated[bool, typer.Option("--list", help="Show the cells and their state, and run nothing.")] = False,
-    max_steps: Annotated[int | None, typer.Option(help="Steps of every training, for a trial.")] = None,
-    baselines_python: Annotated[str, typer.Option(help="Python of the baselines' own environment.")] = "python",
+    report: Annotated[Path | None, typer.Option(help="Page to write, rows beside it; default: in --out.")] = None,
+    baselines_python: Annotated[str, typer.Option(help="Python of the environment with RecTools.")] = sys.executable,
+    max_steps: Annotated[int, typer.Option(help="Steps of every training, for a trial.")] = 0,
+    list_only: Annotated[bool, typer.Option("--list", help="Show the cells and run nothing.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Hold results against those of the report.")] = False,
 ) -> None:
-    """Run a suite: data sets x methods x seeds, from raw data to metrics; resumes, and may run many times at once."""
+    """Run a grid of data sets, methods and seeds from raw data to tables; a killed one goes on."""
     from .bench import bench as run
-    from .bench.cells import Plan
 
-    plan = Plan(out, data, baselines_python, max_steps)
-    if status := run(suite, plan, jobs=jobs, cells=cells, only_list=only_list):
-        sys.exit(status)
+    patterns = [pattern.strip() for pattern in cells.split(",") if pattern.strip()]
+    run(
+        suite,
+        out=out,
+        data=data,
+        cells=patterns,
+        jobs=jobs,
+        report=report,
+        baselines_python=baselines_python,
+        max_steps=max_steps,
+        list_only=list_only,
+        check=check,
+    )
 
 
 def _ids(text: str) -> list[str]:

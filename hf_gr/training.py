@@ -1,7 +1,9 @@
-"""What SFT and GRPO share: starting models, adapters, resumable runs, and the finished model."""
+"""What trainings share: starting models, adapters, resumable runs, and the finished model."""
 
+import contextlib
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -47,8 +49,8 @@ _RUN_ONLY = {
 
 
 @dataclass
-class RunArguments:
-    """What SFT and GRPO take alike: data, how weights are tuned, and some defaults other than TRL's.
+class DataArguments:
+    """What every training takes alike: data, and some defaults other than transformers'.
 
     Stands first among the bases of a config, so that its defaults count.
     """
@@ -56,6 +58,22 @@ class RunArguments:
     dataset: str = field(default="", metadata={"help": "Dataset folder, as written by `hf-gr prepare`."})
     split: SplitKind = field(default="leave_one_out", metadata={"help": "`leave_one_out` or `temporal`."})
     force: bool = field(default=False, metadata={"help": "Train again even if the model is up to date."})
+
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept while training."})
+    # None first, as in TrainingArguments: of other orders the argument parser makes a list, whose default is lost
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="none", metadata={"help": "Experiment trackers."}
+    )
+    use_cpu: bool = field(
+        default=not torch.accelerator.is_available(),
+        metadata={"help": "Train on the CPU; the default where there is no accelerator."},
+    )
+
+
+@dataclass
+class RunArguments(DataArguments):
+    """What SFT and GRPO take alike: how the weights of an LM are tuned."""
+
     finetune: Finetune = field(
         default="full",
         metadata={"help": "`full` (all weights), `lora`, or `qlora` (LoRA on a 4-bit base; needs bitsandbytes)."},
@@ -76,16 +94,7 @@ class RunArguments:
     )
 
     save_steps: float = field(default=0.25, metadata={"help": "Steps between checkpoints, or a share of all below 1."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept while training."})
-    # None first, as in TrainingArguments: of other orders the argument parser makes a list, whose default is lost
-    report_to: None | str | list[str] = field(  # noqa: RUF036
-        default="none", metadata={"help": "Experiment trackers."}
-    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
-    use_cpu: bool = field(
-        default=not torch.accelerator.is_available(),
-        metadata={"help": "Train on the CPU; the default where there is no accelerator."},
-    )
     bf16: bool | None = field(default=True, metadata={"help": "bf16 arithmetic over float32 master weights."})
 
 
@@ -261,6 +270,16 @@ class Run:
             print(f"[{self.station}] resuming from {newest}", flush=True)
         return None if newest is None else str(newest)
 
+    @contextlib.contextmanager
+    def finishing(self, log: list[dict[str, Any]]) -> Iterator[Path]:
+        """Yields the folder to put the finished model in; it becomes [`model`] atomically, with the log, and what only
+        a resume would need is cleared."""
+        with writing(self.model) as folder:
+            yield folder
+            write_json(folder / "training_log.json", log)
+            write_manifest(folder, self.station, self.settings, self.inputs)
+        shutil.rmtree(self.folder, ignore_errors=True)  # only its own: another run-… folder may be the user's
+
     def finish(
         self,
         model: PreTrainedModel,
@@ -279,7 +298,7 @@ class Run:
         heads and interests of items, unless `heads` or `interests` are given.
         """
         plain = merged(model, self.base)
-        with writing(self.model) as folder:
+        with self.finishing(log) as folder:
             save_repo(folder, plain, tokenizer, catalog, vocabulary, base_model=base_model)
             if source is not None:
                 carry(source, folder)
@@ -287,9 +306,6 @@ class Run:
                 heads.save(folder)
             if interests is not None:
                 interests.items.save(folder)  # with what was turned down, of which q is made
-            write_json(folder / "training_log.json", log)
-            write_manifest(folder, self.station, self.settings, self.inputs)
-        shutil.rmtree(self.folder, ignore_errors=True)  # only its own: another run-… folder may be the user's
 
 
 def changed_settings(config: TrainingArguments) -> dict[str, Any]:

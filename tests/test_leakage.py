@@ -15,6 +15,7 @@ from hf_gr.embedding import EmbedConfig, embed
 from hf_gr.evaluation.baselines import ItemKNN, Popularity
 from hf_gr.grpo import SidGRPOConfig, grpo, training_prompts
 from hf_gr.quantizers import QuantizeConfig, quantize
+from hf_gr.retrieval import RetrieveConfig, retrieve
 from hf_gr.sft import SidSFTConfig, sft
 from hf_gr.sft.tasks import TASKS, build
 from hf_gr.vocabulary import add_vocabulary
@@ -155,6 +156,19 @@ def test_models_do_not_see_held_out_events(worlds):
             files["training_log.json"] = trained_steps(files["training_log.json"])
             found.append(files)
     assert found[0] == found[2] and found[1] == found[3]
+
+
+def test_retrievers_do_not_see_held_out_events(worlds):
+    """Trained to a fixed end: where validation decides when to stop, it must be seen."""
+    split, made = worlds
+    given = {"split": split, "max_steps": 5, "patience": 0, "eval_strategy": "no", "save_strategy": "no"}
+    found = []
+    for data in made:
+        output = data.dataset.with_name("retrieve")
+        files = files_of(retrieve(RetrieveConfig(dataset=str(data.dataset), output_dir=str(output), **given)))
+        files["training_log.json"] = trained_steps(files["training_log.json"])
+        found.append(files)
+    assert found[0] == found[1]
 
 
 def test_baselines_do_not_see_held_out_events(worlds):

@@ -12,6 +12,7 @@ from hf_gr.grpo import SidGRPOConfig
 from hf_gr.interests.labelling import LabelConfig
 from hf_gr.interests.mining import MineConfig
 from hf_gr.quantizers import QuantizeConfig
+from hf_gr.retrieval import RetrieveConfig
 from hf_gr.sft import SidSFTConfig
 
 
@@ -23,6 +24,7 @@ KINDS = {
     "quantize": QuantizeConfig,
     "sft": SidSFTConfig,
     "grpo": SidGRPOConfig,
+    "retrieve": RetrieveConfig,
     "evaluate": EvaluateConfig,
 }
 FILES = sorted(file for file in RECIPES.glob("*/*.yaml") if file.parent.name != "accelerate")

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny_runs import TinyData, arguments, tiny_data
+from tiny_runs import QUIET, TinyData, arguments, tiny_data
 
 from hf_gr.artifacts import fingerprint
 from hf_gr.cli import main
 from hf_gr.grpo import SidGRPOConfig, grpo
+from hf_gr.retrieval import RetrieveConfig, retrieve
 from hf_gr.sft import SidSFTConfig, sft
 
 
@@ -98,6 +99,16 @@ def test_grpo_goes_on_from_its_checkpoint(data, tmp_path, capsys):
     settings = data.grpo(tmp_path / "run", start, max_steps=60, learning_rate=1e-4, **SAVING)
     unkilled = grpo(SidGRPOConfig(**data.grpo(tmp_path / "unkilled", start, max_steps=60, learning_rate=1e-4)))
     check_resumed("grpo", settings, unkilled, capsys)
+
+
+def test_retrieve_goes_on_from_its_checkpoint(data, tmp_path, capsys):
+    given = QUIET | {"dataset": str(data.dataset), "hidden_size": 32, "negatives": 8, "patience": 100}
+    given |= {"per_device_train_batch_size": 16, "logging_strategy": "steps", "max_steps": 300}
+    for strategy in ("eval", "save"):
+        given |= {f"{strategy}_strategy": "steps", f"{strategy}_steps": 25}
+    retrieve(RetrieveConfig(**given | {"output_dir": str(tmp_path / "run"), "max_steps": 25}))
+    unkilled = retrieve(RetrieveConfig(**given | {"output_dir": str(tmp_path / "unkilled")}))
+    check_resumed("retrieve", given | {"output_dir": str(tmp_path / "run")}, unkilled, capsys)
 
 
 def test_a_changed_setting_never_goes_on_from_a_foreign_checkpoint(data, tmp_path, capsys):

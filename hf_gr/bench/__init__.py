@@ -1,6 +1,114 @@
-"""`hf-gr bench`: data sets × methods × seeds from raw data to metrics, and the page made of the results."""
+"""The evidence: one harness that runs data × method × seed from raw data to metrics, and writes the tables."""
 
-from .run import bench
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import HfGrError
+from .grid import ranks_of, row_of, run_grid
+from .page import write_page
+from .results import Results, check_consistent, outside
+from .steps import Places
+from .suite import Cell, Suite, load_suite
 
 
-__all__ = ["bench"]
+__all__ = ["Cell", "Places", "Results", "Suite", "bench", "check_consistent", "load_suite"]
+
+
+def bench(
+    name: str | Path,
+    *,
+    out: Path = Path("bench"),
+    data: Path | None = None,
+    cells: Sequence[str] = (),
+    jobs: int = 1,
+    report: Path | None = None,
+    baselines_python: str = sys.executable,
+    max_steps: int = 0,
+    list_only: bool = False,
+    check: bool = False,
+) -> Path | None:
+    """Runs a suite, and writes its tables.
+
+    Args:
+        name: A suite's file, or the name of one in `recipes/bench`.
+        out: Folder of all artefacts; the same folder goes on.
+        data: Folder of raw files, for suites that name `{data}`.
+        cells: Patterns of cells such as `beauty/*-s0`; all if left out.
+        jobs: Cells at a time.
+        report: The page to write, with the rows in `results` beside it; by default `out/RESULTS.md`. Rows that are
+            there already stay unless their cells ran anew.
+        baselines_python: Of the environment that RecTools is in.
+        max_steps: Of trainings, for a trial.
+        list_only: Say which cells there are, and run nothing.
+        check: Do not write rows, but hold them against those of the report: [`HfGrError`] if one lies outside the
+            95 % prediction interval of its row.
+
+    Raises:
+        HfGrError: If a cell failed, after the others ran.
+    """
+    suite = load_suite(name)
+    places = Places(out, data, baselines_python, max_steps)
+    chosen = suite.chosen(cells)
+    if list_only:
+        _show_cells(suite, chosen, places)
+        return None
+    outcomes = run_grid(suite, chosen, places, jobs)
+    fresh = Results()
+    for cell in chosen:
+        if (row := row_of(suite, cell, places)) is not None:
+            fresh.add(row, *ranks_of(cell, places))
+    page = report or out / "RESULTS.md"
+    if check:
+        _check(fresh, Results.load(page.parent / "results", suite.name), suite)
+    else:
+        _write(page, suite, fresh)
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if failed:
+        raise HfGrError(
+            f"{len(failed)} of {len(chosen)} cells failed, the first is {failed[0].cell.name}: {failed[0].reason}"
+        )
+    return page
+
+
+def _write(page: Path, suite: Suite, fresh: Results) -> None:
+    """Adds rows to those beside the page, and writes the page anew from all suites that have any."""
+    folder = page.parent / "results"
+    known = Results.load(folder, suite.name)
+    for row in fresh.rows:
+        known.add(row, fresh.users[row["data"]], fresh.ranks[row["data"], row["method"], row["seed"]])
+    known.save(folder, suite.name)
+    others = [load_suite(file) for file in sorted(suite.file.parent.glob("*.yaml"))]
+    suites = [(other, Results.load(folder, other.name)) for other in others]
+    write_page(page, [(other, results) for other, results in suites if results.rows or other.name == suite.name])
+    print(f"[bench] wrote {page}")
+
+
+def _check(fresh: Results, known: Results, suite: Suite) -> None:
+    found = outside(fresh, known)
+    if not found:
+        raise HfGrError(f"nothing to compare: {suite.name} has no method with two known runs; run it without --check.")
+    table = Table("cell", "now", "expected", "")
+    for one in found:
+        table.add_row(
+            one["name"],
+            f"{one['value']:.4f}",
+            f"{one['low']:.4f}–{one['high']:.4f}",
+            "" if one["inside"] else "outside",
+        )
+    Console().print(table)
+    wrong = [one["name"] for one in found if not one["inside"]]
+    if wrong:
+        raise HfGrError(f"{len(wrong)} of {len(found)} results are not as expected, the first is {wrong[0]}.")
+
+
+def _show_cells(suite: Suite, cells: Sequence[Cell], places: Places) -> None:
+    table = Table("cell", "state", "HR@10", "NDCG@10")
+    for cell in cells:
+        row = row_of(suite, cell, places)
+        figures = ["", ""] if row is None else [f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}"]
+        table.add_row(cell.name, "open" if row is None else "done", *figures)
+    Console().print(table)

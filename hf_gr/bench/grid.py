@@ -1,189 +1,139 @@
-"""A grid of cells, run by any number of workers: threads here, other processes, other launches; resumable at any point.
-
-A worker takes a cell that has no row yet and whose lock is free, and runs its stations. Where another worker is making
-what the cell needs, it lets go of the cell and takes another one. What is finished is never run again; what a kill
-interrupted goes on from its last checkpoint.
-"""
+"""A grid of cells: run a few at a time, by any number of processes, gone on with after a kill, never run twice."""
 
 import os
-import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-from ..artifacts import read_json, write_json
+import numpy as np
+import pyarrow.parquet as pq
+
+from ..artifacts import hardware, read_json, versions, write_json
+from ..dataset import InteractionDataset
 from ..errors import HfGrError
-from ..processes import launched
-from .cells import Cell
-from .rows import row_of
-from .stations import Busy, Stopped, locked, run_station
+from ..evaluation.metrics import MISS
+from .results import SHORT, per_user
+from .steps import Places, Step, locked, run_step, steps_of
+from .suite import TRAINING, Cell, Suite
 
 
-_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
-_LAUNCHER_PREFIXES = ("GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "TORCH_NCCL_")
-_KEPT = ("ACCELERATE_USE_CPU",)
-_PATIENCE = 1.0  # seconds before a worker looks again for a cell that has become free
+ROW = "row.json"
 
 
-@dataclass
-class Grid:
-    """Cells and what became of them.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell: `done`, `busy` (another process has it) or `failed`, and why."""
 
-    Attributes:
-        cells: What is to be run, in this order if it can be.
-        jobs: Workers in this process.
-        failed: Cell → why, of those that failed.
+    cell: Cell
+    state: str
+    reason: str = ""
+
+
+def run_grid(
+    suite: Suite, cells: Sequence[Cell], places: Places, jobs: int = 1, say: Callable[[str], None] = print
+) -> list[Outcome]:
+    """Runs the cells that have no row yet, `jobs` at a time, each on its share of the cores.
+
+    A cell that fails is named, and the others go on. Several processes may call this for one grid: each takes the
+    cells that nobody has, beginning at a place of its own.
     """
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
+    first = int(os.environ.get("RANK", 0)) * len(cells) // max(int(os.environ.get("WORLD_SIZE", 1)), 1)
 
-    cells: Sequence[Cell]
-    jobs: int = 1
-    failed: dict[str, str] = field(default_factory=dict)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _mutex: threading.Lock = field(default_factory=threading.Lock)
-    _open: list[Cell] = field(default_factory=list)
-    _running: int = 0
+    def run(cell: Cell) -> Outcome:
+        outcome = _run_cell(suite, cell, places, threads)
+        say(f"[bench] {cell.name}: {outcome.state}{f' ({outcome.reason})' if outcome.reason else ''}")
+        return outcome
 
-    def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise HfGrError(f"jobs is {self.jobs}; it must be at least 1.")
-
-    def run(self) -> None:
-        """Runs all cells that are not finished. Failures are in `failed`; the others go on.
-
-        Raises:
-            KeyboardInterrupt: On Ctrl-C or SIGTERM, after the running commands have ended.
-        """
-        self._open = [cell for cell in self.cells if not is_finished(cell)]
-        devices = visible_devices() if self._open else []
-        places = [int(os.environ.get("LOCAL_RANK", "0")) * self.jobs + job for job in range(self.jobs)]
-        workers = [
-            threading.Thread(target=self._work, args=(environment(os.environ, self.jobs, place, devices),))
-            for place in places[: max(1, len(self._open))]
-        ]
-        with _terminated_as_interrupted():
-            try:
-                for worker in workers:
-                    worker.start()
-                for worker in workers:
-                    while worker.is_alive():
-                        worker.join(0.2)
-            except KeyboardInterrupt:
-                self._stop.set()
-                for worker in workers:
-                    worker.join()
-                raise
-
-    def _work(self, variables: Mapping[str, str]) -> None:
-        fruitless = 0
-        while not self._stop.is_set() and (cell := self._take()) is not None:
-            outcome = self._attempt(cell, variables)
-            with self._mutex:
-                if outcome == "busy":
-                    self._open.append(cell)
-            fruitless = fruitless + 1 if outcome == "busy" else 0
-            if fruitless >= max(1, len(self._open)):  # a whole round in vain
-                self._stop.wait(_PATIENCE)
-                fruitless = 0
-
-    def _take(self) -> Cell | None:
-        with self._mutex:
-            return self._open.pop(0) if self._open else None
-
-    def _attempt(self, cell: Cell, variables: Mapping[str, str]) -> str:
-        """`done`, `busy` or `failed`."""
-        try:
-            with locked(cell.folder / "cell.lock"):
-                if is_finished(cell):
-                    return "done"
-                for station in cell.stations:
-                    run_station(station, variables, self._stop)
-                write_json(cell.row_file, row_of(cell))
-            print(f"[bench] {cell.name}: done", flush=True)
-            return "done"
-        except Busy:
-            return "busy"
-        except (HfGrError, Stopped) as error:
-            if isinstance(error, Stopped) and self._stop.wait(_PATIENCE):
-                return "failed"
-            self.failed[cell.name] = str(error)
-            print(f"[bench] {cell.name}: {error}", flush=True)
-            return "failed"
-        except Exception as error:  # of the harness itself: named with the cell, the others go on
-            self.failed[cell.name] = f"{type(error).__name__}: {error}"
-            return "failed"
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(run, [*cells[first:], *cells[:first]]))
 
 
-def is_finished(cell: Cell) -> bool:
-    """Whether the cell has a row of these very settings and data."""
-    if not cell.row_file.is_file():
-        return False
-    row = read_json(cell.row_file)
-    return (row["key"], row["source"]) == (cell.key, cell.source)
+def row_of(suite: Suite, cell: Cell, places: Places) -> dict[str, Any] | None:
+    """The row of a finished cell; `None` if it has none, or one of other settings."""
+    file = _folder(cell, places) / ROW
+    if not file.is_file():
+        return None
+    row: dict[str, Any] = read_json(file)
+    return row if row["key"] == steps_of(suite, cell, places)[-1].key else None
 
 
-def state_of(cell: Cell) -> str:
-    """In words: `done`, `running`, `changed` (finished with other settings), `begun` or `to do`."""
-    if is_finished(cell):
-        return "done"
-    if not cell.folder.is_dir():
-        return "to do"
+def ranks_of(cell: Cell, places: Places, *, unseen: bool = False) -> tuple[list[str], np.ndarray]:
+    """Users of a finished cell, in order of their ids, and the rank of each one's target, int64 from 0 ([`MISS`]).
+
+    With `unseen` the ranks after items of the user's history were taken out of the list (the target stays, should it
+    be one of them).
+    """
+    folder = _folder(cell, places)
+    columns = ["user_id", "item_ids", "target"]
+    table = pq.read_table(folder / "test" / "predictions.parquet", columns=columns).sort_by("user_id")
+    users, targets = table["user_id"].to_pylist(), table["target"].to_pylist()
+    seen = _seen(places.out / cell.data / "dataset") if unseen else {}
+    ranks = []
+    for user, items, target in zip(users, table["item_ids"].to_pylist(), targets, strict=True):
+        kept = [item for item in items if item == target or item not in seen[user]] if unseen else items
+        ranks.append(kept.index(target) if target in kept else MISS)
+    return users, np.array(ranks, np.int64)
+
+
+def _seen(dataset: Path) -> dict[str, set[str]]:
+    """Items of every user but the last."""
+    events = InteractionDataset.load(dataset)
+    histories, seen = events.split("leave_one_out").test.histories, {}
+    for row, user in enumerate(histories.user_ids):
+        items = histories.items[histories.ptr[row] : histories.ptr[row + 1]]
+        seen[str(user)] = {events.item_ids[item] for item in items}
+    return seen
+
+
+def _folder(cell: Cell, places: Places) -> Path:
+    return places.out / cell.data / f"{cell.method}-s{cell.seed}"
+
+
+def _run_cell(suite: Suite, cell: Cell, places: Places, threads: int) -> Outcome:
+    folder = _folder(cell, places)
     try:
-        with locked(cell.folder / "cell.lock"):
-            pass
-    except Busy:
-        return "running"
-    if cell.row_file.is_file():
-        return "changed"
-    return "begun" if any(station.is_done() for station in cell.stations if station.trains) else "to do"
+        with locked(folder / "cell", wait=False) as free:
+            if not free:
+                return Outcome(cell, "busy")
+            if row_of(suite, cell, places) is not None:
+                return Outcome(cell, "done")
+            steps = steps_of(suite, cell, places)
+            costs = [run_step(step, folder / "log.txt", threads) for step in steps]
+            write_json(folder / ROW, _row(suite, cell, steps, costs, places))
+        return Outcome(cell, "done")
+    except HfGrError as error:
+        return Outcome(cell, "failed", str(error))
 
 
-def environment(given: Mapping[str, str], jobs: int, place: int, devices: Sequence[str]) -> dict[str, str]:
-    """Variables of a worker's commands: without the launcher's, so that each is a run of its own.
-
-    Args:
-        given: Variables of this process.
-        jobs: Workers in each process of the launch.
-        place: Number of the worker among those of this machine.
-        devices: Accelerators of this machine; with several, each worker has one of them.
-    """
-    kept = {
-        name: value
-        for name, value in given.items()
-        if name in _KEPT or (name not in _LAUNCHER and not name.startswith(_LAUNCHER_PREFIXES))
+def _row(suite: Suite, cell: Cell, steps: list[Step], costs: list[dict[str, Any]], places: Places) -> dict[str, Any]:
+    row: dict[str, Any] = {"suite": suite.name, "data": cell.data, "method": cell.method, "seed": cell.seed}
+    judged = read_json(steps[-1].output / "metrics.json")
+    row |= {name: figure["value"] for name, figure in next(iter(judged["systems"].values()))["item"].items()}
+    if suite.exclude_seen:
+        ranks = ranks_of(cell, places, unseen=True)[1]
+        row |= {f"unseen_{name}": float(per_user(ranks, name).mean()) for name in SHORT}
+    training = [cost for step, cost in zip(steps, costs, strict=True) if step.station in TRAINING]
+    found = versions()
+    return row | {
+        "key": steps[-1].key,
+        "train_seconds": _sum(training, "seconds"),
+        "train_cpu_seconds": _sum(training, "cpu_seconds"),
+        "test_seconds": costs[-1]["seconds"],
+        "all_cpu_seconds": _sum(costs, "cpu_seconds"),
+        "peak_bytes": max((cost["peak_bytes"] or 0 for cost in training), default=0) or None,
+        "commands": "\n".join(step.told for step in steps),
+        "hardware": hardware(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": found.pop("commit", ""),
+        "versions": ", ".join(f"{name} {number}" for name, number in found.items()),
     }
-    share = max(1, len(os.sched_getaffinity(0)) // (jobs * int(given.get("LOCAL_WORLD_SIZE", "1"))))
-    if "OMP_NUM_THREADS" in given and launched() == 1:  # torchrun sets it to 1 by itself
-        share = min(share, int(given["OMP_NUM_THREADS"]))
-    kept["OMP_NUM_THREADS"] = str(share)
-    kept["PYTHONUNBUFFERED"] = "1"
-    if len(devices) > 1:
-        kept["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
-    return kept
 
 
-def visible_devices() -> list[str]:
-    """Names of the CUDA devices of this process, as `CUDA_VISIBLE_DEVICES` has them."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    import torch
-
-    return [str(number) for number in range(torch.cuda.device_count())]
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM (of `timeout`, of a scheduler) does in the block what Ctrl-C does."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _sum(costs: list[dict[str, Any]], name: str) -> float | None:
+    """What some stations took together; `None` if it was not measured of one."""
+    values = [cost[name] for cost in costs]
+    return None if None in values else float(sum(values))

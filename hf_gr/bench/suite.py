@@ -1,26 +1,9 @@
-"""A suite: data sets × methods × seeds in a YAML file, read and checked.
+"""A suite: data sets, methods and seeds, as a YAML file says them, and the cells that they make."""
 
-    title: Amazon Scientific
-    datasets:
-      scientific:
-        recipes: ../amazon-scientific                     # folder of the recipes named below, from the suite's own
-        prepare: [table, "{data}/interactions.csv.gz"]    # words of `hf-gr prepare`; {data} is what --data names
-        seeds: [0]                                        # in place of the suite's
-        changes: {flat: {sft: {num_train_epochs: 12}}}    # keys of a method's recipes, on this data set
-        without: [hstu]                                   # methods that are not run on it
-    methods:
-      flat: {quantize: quantize, sft: sft-flat-small}     # recipes; {recipe: NAME, key: value, …} changes keys
-      tuned: {from: flat, grpo: grpo-small}               # goes on from the trained model of another method
-      strict: {from: tuned, evaluate: {reflection: 0.3}}  # or is that model, evaluated otherwise
-      bsarec: {retrieve: retrieve-bsarec}
-      ease: {baseline: ease, seeds: [0], estimate_minutes: 1}
-    seeds: [0, 1, 2]
-    evaluate: {num_beams: 50, top_k: 50}
-    against: flat
-"""
-
-import re
+import fnmatch
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,244 +12,142 @@ import yaml
 from ..errors import HfGrError
 
 
-FOLDER = Path("recipes") / "bench"
-TRAINERS = ("sft", "retrieve", "baseline", "from")  # exactly one of them begins a method
-_SUITE = {
-    "title", "protocol", "notes", "datasets", "methods", "seeds", "evaluate", "also", "against", "prediction", "price"
-}  # fmt: skip
-_DATASET = {"title", "recipes", "prepare", "embed", "seeds", "changes", "without"}
-_STATIONS = ("embed", "quantize", "sft", "grpo", "retrieve", "baseline")
-_METHOD = {*_STATIONS, "from", "evaluate", "seeds", "estimate_minutes"}
-_PRICE = {"cpu_hour", "gpu_hour"}
-_NAME = re.compile(r"[A-Za-z0-9][\w.]*(-[\w.]+)*")
+TRAINING = ("sft", "grpo", "retrieve", "lists")  # what a method may do after its items have vectors and codes
+METHOD_KEYS = ("title", "from", "embed", "quantize", *TRAINING, "evaluate", "estimate_minutes")
+FOLDER = Path("recipes/bench")  # where a suite is looked for that is named without a path
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A recipe and the keys that are changed in it."""
+class Data:
+    """A data set of a suite.
 
-    recipe: str
-    changes: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set of a suite: how it is made, and what is different on it."""
+    Attributes:
+        name: What cells and folders call it.
+        recipes: Folder with the stations' YAML files.
+        prepare: Arguments of `hf-gr prepare`, with `{data}` for the folder of raw files.
+        seeds: Of its cells, in place of the suite's.
+        changes: Method → station → keys that are changed here.
+    """
 
     name: str
-    title: str
     recipes: Path
-    prepare: tuple[str, ...]
-    embed: Entry
-    seeds: tuple[int, ...] | None
-    changes: dict[str, dict[str, dict[str, Any]]]
-    without: frozenset[str]
+    prepare: list[str]
+    seeds: list[int] | None = None
+    changes: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Method:
-    """A method of a suite: the recipe of each of its stations, or the method that it goes on from."""
+class Cell:
+    """One training of one method on one data set, from raw data to metrics."""
 
-    name: str
-    stations: dict[str, Entry]
-    start: str | None
-    evaluate: dict[str, Any]
-    seeds: tuple[int, ...] | None
-    estimate_minutes: float | None
+    data: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}/{self.method}-s{self.seed}"
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What a suite's file says.
+    """What `recipes/bench/NAME.yaml` says.
 
     Attributes:
-        prediction: Whether the page gives 95 % prediction intervals of a new seed's run.
-        exclude_seen: Whether every cell is evaluated a second time without what a history holds.
-        price: Of a `cpu_hour` and a `gpu_hour`, in any currency; empty: time is told alone.
+        file: The YAML file.
+        title, notes: Heading of its tables, and what stands above them.
+        datasets: By name.
+        methods: Method → what it does: a recipe, or a mapping of `recipe` and changed keys, for each of `embed`,
+            `quantize`, `sft`, `grpo`, `retrieve`; for `lists` the name of a baseline of `benchmarks/baselines`. Keys
+            of `evaluate` are added to the suite's. `from` names the method whose model it goes on with.
+        seeds: Of all data sets that do not name their own.
+        evaluate: Keys of `hf-gr evaluate` for all.
+        against: The method that all others are compared with.
+        exclude_seen: Whether lists are judged a second time without what the history holds.
+        prediction: Whether tables tell where another run of a row is to be expected.
+        price_per_hour: Of a core (or of a GPU where there is one), in a currency of your own; no cost is told without.
     """
 
-    name: str
     file: Path
     title: str
-    protocol: str
-    notes: str
-    datasets: dict[str, Dataset]
-    methods: dict[str, Method]
-    seeds: tuple[int, ...]
-    evaluate: dict[str, Any]
-    exclude_seen: bool
-    against: str
-    prediction: bool
-    price: dict[str, float]
+    datasets: dict[str, Data]
+    methods: dict[str, dict[str, Any]]
+    seeds: list[int]
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    against: str = ""
+    notes: str = ""
+    exclude_seen: bool = False
+    prediction: bool = False
+    price_per_hour: float | None = None
 
     @property
-    def part(self) -> str:
-        """Which held-out part is judged."""
-        return str(self.evaluate.get("part", "test"))
+    def name(self) -> str:
+        return self.file.stem
 
-    def seeds_of(self, dataset: Dataset, method: Method) -> list[int]:
-        """Seeds of a method on a data set: those that are its own, the data set's and, if neither has any, ours."""
-        given = [seeds for seeds in (method.seeds, dataset.seeds) if seeds is not None]
-        return [seed for seed in (given or [self.seeds])[0] if all(seed in seeds for seeds in given)]
+    def cells(self) -> list[Cell]:
+        """All cells, seeds last: the first seed of everything comes before the second of anything."""
+        pairs = product(self.datasets.values(), self.methods)
+        found = [Cell(data.name, method, seed) for data, method in pairs for seed in data.seeds or self.seeds]
+        places = {cell: number for number, cell in enumerate(found)}
+        return sorted(found, key=lambda cell: (cell.seed, places[cell]))
+
+    def chosen(self, patterns: Sequence[str]) -> list[Cell]:
+        """The cells that one of some patterns such as `beauty/*-s0` names; all without a pattern.
+
+        Raises [`HfGrError`] on a pattern that names none.
+        """
+        cells = self.cells()
+        for pattern in patterns:
+            if not any(fnmatch.fnmatch(cell.name, pattern) for cell in cells):
+                raise HfGrError(f"suite {self.name} has no cell {pattern!r}; --list shows its {len(cells)} cells.")
+        return [cell for cell in cells if not patterns or any(fnmatch.fnmatch(cell.name, p) for p in patterns)]
+
+    def station(self, data: Data, method: str, station: str) -> dict[str, Any]:
+        """Recipe (`recipe`) and changed keys of a station of a method; empty where it has no such station."""
+        given = self.methods[method].get(station)
+        if given is None and station == "embed" and "quantize" in self.methods[method]:
+            given = "embed"
+        if given is None:
+            return {}
+        named = {"recipe": given} if isinstance(given, str) else dict(given)
+        return named | data.changes.get(method, {}).get(station, {})
 
 
-def find_suite(name: str) -> Path:
-    """The file of a suite: a path, or the bare name of one in `recipes/bench` below the working directory."""
+def load_suite(name: str | Path) -> Suite:
+    """Reads a suite: a file, or the name of one in `recipes/bench`. Raises [`HfGrError`] on what it does not know."""
     file = Path(name)
-    if file.suffix not in (".yaml", ".yml"):
+    if not file.is_file():
         file = FOLDER / f"{name}.yaml"
     if not file.is_file():
-        known = ", ".join(sorted(found.stem for found in FOLDER.glob("*.yaml"))) or "none here"
-        raise HfGrError(f"no suite {name!r}; give a YAML file, or the name of one in {FOLDER} ({known}).")
-    return file
-
-
-def read_suite(file: Path) -> Suite:
-    """Reads and checks a suite.
-
-    Raises:
-        HfGrError: On YAML that cannot be read, unknown or missing keys, or methods and recipes that there are not.
-    """
+        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml"))) or f"none in {FOLDER.resolve()}"
+        raise HfGrError(f"there is no suite {str(name)!r}; give a YAML file or one of: {known}.")
     try:
         given = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, OSError) as error:
-        raise HfGrError(f"{file} cannot be read ({' '.join(str(error).split())}); give a YAML file.") from None
-    _check(file, "the suite", given, _SUITE, ("datasets", "methods", "against"))
-    methods = {name: _method(file, name, found) for name, found in _named(file, given, "methods").items()}
-    datasets = {name: _dataset(file, name, found, methods) for name, found in _named(file, given, "datasets").items()}
-    if given["against"] not in methods:
-        raise _error(file, f"against is {given['against']!r}", "name one of its methods")
-    if given.get("also") not in (None, "exclude_seen"):
-        raise _error(file, f"also is {given['also']!r}", "give exclude_seen, or leave it out")
-    evaluate = _mapping(file, "evaluate", given.get("evaluate"))
-    if evaluate.get("split", "leave_one_out") != "leave_one_out":
-        raise _error(file, "evaluate has another split", "suites leave one out, so that every user is one case")
-    price = _mapping(file, "price", given.get("price"))
-    _check(file, "price", price, _PRICE)
-    for method in methods.values():
-        _check_start(file, method, methods)
-    return Suite(
-        name=file.stem,
-        file=file,
-        title=str(given.get("title", file.stem)),
-        protocol=str(given.get("protocol", "")).strip(),
-        notes=str(given.get("notes", "")).strip(),
-        datasets=datasets,
-        methods=methods,
-        seeds=_seeds(file, "the suite", given.get("seeds", [0])) or (),
-        evaluate=evaluate,
-        exclude_seen=given.get("also") == "exclude_seen",
-        against=given["against"],
-        prediction=bool(given.get("prediction", False)),
-        price={name: float(value) for name, value in price.items()},
-    )
+    except yaml.YAMLError as error:
+        raise HfGrError(f"{file} is no YAML ({str(error).splitlines()[0]}); mend it.") from None
+    _check_keys(given, [key for key in Suite.__dataclass_fields__ if key != "file"], file, "the suite")
+    for key in ("title", "datasets", "methods", "seeds"):
+        if not given.get(key):
+            raise HfGrError(f"{file} names no {key}; a suite needs title, datasets, methods and seeds.")
+    datasets = {}
+    for own_name, own in given["datasets"].items():
+        _check_keys(own, ("recipes", "prepare", "seeds", "changes"), file, f"data set {own_name}")
+        datasets[own_name] = Data(own_name, **own | {"recipes": file.parent / own["recipes"]})
+    for method, own in given["methods"].items():
+        _check_keys(own, METHOD_KEYS, file, f"method {method}")
+        if own.get("from", method) not in given["methods"]:
+            raise HfGrError(f"{file}: method {method} goes on from {own['from']!r}, which is no method of the suite.")
+        if "from" not in own and not any(station in own for station in TRAINING):
+            raise HfGrError(f"{file}: method {method} does nothing; give it one of {', '.join(TRAINING)}, or from.")
+    suite = Suite(file, **given | {"datasets": datasets})
+    if suite.against not in ("", *suite.methods):
+        raise HfGrError(f"{file}: against is {suite.against!r}, which is no method of the suite.")
+    return suite
 
 
-def _method(file: Path, name: str, given: Any) -> Method:
-    where = f"method {name}"
-    _check(file, where, given, _METHOD)
-    begins = [key for key in TRAINERS if key in given]
-    if len(begins) != 1:
-        raise _error(file, f"{where} has {' and '.join(begins) or 'no start'}", f"give one of {', '.join(TRAINERS)}")
-    if "sft" in given and "quantize" not in given:
-        raise _error(file, f"{where} has sft without quantize", "name the recipe of its codebook")
-    if "grpo" in given and begins[0] not in ("sft", "from"):
-        raise _error(file, f"{where} has grpo, but no model that it starts from", "give sft or from")
-    minutes = given.get("estimate_minutes")
-    if minutes is not None and (not isinstance(minutes, int | float) or minutes <= 0):
-        raise _error(file, f"{where}: estimate_minutes is {minutes!r}", "give a number above 0")
-    return Method(
-        name,
-        {key: _entry(file, f"{where}, {key}", given[key]) for key in _STATIONS if key in given},
-        given.get("from"),
-        _mapping(file, f"{where}, evaluate", given.get("evaluate")),
-        _seeds(file, where, given.get("seeds")),
-        minutes,
-    )
-
-
-def _dataset(file: Path, name: str, given: Any, methods: dict[str, Method]) -> Dataset:
-    where = f"data set {name}"
-    _check(file, where, given, _DATASET, ("recipes", "prepare"))
-    recipes = file.parent / str(given["recipes"])
-    if not recipes.is_dir():
-        raise _error(file, f"{where}: there is no folder {recipes}", "name one from where the suite lies")
-    if not isinstance(given["prepare"], list) or not given["prepare"]:
-        raise _error(file, f"{where}: prepare is {given['prepare']!r}", "give the words of `hf-gr prepare` as a list")
-    changes = _mapping(file, f"{where}, changes", given.get("changes"))
-    for method, stations in changes.items():
-        _check(file, f"{where}, changes", {method: stations}, set(methods))
-        _check(file, f"{where}, changes of {method}", stations, {*methods[method].stations, "evaluate"})
-        for station, keys in stations.items():
-            _mapping(file, f"{where}, changes of {method}, {station}", keys)
-    without = given.get("without", [])
-    if not isinstance(without, list) or not set(without) <= set(methods):
-        raise _error(file, f"{where}: without is {without!r}", "give a list of the suite's methods")
-    return Dataset(
-        name,
-        str(given.get("title", name)),
-        recipes,
-        tuple(map(str, given["prepare"])),
-        _entry(file, f"{where}, embed", given.get("embed", "embed")),
-        _seeds(file, where, given.get("seeds")),
-        changes,
-        frozenset(without),
-    )
-
-
-def _check_start(file: Path, method: Method, methods: dict[str, Method]) -> None:
-    """A method goes on from one that there is, has a model, and does not go on from this one."""
-    passed, start = {method.name}, method.start
-    while start is not None:
-        if start not in methods or start in passed:
-            raise _error(file, f"method {method.name} goes on from {start!r}", "name another of its methods")
-        if "baseline" in methods[start].stations or "retrieve" in methods[start].stations:
-            raise _error(file, f"method {method.name} goes on from {start!r}", "name one with sft, which has a model")
-        passed.add(start)
-        start = methods[start].start
-
-
-def _entry(file: Path, where: str, given: Any) -> Entry:
-    """`NAME`, or `{recipe: NAME, key: value, …}`."""
-    if isinstance(given, str):
-        return Entry(given)
-    if not isinstance(given, dict) or not isinstance(given.get("recipe"), str):
-        raise _error(file, f"{where} is {given!r}", "give the name of a recipe, or {recipe: NAME, key: value}")
-    return Entry(given["recipe"], {key: value for key, value in given.items() if key != "recipe"})
-
-
-def _seeds(file: Path, where: str, given: Any) -> tuple[int, ...] | None:
-    if given is None:
-        return None
-    if not isinstance(given, list) or not given or not all(type(seed) is int and seed >= 0 for seed in given):
-        raise _error(file, f"{where}: seeds is {given!r}", "give a list of whole numbers, such as [0, 1, 2]")
-    return tuple(given)
-
-
-def _named(file: Path, given: dict[str, Any], key: str) -> dict[str, Any]:
-    found = _mapping(file, key, given[key])
-    for name in found or [""]:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise _error(file, f"{key}: {name!r} is no name", "use letters, digits, '_', '.' and '-'")
-    return found
-
-
-def _mapping(file: Path, where: str, given: Any) -> dict[str, Any]:
-    if not isinstance(given, dict | None):
-        raise _error(file, f"{where} is {given!r}", "give keys and values")
-    return given or {}
-
-
-def _check(file: Path, where: str, given: Any, known: set[str], needed: tuple[str, ...] = ()) -> None:
-    if not isinstance(given, dict):
-        raise _error(file, f"{where} is {given!r}", f"give keys and values ({', '.join(sorted(known))})")
+def _check_keys(given: Any, known: Sequence[str], file: Path, what: str) -> None:
+    if not isinstance(given, Mapping):
+        raise HfGrError(f"{file}: {what} is {given!r}; give keys and values.")
     for key in given:
         if key not in known:
-            raise _error(file, f"{where} has an unknown key {key!r}", f"use {', '.join(sorted(known))}")
-    for key in needed:
-        if key not in given:
-            raise _error(file, f"{where} lacks {key!r}", "add it")
-
-
-def _error(file: Path, what: str, remedy: str) -> HfGrError:
-    return HfGrError(f"{file}: {what}; {remedy}.")
+            raise HfGrError(f"{file}: {what} has no key {key!r}; it may have {', '.join(known)}.")

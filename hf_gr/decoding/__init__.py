@@ -1,11 +1,12 @@
 """Decoding: beam search on a tree, `generate` for models that do not take it, and the recommender on top of both."""
 
-from .beam import Ranking, beam_search, search
+from .beam import beam_search, search
 from .choose import Draws
 from .exhaustive import exhaustive_search
 from .generate import generate_search
 from .graphs import SearchGraphs
 from .prefix_cache import PrefixCache
+from .ranking import Ranking
 from .recommender import Recommender, load_thinking
 from .reflection import Reflection
 from .session import Session, Sessions, recommend_many

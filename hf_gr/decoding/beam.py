@@ -1,7 +1,7 @@
 """From prompts to items: one call for every causal LM and every method."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, TypedDict, Unpack
 
 import numpy as np
@@ -10,36 +10,21 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import ItemFilter, SidGrammar
+from ..grammar import ItemFilter, SidGrammar, TrieGrammar
 from . import choose
 from .exhaustive import exhaustive_search
 from .generate import generate_search
 from .graphs import SearchGraphs
+from .hybrid import hybrid_ranking, is_hybrid
 from .prefix_cache import PrefixCache
+from .ranking import Ranking, ranked
 from .reflection import Reflection
 from .support import tree_support
-from .tree import Beams, Merge, Method, merged, tree_search
-from .trunk import Score
+from .tree import Beams, Merge, Method, check_filter, merged, tree_search
+from .trunk import Score, Trunk
 
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Items for B prompts, best first.
-
-    Attributes:
-        items: int64 [B, K], catalogue rows: min(K, live items) distinct ones, then −1.
-        scores: float32 [B, K], log-probability of the item's SID under the search that found it; −inf after the last.
-        sids: int64 [B, K, C], its SID; −1 likewise.
-        pruned: float32 [B], only with a reflection: as in [`Beams`], of the search that found the first items.
-    """
-
-    items: torch.Tensor
-    scores: torch.Tensor
-    sids: torch.Tensor
-    pruned: torch.Tensor | None = None
 
 
 class SearchSettings(TypedDict, total=False):
@@ -113,9 +98,10 @@ def beam_search(
 ) -> Ranking:
     """The items that best continue each prompt.
 
-    On a shared SID the items follow in bucket order. Where a search finds fewer than min(K, live items) items (orders
-    of one set that merged, repeated draws), it is repeated with the found ones denied; the repeat knows no reflection,
-    so that lists are full where few items are consistent.
+    A model with a dense output ranks by both of its outputs ([`hybrid_ranking`]). On a shared SID the items follow in
+    bucket order. Where a search finds fewer than min(K, live items) items (orders of one set that merged, repeated
+    draws), it is repeated with the found ones denied; the repeat knows no reflection, so that lists are full where few
+    items are consistent.
 
     Args:
         model: Any causal LM with the grammar's tokens. Full-attention decoders take the tree, others `generate`.
@@ -141,6 +127,18 @@ def beam_search(
         )
         return ranked(beams, grammar, item_filter, top_k)
 
+    grammar = grammar.to(model.device)
+    if method == "beam" and is_hybrid(model):
+        check_filter(item_filter)
+        assert isinstance(grammar, TrieGrammar)
+        return hybrid_ranking(
+            Trunk.of(model, prompts, prefix_cache),
+            grammar,
+            num_beams=num_beams,
+            top_k=top_k,
+            item_filter=None if item_filter is None else item_filter.to(model.device),
+        )
+
     settings: SearchSettings = {
         "method": method,
         "score": score,
@@ -162,7 +160,6 @@ def beam_search(
         )
         return ranked(beams, grammar, rows_filter, top_k)
 
-    grammar = grammar.to(model.device)
     everyone = torch.arange(len(prompts), device=model.device)
     found = once(everyone, item_filter, reflection)
     live = grammar.num_items if item_filter is None else item_filter.live.to(model.device)
@@ -196,40 +193,3 @@ def _joined(found: Ranking, rows: torch.Tensor, more: Ranking) -> Ranking:
     place = order[..., None].expand(-1, -1, sids.shape[2])
     sids[rows] = torch.cat([sids[rows], more.sids], dim=1).gather(1, place)
     return replace(found, items=items, scores=scores, sids=sids)
-
-
-def ranked(beams: Beams, grammar: SidGrammar, item_filter: ItemFilter | None, top_k: int) -> Ranking:
-    """Opens the SIDs' buckets in order of the beams' scores; an item that comes twice counts once."""
-    batch, width = beams.scores.shape
-    if item_filter is not None:
-        item_filter = item_filter.to(beams.scores.device)
-    grammar = grammar.to(beams.scores.device)
-    scores, order = beams.scores.sort(dim=1, descending=True, stable=True)
-    states = beams.states.gather(1, order[..., None].expand(-1, -1, beams.states.shape[2]))
-    tokens = beams.tokens.gather(1, order[..., None].expand(-1, -1, beams.tokens.shape[2]))
-    items = grammar.items(states.flatten(0, 1), item_filter, limit=top_k).view(batch, width, -1)
-    bucket = items.shape[2]
-    items = items.flatten(1)
-    place = torch.arange(width, device=items.device).repeat_interleave(bucket).expand(batch, -1)
-    items = torch.where(_repeated(items), -1, items)
-    order = (items < 0).sort(dim=1, stable=True).indices[:, :top_k]  # answers first, their order kept
-    items, place = items.gather(1, order), place.gather(1, order)
-    missing = top_k - items.shape[1]
-    items = torch.nn.functional.pad(items, (0, missing), value=-1)
-    place = torch.nn.functional.pad(place, (0, missing))
-    gone = items < 0
-    sids = grammar.codes(tokens)
-    return Ranking(
-        items,
-        scores.gather(1, place).masked_fill(gone, -torch.inf),
-        sids.gather(1, place[..., None].expand(-1, -1, sids.shape[2])).masked_fill(gone[..., None], -1),
-        beams.pruned,
-    )
-
-
-def _repeated(items: torch.Tensor) -> torch.Tensor:
-    """Whether an item stood further left in its row already, bool like `items` [B, n]."""
-    values, order = items.sort(dim=1, stable=True)
-    again = torch.zeros_like(values, dtype=torch.bool)
-    again[:, 1:] = values[:, 1:] == values[:, :-1]
-    return torch.zeros_like(again).scatter(1, order, again)

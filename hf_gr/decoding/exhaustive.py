@@ -10,7 +10,7 @@ from ..grammar import DEAD, ItemFilter, SidGrammar, UnorderedGrammar
 from ..models import recursion_of
 from .support import tree_support
 from .tree import Beams, check_filter
-from .trunk import Score, Trunk, step_log_probs
+from .trunk import Score, Trunk, path_log_probs
 
 
 CHUNK_COLUMNS = 2048  # tokens of answers that are fed at once
@@ -85,19 +85,10 @@ def _branch_scores(
 ) -> torch.Tensor:
     """Log-probability of answers (int64 [n, T]) after every prompt, float [B, n]."""
     batch, count = len(trunk.lengths), len(answers)
-    hidden = _read_from(trunk, answers)
-    index = grammar.step_index(answers).repeat(batch, 1)
-    state = grammar.initial(batch * count)
-    total = torch.zeros(batch * count, device=answers.device)
-    for step, column in enumerate(grammar.code_columns):
-        options = grammar.successors(state, step, item_filter)
-        read = hidden[:, :, column].flatten(0, 1)
-        log_probs = step_log_probs(trunk.model, read, grammar, step, options, score, temperature)
-        option = options.option_of(index[:, column])
-        chosen = log_probs.gather(1, option.clamp(min=0)[:, None])[:, 0]
-        total += torch.where(option >= 0, chosen, -torch.inf)
-        state = grammar.advance(state, step, option)
-    return total.view(batch, count)
+    columns = list(grammar.code_columns)
+    read = _read_from(trunk, answers)[:, :, columns].flatten(0, 1)
+    index = grammar.step_index(answers)[:, columns].repeat(batch, 1)
+    return path_log_probs(trunk.model, read, index, grammar, item_filter, score, temperature).view(batch, count)
 
 
 def _read_from(trunk: Trunk, answers: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,9 @@ import torch
 from ..catalog import SidCatalog
 from ..dataset import Histories
 from ..errors import HfGrError
-from ..grammar import ItemMask
-from .beam import ranked
+from ..grammar import ItemMask, TrieGrammar
+from .hybrid import hybrid_ranking, is_hybrid
+from .ranking import ranked
 from .tree import search_from
 from .trunk import Ends, Trunk
 
@@ -316,8 +317,12 @@ def recommend_many(
         logger.warning("%d session(s) have no item to answer with: their lists are empty.", len(sessions) - len(rows))
     if len(rows):
         ends = Ends(recommender.model, hidden[torch.from_numpy(rows).to(hidden.device)])
-        beams = search_from(ends, grammar, num_beams=max(num_beams, top_k), item_filter=item_filter)
-        found = ranked(beams, grammar, item_filter, top_k)
+        if is_hybrid(recommender.model):
+            assert isinstance(grammar, TrieGrammar)
+            found = hybrid_ranking(ends, grammar, num_beams=num_beams, top_k=top_k, item_filter=item_filter)
+        else:
+            beams = search_from(ends, grammar, num_beams=max(num_beams, top_k), item_filter=item_filter)
+            found = ranked(beams, grammar, item_filter, top_k)
         items, scores = found.items.cpu().numpy(), found.scores.float().cpu().numpy()
         for row, own, own_scores in zip(rows, items, scores, strict=True):
             answers[row] = [(catalog.item_ids[i], float(s)) for i, s in zip(own, own_scores, strict=True) if i >= 0]

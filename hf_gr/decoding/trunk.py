@@ -6,7 +6,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from ..branches import additive_mask
-from ..grammar import SidGrammar, Successors
+from ..grammar import ItemFilter, SidGrammar, Successors
 from ..models import code_logits, recursion_of
 from .prefix_cache import PrefixCache
 
@@ -142,6 +142,34 @@ def step_log_probs(
     logits = options.masked(code_logits(model, hidden, tokens) / temperature)
     # rows without an allowed option are beams that died before: they stay −inf instead of NaN
     return torch.log_softmax(logits, -1).masked_fill(~options.allowed, -torch.inf)
+
+
+def path_log_probs(
+    model: PreTrainedModel,
+    read: torch.Tensor,
+    index: torch.Tensor,
+    grammar: SidGrammar,
+    item_filter: ItemFilter | None = None,
+    score: Score = "constrained",
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """Summed log-probabilities float32 [rows] of given answers; −inf where the filter leaves no item of one.
+
+    Args:
+        read: float [rows, C, d], what each code is read from.
+        index: int64 [rows, C], each code's number among its step's tokens.
+        item_filter: Of R requests, whose rows stand together.
+        score, temperature: As for [`step_log_probs`].
+    """
+    state, total = grammar.initial(len(read)), torch.zeros(len(read), device=read.device)
+    for step in range(grammar.num_codes):
+        options = grammar.successors(state, step, item_filter)
+        log_probs = step_log_probs(model, read[:, step], grammar, step, options, score, temperature)
+        option = options.option_of(index[:, step])
+        chosen = log_probs.gather(1, option.clamp(min=0)[:, None])[:, 0]
+        total = total + torch.where(option >= 0, chosen, -torch.inf)
+        state = grammar.advance(state, step, option)
+    return total
 
 
 def pad_left(

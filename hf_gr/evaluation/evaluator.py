@@ -1,8 +1,6 @@
 """The evaluation station: gets the lists of a model and of its baselines, judges them and writes the report."""
 
 import json
-import os
-import platform
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..artifacts import fingerprint, is_current, read_json, report, versions, write_json, write_manifest, writing
+from ..artifacts import (
+    fingerprint,
+    hardware,
+    is_current,
+    read_json,
+    report,
+    versions,
+    write_json,
+    write_manifest,
+    writing,
+)
 from ..dataset import Cases, Histories, InteractionDataset
 from ..errors import HfGrError
 from ..offline import local_folder
@@ -262,17 +270,5 @@ def _read_logs(config: EvaluateConfig) -> dict[str, list[dict[str, Any]]]:
 def _provenance(config: EvaluateConfig) -> dict[str, str]:
     """Versions, hardware and time of the run."""
     found = {**versions(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    cpu = [line for line in _cpu_info() if line.startswith("model name")]
-    name = cpu[0].split(":", 1)[1].strip() if cpu else platform.processor() or platform.machine()
-    found["hardware"] = f"{name}, {os.cpu_count()} cores"
-    if config.model:
-        import torch
-
-        if torch.cuda.is_available():
-            found["hardware"] += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    found["hardware"] = hardware(gpus=bool(config.model))
     return found
-
-
-def _cpu_info() -> list[str]:
-    file = Path("/proc/cpuinfo")  # Linux only; elsewhere `platform` names the processor
-    return file.read_text().splitlines() if file.is_file() else []

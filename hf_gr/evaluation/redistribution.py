@@ -14,13 +14,14 @@ _BATCH, _GROUPS, _EXAMPLES, _NEAREST = 65_536, 5, 12, 2
 
 
 def judge_redistribution(recommender: "Recommender") -> dict[str, Any] | None:
-    """What [`redistribution`] finds of a model that reads items through learned codes; `None` for another model."""
+    """What [`redistribution`] finds of a model that reads items through learned codes; `None` for another model, those
+    of `read: sum` among them."""
     import torch
 
     from ..models import recursion_of
 
     model = recursion_of(recommender.model)
-    if model is None:
+    if model is None or model.config.read == "sum":
         return None
     codes, probability = [], []
     with torch.inference_mode():

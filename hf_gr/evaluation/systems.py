@@ -1,5 +1,6 @@
 """What is judged: the lists of a model, of another system and of the baselines, in rows of the dataset."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ..thoughts import Thoughts
     from .evaluator import EvaluateConfig
 
+Exclude = Sequence[np.ndarray] | None  # of every history, what is no answer to it
+
 
 def all_lists(
     config: "EvaluateConfig",
@@ -37,30 +40,42 @@ def all_lists(
     lists: dict[str, np.ndarray] = {}
     codes, figures = None, dict[str, Any](catalogue={})
     if world is not None:
-        from ..decoding.recommender import Recommender
-        from ..thoughts import Thoughts
+        from ..retrieval import is_retriever
 
-        recommender = Recommender.from_pretrained(str(paths["model"]), dtype=config.dtype)
-        rows = _catalogue_rows(recommender, dataset)
-        codes = np.full((dataset.num_items, recommender.catalog.codes.shape[1]), -1, np.int64)
-        codes[rows] = recommender.catalog.codes
-        figures = {"catalogue": _catalogue_figures(recommender, rows, cases, dataset.num_items)}
-        lists["model"], pruned = _model_lists(recommender, rows, cases, dataset.num_items, config, world)
-        if pruned is not None:
-            figures["pruned"] = pruned
-        if main and recommender.thinking is not None:
-            thoughts = Thoughts(recommender, recommender.thinking)
-            figures["thoughts"] = _judged_thoughts(
-                thoughts, rows, cases, lists["model"][:, 0], dataset.num_items, config
-            )
-        if main and (moved := judge_redistribution(recommender)) is not None:
-            figures["redistribution"] = moved
+        if is_retriever(paths["model"]):
+            lists["model"] = _retriever_lists(paths["model"], dataset, cases, config, world)
+        else:
+            lists["model"], codes, figures = _generated(paths["model"], dataset, cases, config, world)
     if config.predictions and main:
         lists["predictions"] = read_predictions(config.predictions, dataset, cases, top_k=config.top_k)
     if config.baselines and main:
         for name, kind in (("popularity", Popularity), ("item kNN", ItemKNN)):
             baseline = kind(train, dataset.num_items, exclude_seen=config.exclude_seen)
             lists[name] = baseline.recommend(cases.histories, config.top_k)
+    return lists, codes, figures
+
+
+def _generated(
+    folder: Path, dataset: InteractionDataset, cases: Cases, config: "EvaluateConfig", world: "PartialState"
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """The lists of a generative model in dataset rows, the semantic IDs of the dataset's items (negative: none), and
+    what there is to tell of the model."""
+    from ..decoding.recommender import Recommender
+    from ..thoughts import Thoughts
+
+    recommender = Recommender.from_pretrained(str(folder), dtype=config.dtype)
+    rows = _catalogue_rows(recommender.catalog.item_ids, dataset)
+    codes = np.full((dataset.num_items, recommender.catalog.codes.shape[1]), -1, np.int64)
+    codes[rows] = recommender.catalog.codes
+    figures: dict[str, Any] = {"catalogue": _catalogue_figures(recommender, rows, cases, dataset.num_items)}
+    lists, pruned = _model_lists(recommender, rows, cases, dataset.num_items, config, world)
+    if pruned is not None:
+        figures["pruned"] = pruned
+    if world.is_main_process and recommender.thinking is not None:
+        thoughts = Thoughts(recommender, recommender.thinking)
+        figures["thoughts"] = _judged_thoughts(thoughts, rows, cases, lists[:, 0], dataset.num_items, config)
+    if world.is_main_process and (moved := judge_redistribution(recommender)) is not None:
+        figures["redistribution"] = moved
     return lists, codes, figures
 
 
@@ -75,16 +90,16 @@ def _catalogue_figures(recommender: "Recommender", rows: np.ndarray, cases: Case
     return figures | {"items_per_code": use}
 
 
-def _catalogue_rows(recommender: "Recommender", dataset: InteractionDataset) -> np.ndarray:
+def _catalogue_rows(item_ids: list[str], dataset: InteractionDataset) -> np.ndarray:
     """Row in the dataset of every item of the model's catalogue, int64 [catalogue]."""
     row = {item: number for number, item in enumerate(dataset.item_ids)}
-    for item in recommender.catalog.item_ids:
+    for item in item_ids:
         if item not in row:
             raise HfGrError(
                 f"{dataset.path} lacks item {item!r} of the model's catalogue; evaluate on the dataset that the model "
                 "was made for, or one that contains it."
             )
-    return np.array([row[item] for item in recommender.catalog.item_ids], np.int64)
+    return np.array([row[item] for item in item_ids], np.int64)
 
 
 def _model_lists(
@@ -97,6 +112,43 @@ def _model_lists(
 ) -> tuple[np.ndarray, float | None]:
     """The model's lists in dataset rows, int64 [cases, top_k], and with reflection the mean share of pruned paths, on
     every process."""
+
+    def answer(batch: Histories, exclude: Exclude) -> tuple[np.ndarray, np.ndarray | None]:
+        answers = recommender.answers(
+            batch, top_k=config.top_k, num_beams=config.num_beams, exclude=exclude, reflection=config.reflection
+        )
+        return answers.items, answers.pruned
+
+    return _shared_out(answer, rows, cases, num_items, config, world)
+
+
+def _retriever_lists(
+    folder: Path, dataset: InteractionDataset, cases: Cases, config: "EvaluateConfig", world: "PartialState"
+) -> np.ndarray:
+    """A dense retriever's lists in dataset rows, int64 [cases, top_k]."""
+    from ..retrieval import Retriever
+
+    if config.reflection:
+        raise HfGrError(f"reflection is {config.reflection}, but {folder} is a dense retriever without paths; set 0.")
+    retriever = Retriever.from_pretrained(folder, dtype=config.dtype)
+
+    def answer(batch: Histories, exclude: Exclude) -> tuple[np.ndarray, None]:
+        return retriever.recommend(batch, top_k=config.top_k, exclude=exclude).items, None
+
+    rows = _catalogue_rows(retriever.item_ids, dataset)
+    return _shared_out(answer, rows, cases, dataset.num_items, config, world)[0]
+
+
+def _shared_out(
+    answer: Callable[[Histories, Exclude], tuple[np.ndarray, np.ndarray | None]],
+    rows: np.ndarray,
+    cases: Cases,
+    num_items: int,
+    config: "EvaluateConfig",
+    world: "PartialState",
+) -> tuple[np.ndarray, float | None]:
+    """The answers to all cases, each process asking for its share of them: lists in dataset rows, int64
+    [cases, top_k], and the mean share of pruned paths where it is told, on every process."""
     from accelerate.utils import gather_object
 
     histories = _translate(cases.histories, rows, num_items)
@@ -107,14 +159,8 @@ def _model_lists(
     for start in tqdm(starts, desc="recommend", unit="batch", disable=not world.is_main_process):
         chosen = mine[start : start + config.batch_size]
         batch = histories.cut(chosen, histories.lengths[chosen])
-        answers = recommender.answers(
-            batch,
-            top_k=config.top_k,
-            num_beams=config.num_beams,
-            exclude=[np.unique(history) for history in batch] if config.exclude_seen else None,
-            reflection=config.reflection,
-        )
-        done.append((chosen, answers.items, answers.pruned))
+        items, pruned = answer(batch, [np.unique(history) for history in batch] if config.exclude_seen else None)
+        done.append((chosen, items, pruned))
     lists = np.full((len(cases), config.top_k), m.MISSING, np.int64)
     shares = []
     for chosen, items, pruned in gather_object(done):

@@ -184,6 +184,20 @@ class TrieGrammar(SidGrammar):
             live &= item_filter.passes_mask(depth - 1, child)
         return live
 
+    def live(self, item_filter: ItemFilter | None = None) -> torch.Tensor:
+        """Which rows of the catalogue may be answers, bool [R, N] for the requests of a filter, else [1, N]."""
+        count = self.num_items
+        live = torch.ones(1, count, dtype=torch.bool, device=self.device)
+        if item_filter is not None:
+            named = torch.zeros(len(item_filter), count + 1, dtype=torch.bool, device=self.device)
+            named.scatter_(1, item_filter.listed, True)
+            live = named[:, :count] == item_filter.restricted[:, None]
+            if item_filter.masks:
+                places = torch.arange(count, device=self.device).expand(len(item_filter), -1)
+                live &= item_filter.passes_mask(self.num_codes, places)
+        rows = torch.zeros(len(live), self.catalog_size, dtype=torch.bool, device=self.device)
+        return rows.index_copy(1, self._item.long(), live)
+
     def filter(
         self,
         deny: Sequence[np.ndarray | None] | None = None,

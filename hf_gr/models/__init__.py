@@ -1,6 +1,7 @@
 """What is more than a plain pretrained LM: models from scratch, dropout, and heads over SID tokens only."""
 
 from .architectures import TREE_MODEL_TYPES
+from .dense import dense_logits, dense_loss
 from .dropout import add_dropout
 from .feedback import feedback, read
 from .head import add_inner_call, answer_logits, code_logits, last_hidden
@@ -26,6 +27,8 @@ __all__ = [
     "byte_tokenizer",
     "code_logits",
     "confident_orders",
+    "dense_logits",
+    "dense_loss",
     "feedback",
     "from_scratch",
     "grown",

@@ -8,7 +8,7 @@ positions of a history in one pass; MLPs that add to x, and unique-ID rows that 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from ..errors import HfGrError
 
 
+Read = Literal["assigned", "sum"]
+
 OWN_PARTS = ("items", "recursion")  # modules that are not the backbone's
 
 
@@ -40,22 +42,35 @@ class RecursionConfig:
         item_rows: Rows of the table. 0: one for every item; else every item is the sum of two hashed rows, for
             catalogues whose table would not fit.
         hidden: Width of the MLPs' hidden layer, in widths of the backbone.
+        read: What the backbone reads of an item: the rows of its `"assigned"` codes [known], or the `"sum"` of its own
+            row and the rows of its SID's codes, of which nothing is pulled anywhere [ours].
+        dense: Weight of the loss of a second output, the similarity to every item's own vector (`dense.py`); 0: there
+            is none. With it answers are ranked by both outputs.
+        dense_share: Share of the second output in the score of an answer, from 0 to 1.
+        negatives: Items drawn for each batch's softmax of the second output; 0: all items.
     """
 
     input_weight: float = 1.0
     item_width: int = 0
     item_rows: int = 0
     hidden: int = 1
+    read: Read = "assigned"
+    dense: float = 0.0
+    dense_share: float = 0.5
+    negatives: int = 2048
 
     def __post_init__(self) -> None:
-        for name, least in (("item_width", 0), ("item_rows", 0), ("hidden", 1)):
+        for name, least in (("item_width", 0), ("item_rows", 0), ("hidden", 1), ("negatives", 0)):
             value = vars(self)[name]
             if type(value) is not int or value < least:
                 raise HfGrError(f"recursion: {name} is {value!r}; give a whole number of at least {least}.")
-        if isinstance(self.input_weight, bool) or not isinstance(self.input_weight, int | float):
-            raise HfGrError(f"recursion: input_weight is {self.input_weight!r}; give a number of at least 0.")
-        if not 0 <= self.input_weight < float("inf"):
-            raise HfGrError(f"recursion: input_weight is {self.input_weight}; give a number of at least 0.")
+        if self.read not in get_args(Read):
+            raise HfGrError(f"recursion: read is {self.read!r}; choose from {', '.join(get_args(Read))}.")
+        for name, most in (("input_weight", None), ("dense", None), ("dense_share", 1)):
+            value, told = vars(self)[name], "of at least 0" if most is None else f"from 0 to {most}"
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value < float("inf") or (most is not None and value > most):
+                raise HfGrError(f"recursion: {name} is {value!r}; give a number {told}.")
 
     @classmethod
     def of_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -75,7 +90,7 @@ class IntRRConfig(PreTrainedConfig):
         codebooks: First token id and number of codes of each of the L levels.
         first_item_id: Id that stands for the first item in `input_ids`; the item of row n is `first_item_id` + n.
         num_items: N.
-        input_weight, item_width, item_rows, hidden: As in [`RecursionConfig`].
+        input_weight, item_width, item_rows, hidden, read, dense, dense_share, negatives: As in [`RecursionConfig`].
     """
 
     model_type = "intrr"
@@ -91,6 +106,10 @@ class IntRRConfig(PreTrainedConfig):
         item_width: int = 0,
         item_rows: int = 0,
         hidden: int = 1,
+        read: Read = "assigned",
+        dense: float = 0.0,
+        dense_share: float = 0.5,
+        negatives: int = 2048,
         **kwargs: Any,
     ):
         if isinstance(text_config, dict):
@@ -99,6 +118,7 @@ class IntRRConfig(PreTrainedConfig):
         self.codebooks = [[0, 1]] if codebooks is None else codebooks
         self.first_item_id, self.num_items = first_item_id, num_items
         self.input_weight, self.item_width, self.item_rows, self.hidden = input_weight, item_width, item_rows, hidden
+        self.read, self.dense, self.dense_share, self.negatives = read, dense, dense_share, negatives
         super().__init__(**{"tie_word_embeddings": True} | kwargs)
 
     @property
@@ -205,8 +225,15 @@ class IntRRModel(IntRRPreTrainedModel):
         return self.entry(embedded.masked_scatter(items[..., None], read))
 
     def item_tokens(self, items: torch.Tensor) -> torch.Tensor:
-        """What the backbone reads of items int64 [n]: the sum of their learned codes' rows, float [n, d]."""
+        """What the backbone reads of items int64 [n], float [n, d]: the sum of their learned codes' rows, or with
+        `read: sum` that of their own and their SIDs'."""
+        if self.config.read == "sum":
+            return self.vectors(items)
         return torch.stack([context for _, context in self._assign(items)]).sum(0)
+
+    def vectors(self, items: torch.Tensor) -> torch.Tensor:
+        """The row of its own of each of items int64 [n] plus the rows of its SID's codes, float [n, d]."""
+        return self.items(items) + self.rows_of(self.sids[items]).sum(-2)
 
     def assigned(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The learned codes of items int64 [n], int64 [n, L], and the probability of each, float [n, L]."""
@@ -300,8 +327,8 @@ def with_recursion(
     """An LM that has the codes' tokens, as the backbone of a model that reads items as one position each.
 
     The rows of the unique-ID table start as the sums of the token rows of the item's codes, so that with an untrained
-    recursion (whose MLPs begin at 0) the item's learned codes are its SID; hashed ones, which several items share, as
-    the LM's token rows are drawn. [ours]
+    recursion (whose MLPs begin at 0) the item's learned codes are its SID; with `read: sum`, where the codes' rows are
+    added anyway, at 0; hashed ones, which several items share, as the LM's token rows are drawn. [ours]
 
     Args:
         lm: Its decoder is taken, not copied; an LM head of its own is left.
@@ -329,7 +356,9 @@ def with_recursion(
     table, rows = model.model.items, model.model.token_rows
     own, width = table.embedding.weight.shape[1], rows.shape[1]
     table.project.weight.copy_(torch.eye(width) if own == width else nn.init.orthogonal_(torch.empty(width, own)))
-    if settings.item_rows:
+    if settings.read == "sum":
+        table.embedding.weight.zero_()
+    elif settings.item_rows:
         table.embedding.weight.normal_(0, float(rows.std()))
     else:
         for part in torch.arange(len(codes)).split(65536):

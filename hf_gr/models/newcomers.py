@@ -25,9 +25,11 @@ def grown(model: IntRRForCausalLM, codes: torch.Tensor, *, steps: int = 50) -> I
     Args:
         model: Its parts are taken and grow in place.
         codes: int64 [n, L], the tokens of the new items' SIDs.
-        steps: Of Adam, for the rows of at most 65,536 items at once; 0 leaves the rows at their start.
+        steps: Of Adam, for the rows of at most 65,536 items at once; 0 leaves the rows at their start. None with
+            `read: sum`, where nothing is pulled.
     """
     inner = model.model
+    steps = 0 if model.config.read == "sum" else steps
     codes = codes.to(inner.sids)
     if not inner.items.rows:
         old = inner.items.embedding.weight.detach()

@@ -27,7 +27,7 @@ class SidOutput(ModelOutput):
         hits: Codes that were the most likely one.
         codes: Predicted codes.
         side: What is added to it: by thinking heads, L = Σ CE + λ_a Σ Align + λ_g InfoNCE + λ_r reg less its first
-            part; or by a recursion, the input side of L = Σ CE + λ Σ CE(input).
+            part; or by a recursion, the input side of L = Σ CE + λ Σ CE(input) and the dense output's cross-entropy.
         terms: Means of each term of that, by the name that the log gives it.
     """
 
@@ -85,6 +85,14 @@ def answer_loss(
         output.side = torch.stack(terms).sum() * packed.weights[thought].sum()
         output.terms = {f"thinking/{name}": mean for name, mean in means.items()}
     return output
+
+
+def dense_pairs(hidden: torch.Tensor, packed: Packed, grammar: SidGrammar) -> tuple[torch.Tensor, torch.Tensor]:
+    """For every answer that is a semantic ID what it is read from, float [n, d], and its item, int64 [n] rows of the
+    catalogue: on a shared semantic ID the first of the bucket."""
+    is_sid = sids_among(packed, grammar)
+    states = grammar.walk(packed.labels[is_sid][:, : grammar.answer_length])
+    return hidden.flatten(0, 1)[packed.predictors[is_sid][:, 0]], grammar.items(states, limit=1)[:, 0]
 
 
 def sids_among(packed: Packed, grammar: SidGrammar) -> torch.Tensor:

@@ -17,13 +17,21 @@ from ..branches import Packed, Row, fit, pack, separate
 from ..decoding import tree_support
 from ..errors import HfGrError
 from ..grammar import SidGrammar, UnorderedGrammar
-from ..models import ThinkingHeads, add_dropout, add_inner_call, confident_orders, last_hidden, recursion_of
+from ..models import (
+    ThinkingHeads,
+    add_dropout,
+    add_inner_call,
+    confident_orders,
+    dense_loss,
+    last_hidden,
+    recursion_of,
+)
 from ..models.feedback import read
 from ..training import check_sharding, is_sharded, plain_lm
 from ..vocabulary import SidVocabulary
 from .config import SidSFTConfig
 from .curriculum import RowsFirst, mask_old_rows, row_weights
-from .loss import SidOutput, answer_loss, sids_among
+from .loss import SidOutput, answer_loss, dense_pairs, sids_among
 
 
 HEADS_FILE = "thinking_heads.safetensors"  # in checkpoints
@@ -163,7 +171,7 @@ class SidSFTTrainer(SFTTrainer):
             else:
                 hidden = last_hidden(plain, **packed.inputs(plain.config._attn_implementation, plain.dtype))
             output = answer_loss(plain, hidden, packed, grammar, self.args.loss, self.heads, self.args.set_credit)
-            return self._with_input_side(output, packed)
+            return self._with_sides(output, hidden, packed, grammar)
 
         output = model(inner=inner)
         total = output.loss if output.side is None or not training else output.loss + output.side
@@ -174,18 +182,23 @@ class SidSFTTrainer(SFTTrainer):
         self._note(output, packed, "train" if training else "eval")
         return (loss, output) if return_outputs else loss
 
-    def _with_input_side(self, output: SidOutput, packed: Packed) -> SidOutput:
-        """With the second part of IntRR's loss where codes come by recursion: every distinct item that was read
-        counts once, all together as much as the batch's answers."""
+    def _with_sides(self, output: SidOutput, hidden: torch.Tensor, packed: Packed, grammar: SidGrammar) -> SidOutput:
+        """With the other parts of the loss where codes come by recursion: IntRR's input side, for which every distinct
+        item that was read counts once, all together as much as the batch's answers; and the dense output's."""
         recursive = recursion_of(self._plain)
-        if recursive is None or not recursive.config.input_weight or not self.model.training:
+        if recursive is None or not self.model.training:
             return output
-        first = recursive.config.first_item_id
-        items = (packed.input_ids[packed.input_ids >= first] - first).unique()
-        pull = recursive.model.input_loss(items).mean() if len(items) else 0 * output.loss
-        answers = packed.weights.sum()
-        output.side = recursive.config.input_weight * pull * answers
-        output.terms = {"recursion/input": pull}
+        config, terms = recursive.config, dict[str, torch.Tensor]()
+        output.side = 0 * output.loss
+        if config.input_weight and config.read == "assigned":
+            items = (packed.input_ids[packed.input_ids >= config.first_item_id] - config.first_item_id).unique()
+            terms["recursion/input"] = pull = recursive.model.input_loss(items).mean() if len(items) else output.side
+            output.side = output.side + config.input_weight * pull * packed.weights.sum()
+        if config.dense:
+            losses = dense_loss(recursive, *dense_pairs(hidden, packed, grammar))
+            terms["recursion/dense"] = losses.mean()
+            output.side = output.side + config.dense * (losses * packed.weights[sids_among(packed, grammar)]).sum()
+        output.terms = terms or None
         return output
 
     def _check_orders(self, grammar: SidGrammar) -> None:

@@ -1,0 +1,42 @@
+"""A second opinion on the next item: the similarity of what a recursive model has read to every item's own vector.
+
+Semantic IDs share what items have in common; a vector of its own tells an item from its like. Both are read off one
+hidden state and trained together, and a search adds up their log-probabilities. Known: generative and dense retrieval
+in one model (LIGER, Yang et al. 2024). Ours: the vectors are the unique-ID rows that the model has anyway plus the
+rows of the item's codes, and what is ranked is a weighted sum of log-probabilities over the candidates of both.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .intrr import IntRRForCausalLM
+
+
+def dense_logits(model: IntRRForCausalLM, hidden: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """h · v of hidden states float [n, d] and items int64 [m], float32 [n, m]."""
+    vectors = model.model.vectors(items)
+    return F.linear(hidden.to(vectors.dtype), vectors).float()
+
+
+def dense_loss(
+    model: IntRRForCausalLM, hidden: torch.Tensor, targets: torch.Tensor, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """−log softmax of the next items' logits, float32 [n].
+
+    The softmax is over all items or, with `negatives` in the model's config, over so many drawn uniformly and all
+    targets of the batch, without a correction for the draw [ours].
+
+    Args:
+        model: With `dense` in its config.
+        hidden: float [n, d], what each next item is read from.
+        targets: int64 [n], rows of the catalogue.
+        generator: Source of the draw.
+    """
+    count, drawn = model.config.num_items, model.config.negatives
+    if not drawn or drawn >= count:
+        return F.cross_entropy(
+            dense_logits(model, hidden, torch.arange(count, device=hidden.device)), targets, reduction="none"
+        )
+    negatives = torch.randint(count, (drawn,), generator=generator).to(targets)
+    items, place = torch.cat([targets, negatives]).unique(return_inverse=True)
+    return F.cross_entropy(dense_logits(model, hidden, items), place[: len(targets)], reduction="none")

@@ -1,0 +1,18 @@
+"""Dense retrieval: items by their own vectors, the whole catalogue ranked."""
+
+from .bsarec import BSARecConfig, BSARecModel
+from .config import RetrieveConfig
+from .retriever import Retrieved, Retriever, is_retriever
+from .run import main, retrieve
+
+
+__all__ = [
+    "BSARecConfig",
+    "BSARecModel",
+    "RetrieveConfig",
+    "Retrieved",
+    "Retriever",
+    "is_retriever",
+    "main",
+    "retrieve",
+]

@@ -1,0 +1,53 @@
+"""The station: from a dataset to a trained dense retriever."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from accelerate import PartialState
+from transformers import set_seed
+
+from ..arguments import parse_config
+from ..dataset import InteractionDataset
+from ..errors import HfGrError
+from ..training import Run
+from .bsarec import BSARecModel
+from .config import RetrieveConfig
+from .data import training_rows
+from .retriever import ITEMS_FILE
+from .trainer import RetrieverTrainer
+
+
+def retrieve(config: RetrieveConfig) -> Path:
+    """Trains a retriever of item ids on the training part; the finished model is `output_dir/model`.
+
+    Continues from the last checkpoint of the same settings, and does nothing when the model is up to date.
+    """
+    if not config.dataset:
+        raise HfGrError("dataset is not set; give --dataset FOLDER or name it in the YAML file.")
+    run = Run.of("retrieve", config, {"dataset": config.dataset})
+    if run.is_current(config.force):
+        return run.model
+    dataset = InteractionDataset.load(config.dataset)
+    split = dataset.split(config.split)
+    set_seed(config.seed)
+    model = BSARecModel(config.model_config(dataset.num_items))
+    trainer = RetrieverTrainer(
+        model,
+        args=config,
+        train_dataset=training_rows(split.train, dataset.num_items, config.max_history, config.causal),
+        validation=split.validation,
+    )
+    trainer.train(resume_from_checkpoint=run.last_checkpoint())
+    if PartialState().is_main_process:
+        with run.finishing(trainer.state.log_history) as folder:
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
+            pq.write_table(dataset.items, folder / ITEMS_FILE)
+        run.report()
+    PartialState().wait_for_everyone()
+    return run.model
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Entry of `hf-gr retrieve` and `recipes/retrieve.py`: TRL's parser over [`RetrieveConfig`], `--config FILE`
+    included."""
+    return retrieve(parse_config(RetrieveConfig, arguments))

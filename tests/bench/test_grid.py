@@ -1,0 +1,139 @@
+"""Grids: finished cells are not run again, killed ones go on, two processes share one, and failures are named."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from bench.suites import write_suite, write_table
+
+from hf_gr.bench import Places, bench, load_suite
+from hf_gr.bench.grid import row_of, run_grid
+from hf_gr.bench.steps import locked, steps_of
+from hf_gr.cli import main
+from hf_gr.errors import HfGrError
+
+
+STAND_IN = """
+import json, sys, time
+from pathlib import Path
+import pyarrow as pa, pyarrow.parquet as pq
+words = sys.argv[1:]
+output = Path(words[words.index("--output_dir" if "--output_dir" in words else "--out") + 1])
+station = sys.argv[0]
+with open(LOG, "a") as log:
+    log.write(" ".join(words[:1]) + " " + output.name + "\\n")
+time.sleep(PAUSE)
+folder = output / "model" if "max_steps" in str(words) or output.name in ("sft", "grpo") else output
+folder.mkdir(parents=True, exist_ok=True)
+metrics = {f"{name}@{k}": {"value": 0.5} for name in ("HR",) for k in (5, 10, 50)}
+metrics |= {f"NDCG@{k}": {"value": 0.5} for k in (5, 10, 50)}
+(folder / "metrics.json").write_text(json.dumps({"systems": {"model": {"item": metrics}}}))
+lists = {"user_id": ["a", "b"], "item_ids": [["x", "y"], ["y"]], "target": ["x", "x"]}
+pq.write_table(pa.table(lists), folder / "predictions.parquet")
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Stations that only write what a grid reads, and a log of those that ran."""
+    log, script = tmp_path / "ran.txt", tmp_path / "station.py"
+
+    def pause(seconds: float) -> None:
+        script.write_text(f"LOG, PAUSE = {str(log)!r}, {seconds}\n{STAND_IN}")
+
+    pause(0)
+    monkeypatch.setattr("hf_gr.bench.steps.STATIONS", [sys.executable, str(script)])
+    log.touch()
+    return log, pause
+
+
+def ran(log: Path) -> list[str]:
+    return log.read_text().splitlines()
+
+
+def test_cells_share_artefacts_and_are_not_run_again(tmp_path, stand_in):
+    log, _ = stand_in
+    suite, places = load_suite(write_suite(tmp_path, exclude_seen=False)), Places(tmp_path / "out", tmp_path)
+    outcomes = run_grid(suite, suite.cells(), places, jobs=2)
+    assert [outcome.state for outcome in outcomes] == ["done", "done"]
+    assert len(ran(log)) == 3 + 2 * 2 and len(set(ran(log)[:3])) == 3
+    run_grid(suite, suite.cells(), places)
+    assert len(ran(log)) == 7
+    methods = yaml.safe_load(suite.file.read_text())["methods"]
+    methods["wide"]["sft"]["max_steps"] = 3
+    changed = load_suite(write_suite(tmp_path, exclude_seen=False, methods=methods))
+    assert row_of(changed, changed.cells()[1], places) is None
+    run_grid(changed, changed.cells(), places)
+    assert len(ran(log)) == 9  # its training and its test alone
+
+
+def test_a_killed_station_is_run_again_and_finished_ones_are_not(tmp_path, stand_in):
+    log, pause = stand_in
+    file = write_suite(tmp_path, exclude_seen=False)
+    suite, places = load_suite(file), Places(tmp_path / "out", tmp_path)
+    cell = suite.cells()[0]
+    child = os.fork()
+    if not child:
+        pause(0.2)
+        run_grid(suite, [cell], places)
+        os._exit(0)
+    while len(ran(log)) < 3:
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    time.sleep(0.4)  # what it had started ends by itself
+    pause(0)
+    before = len(ran(log))
+    assert run_grid(suite, [cell], places)[0].state == "done"
+    assert len(ran(log)) - before <= 3 and row_of(suite, cell, places) is not None
+
+
+def test_two_processes_never_run_a_cell_at_a_time(tmp_path, stand_in):
+    suite, places = load_suite(write_suite(tmp_path, exclude_seen=False)), Places(tmp_path / "out", tmp_path)
+    with locked(tmp_path / "out/circle/flat-s0/cell") as free:
+        assert free
+        reader, writer = os.pipe()
+        if not os.fork():
+            states = [outcome.state for outcome in run_grid(suite, suite.cells(), places)]
+            os.write(writer, json.dumps(states).encode())
+            os._exit(0)
+        assert json.loads(os.read(reader, 100)) == ["busy", "done"]
+    assert run_grid(suite, suite.cells(), places)[0].state == "done"
+
+
+def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path):
+    recipe = {"recipe": "sft-flat", "form": "sideways"}
+    methods = {"flat": {"quantize": "quantize", "sft": recipe}, "wide": {"lists": "nothing"}}
+    file = write_suite(tmp_path, methods=methods, against="")
+    with pytest.raises(HfGrError, match="name their folder"):
+        bench(file, out=tmp_path / "out")
+    write_table(tmp_path)
+    with pytest.raises(HfGrError, match=r"2 of 2 cells failed, the first is circle/flat-s0"):
+        bench(file, out=tmp_path / "out", data=tmp_path)
+
+
+@pytest.mark.slow
+def test_from_raw_data_to_the_page(tmp_path, capsys):
+    write_table(tmp_path)
+    file, out = write_suite(tmp_path), tmp_path / "out"
+    words = ["bench", str(file), "--data", str(tmp_path), "--out", str(out), "--cells", "circle/flat-s0"]
+    main(words)
+    suite = load_suite(file)
+    row = row_of(suite, suite.cells()[0], Places(out, tmp_path))
+    assert row["train_cpu_seconds"] > 0 and row["peak_bytes"] > 1e7 and 0 <= row["HR@10"] <= row["unseen_HR@10"] <= 1
+    assert "hf-gr sft --config" in row["commands"]
+    assert "| flat | 1 |" in (out / "RESULTS.md").read_text()
+    main([*words, "--list"])
+    assert "done" in capsys.readouterr().out
+    assert [step.cost() is not None for step in steps_of(suite, suite.cells()[0], Places(out, tmp_path))] == [True] * 5
+    started = time.perf_counter()
+    main(words)
+    assert time.perf_counter() - started < 5
+    with pytest.raises(SystemExit):
+        main([*words, "--check"])
+    assert "nothing to compare" in capsys.readouterr().err

@@ -1,0 +1,93 @@
+"""Suites: what they say, what they refuse, and that those that are shipped name recipes that are there."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from bench.suites import write_suite
+
+from hf_gr.bench import Places, load_suite
+from hf_gr.bench.steps import steps_of
+from hf_gr.errors import HfGrError
+
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "recipes" / "bench").glob("*.yaml"))
+
+
+def test_seeds_come_after_methods_and_data_sets_may_have_their_own(tmp_path):
+    suite = load_suite(write_suite(tmp_path, seeds=[3, 5]))
+    assert [cell.name for cell in suite.cells()] == [
+        "circle/flat-s3",
+        "circle/wide-s3",
+        "circle/flat-s5",
+        "circle/wide-s5",
+    ]
+    assert [cell.name for cell in suite.chosen(["*/wide-s*"])] == ["circle/wide-s3", "circle/wide-s5"]
+    data = yaml.safe_load(suite.file.read_text())["datasets"]["circle"] | {"seeds": [7]}
+    assert [cell.seed for cell in load_suite(write_suite(tmp_path, datasets={"circle": data})).cells()] == [7, 7]
+
+
+def test_stations_of_a_cell_and_what_changes_their_keys(tmp_path):
+    suite = load_suite(write_suite(tmp_path))
+    flat, wide = (steps_of(suite, cell, Places(tmp_path / "out", tmp_path)) for cell in suite.cells())
+    assert [step.station for step in flat] == ["prepare", "embed", "quantize", "sft", "evaluate"]
+    assert [one.key == other.key for one, other in zip(flat, wide, strict=True)] == [True] * 3 + [False] * 2
+    assert (
+        flat[0].output == tmp_path / "out/circle/dataset" and flat[-1].output == tmp_path / "out/circle/flat-s0/test"
+    )
+    elsewhere = steps_of(suite, suite.cells()[0], Places(tmp_path / "moved", tmp_path / "raw"))
+    assert [step.key for step in elsewhere] == [step.key for step in flat]  # wherever it runs
+    recipe = tmp_path / "circle" / "quantize.yaml"
+    recipe.write_text(recipe.read_text() + "seed: 1\n")
+    changed = steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))
+    assert [one.key == other.key for one, other in zip(flat, changed, strict=True)] == [True] * 2 + [False] * 3
+
+
+def test_a_method_goes_on_from_another_ones_model(tmp_path):
+    methods = {"flat": {"quantize": "quantize", "sft": "sft-flat"}, "again": {"from": "flat", "grpo": "sft-flat"}}
+    suite = load_suite(write_suite(tmp_path, methods=methods))
+    first, second = (steps_of(suite, cell, Places(tmp_path / "out", tmp_path)) for cell in suite.cells())
+    assert [step.key for step in second[:4]] == [step.key for step in first[:4]]
+    assert second[4].command[second[4].command.index("--model") + 1] == str(first[3].output)
+    assert second[5].command[second[5].command.index("--model") + 1] == str(second[4].output)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"methods": {"flat": {"sft": "sft-flat", "epochs": 3}}}, "has no key 'epochs'"),
+        ({"methods": {"flat": {"quantize": "quantize"}}}, "does nothing"),
+        ({"methods": {"flat": {"from": "other"}}}, "no method of the suite"),
+        ({"against": "nobody"}, "against is 'nobody'"),
+        ({"seeds": []}, "names no seeds"),
+        ({"colour": "red"}, "has no key 'colour'"),
+    ],
+)
+def test_bad_suites_are_refused_in_a_line(tmp_path, changes, line):
+    with pytest.raises(HfGrError, match=line):
+        load_suite(write_suite(tmp_path, **changes))
+
+
+def test_unknown_names_are_refused_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HfGrError, match="there is no suite 'nothing'"):
+        load_suite("nothing")
+    suite = load_suite(write_suite(tmp_path))
+    with pytest.raises(HfGrError, match=r"no cell 'circle/nobody-s0'"):
+        suite.chosen(["circle/nobody-s0"])
+    with pytest.raises(HfGrError, match="name their folder with --data"):
+        steps_of(suite, suite.cells()[0], Places(tmp_path / "out"))
+    (tmp_path / "circle" / "sft-flat.yaml").unlink()
+    with pytest.raises(HfGrError, match=r"needs .*sft-flat.yaml, which is not there"):
+        steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_shipped_suites_find_their_recipes(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    suite = load_suite(file.stem)
+    assert suite.against in suite.methods
+    for cell in suite.cells():
+        steps = steps_of(suite, cell, Places(tmp_path, tmp_path))
+        assert steps[0].station == "prepare" and steps[-1].station == "evaluate"
