@@ -42,7 +42,7 @@ def bench(
         report: The page to write, with the rows in `results` beside it; by default `out/RESULTS.md`. Rows that are
             there already stay unless their cells ran anew.
         baselines_python: Of the environment that RecTools is in.
-        max_steps: Of trainings, for a trial.
+        max_steps: Of trainings, for a trial, in a folder of its own below `out`.
         list_only: Say which cells there are, and run nothing.
         check: Do not write rows, but hold them against those of the report: [`HfGrError`] if one lies outside the
             95 % prediction interval of its row.
@@ -51,7 +51,7 @@ def bench(
         HfGrError: If a cell failed, after the others ran.
     """
     suite = load_suite(name)
-    places = Places(out, data, baselines_python, max_steps)
+    places = Places(out / f"trial-{max_steps}" if max_steps else out, data, baselines_python, max_steps)
     chosen = suite.chosen(cells)
     if list_only:
         _show_cells(suite, chosen, places)
@@ -61,7 +61,7 @@ def bench(
     for cell in chosen:
         if (row := row_of(suite, cell, places)) is not None:
             fresh.add(row, *ranks_of(cell, places))
-    page = report or out / "RESULTS.md"
+    page = report or places.out / "RESULTS.md"
     if check:
         _check(fresh, Results.load(page.parent / "results", suite.name), suite)
     else:

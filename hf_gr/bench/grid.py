@@ -64,8 +64,7 @@ def row_of(suite: Suite, cell: Cell, places: Places) -> dict[str, Any] | None:
 def ranks_of(cell: Cell, places: Places, *, unseen: bool = False) -> tuple[list[str], np.ndarray]:
     """Users of a finished cell, in order of their ids, and the rank of each one's target, int64 from 0 ([`MISS`]).
 
-    With `unseen` the ranks after items of the user's history were taken out of the list (the target stays, should it
-    be one of them).
+    With `unseen` the ranks after items of the user's history were taken out of the list, the target too if it is one.
     """
     folder = _folder(cell, places)
     columns = ["user_id", "item_ids", "target"]
@@ -74,7 +73,7 @@ def ranks_of(cell: Cell, places: Places, *, unseen: bool = False) -> tuple[list[
     seen = _seen(places.out / cell.data / "dataset") if unseen else {}
     ranks = []
     for user, items, target in zip(users, table["item_ids"].to_pylist(), targets, strict=True):
-        kept = [item for item in items if item == target or item not in seen[user]] if unseen else items
+        kept = [item for item in items if item not in seen[user]] if unseen else items
         ranks.append(kept.index(target) if target in kept else MISS)
     return users, np.array(ranks, np.int64)
 

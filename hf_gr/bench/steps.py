@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..artifacts import read_json, write_json
 from ..errors import HfGrError
 from .suite import Cell, Data, Suite
@@ -95,8 +97,8 @@ class _Chain:
 
     def _add(self, station: str, output: Path, arguments: list[str], *read: str, program: str = "") -> Step:
         """Adds a step whose key covers its arguments, the recipe's content and the steps that it builds on (keys)."""
-        told = [argument.replace(str(self.places.out), "") for argument in arguments]
-        recipes = [Path(argument).read_bytes().hex() for argument in arguments if argument.endswith(".yaml")]
+        told = [argument.removeprefix(f"{self.places.out}/") for argument in arguments]
+        recipes = [yaml.safe_load(Path(argument).read_text()) for argument in arguments if argument.endswith(".yaml")]
         key = hashlib.sha256(json.dumps([station, program, told, recipes, read]).encode()).hexdigest()[:12]
         start = [self.places.python, program] if program else [*STATIONS, station]
         step = Step(station, output, [*start, *arguments], key)
@@ -186,19 +188,20 @@ def _arguments(settings: Mapping[str, Any]) -> list[str]:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Holds the lock file of an artefact, which the system frees when the process ends, however it ends.
+def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
+    """Holds the lock file of an artefact, which the system frees when the process ends, however it ends, and all to
+    whom it gave the file descriptor that is yielded.
 
-    Yields False, at once, if another process holds it and this one is not to `wait`.
+    Yields 0, at once, if another process holds it and this one is not to `wait`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            yield False
+            yield 0
             return
-        yield True
+        yield file.fileno()
 
 
 def run_step(step: Step, log: Path, threads: int) -> dict[str, Any]:
@@ -206,7 +209,7 @@ def run_step(step: Step, log: Path, threads: int) -> dict[str, Any]:
 
     Its output goes to `log`. Two processes never make one artefact at a time. Raises [`HfGrError`] if it fails.
     """
-    with locked(step.output):
+    with locked(step.output) as lock:
         if (known := step.cost()) is not None:
             return known
         environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
@@ -217,7 +220,7 @@ def run_step(step: Step, log: Path, threads: int) -> dict[str, Any]:
         with log.open("a") as file:
             file.write(f"$ {' '.join(step.command)}\n")
             file.flush()
-            process = subprocess.Popen(step.command, stdout=file, stderr=file, env=environment)
+            process = subprocess.Popen(step.command, stdout=file, stderr=file, env=environment, pass_fds=(lock,))
             try:
                 _, status, used = os.wait4(process.pid, 0)
             except BaseException:
@@ -229,13 +232,15 @@ def run_step(step: Step, log: Path, threads: int) -> dict[str, Any]:
             last = [line for line in log.read_text().splitlines() if line.startswith("error:")][-1:]
             reason = last[0].removeprefix("error: ") if last else f"exit status {process.returncode}"
             raise HfGrError(f"{step.station} failed ({reason}); see {log}.")
-        made = before != _stamp(step.output)
-        cost = {
-            "key": step.key,
-            "seconds": time.perf_counter() - started if made else None,
-            "cpu_seconds": used.ru_utime + used.ru_stime if made else None,
-            "peak_bytes": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) if made else None,
+        cost: dict[str, Any] = {
+            "seconds": time.perf_counter() - started,
+            "cpu_seconds": used.ru_utime + used.ru_stime,
+            "peak_bytes": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         }
+        if before == _stamp(step.output):  # it was up to date: what it took is what it took then
+            known = read_json(step.cost_file) if step.cost_file.is_file() else dict.fromkeys(cost)
+            cost = {name: known[name] for name in cost}
+        cost["key"] = step.key
         write_json(step.cost_file, cost)
         return cost
 
