@@ -109,6 +109,21 @@ def test_lists_are_read_by_the_evaluation(lists, dataset, tmp_path, monkeypatch,
     assert np.array_equal(found, expected)
 
 
+def test_lists_of_both_kinds_come_of_one_training(lists, dataset, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(lists, "rectools_dataset", lambda events, item_ids: events)
+    monkeypatch.setattr(lists, "make_model", lambda *_: made.append(PlayedModel()) or made[-1])
+    words = f"--dataset {dataset} --model ease --top-k 10 --exclude-seen both --out {tmp_path}/lists.parquet"
+    lists.main(words.split())
+    ours = InteractionDataset.load(dataset)
+    cases = ours.split().test
+    seen = [set(history) for history in cases.histories]
+    for name, clean in (("lists", False), ("lists-unseen", True)):
+        found = read_predictions(tmp_path / f"{name}.parquet", ours, cases)
+        assert clean == all(not known & set(row) for known, row in zip(seen, found, strict=True))
+    assert len(made) == 1
+
+
 def test_validation_decides_when_a_neural_model_stops(lists, dataset, monkeypatch, capsys):
     gains = iter([0.1, 0.3, 0.2, 0.25, 0.9])
     state = {"weight": SimpleNamespace(clone=lambda: len(fitted))}

@@ -248,7 +248,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--part", choices=("validation", "test"), default="test")
     parser.add_argument("--top-k", type=int, default=50)
-    parser.add_argument("--exclude-seen", choices=("true", "false"), default="false")
+    parser.add_argument(
+        "--exclude-seen", choices=("true", "false", "both"), default="false", help="both: without them in OUT-unseen"
+    )
     parser.add_argument(
         "--request-time",
         choices=("latest", "target"),
@@ -278,8 +280,11 @@ def main(arguments: list[str] | None = None) -> None:
     wanted = targets(events, chosen.part)
     users = wanted["user_id"].to_pylist()
     told = dict(zip(users, wanted["timestamp"].to_pylist(), strict=True)) if chosen.request_time == "target" else None
-    write_lists(chosen.out, recommended(model, known, users, chosen.top_k, chosen.exclude_seen == "true", told))
-    print(f"wrote {chosen.out}: {len(users)} lists of {chosen.model}, {chosen.part} part", flush=True)
+    unseen = chosen.out.with_name(f"{chosen.out.stem}-unseen{chosen.out.suffix}")
+    files = {"false": {False: chosen.out}, "true": {True: chosen.out}, "both": {False: chosen.out, True: unseen}}
+    for exclude_seen, file in files[chosen.exclude_seen].items():
+        write_lists(file, recommended(model, known, users, chosen.top_k, exclude_seen, told))
+        print(f"wrote {file}: {len(users)} lists of {chosen.model}, {chosen.part} part", flush=True)
 
 
 if __name__ == "__main__":
