@@ -19,7 +19,7 @@ from .suite import Cell, Data, Suite
 
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
-LISTS = Path("benchmarks/baselines/lists.py")
+LISTS = Path("benchmarks/baselines/lists.py")  # settings of a system stand beside it, if it has any
 STATIONS = [sys.executable, "-m", "hf_gr.cli"]
 
 
@@ -136,6 +136,8 @@ class _Chain:
         if (lists := own.get("lists")) is not None:
             output = folder / "lists.parquet"
             words = ["--dataset", str(dataset), "--model", lists, "--seed", str(seed), "--part", "test"]
+            settings = LISTS.with_name(f"{lists}.yaml")
+            words += ["--config", str(settings)] if settings.is_file() else []
             self._add("lists", output, [*words, "--out", str(output)], self.dataset.key, program=str(LISTS))
             self.judged = ["--predictions", str(output)]
             return

@@ -20,7 +20,7 @@ def write_suite(folder: Path, **changes: object) -> Path:
     """A suite `tiny` of two methods, with its recipes beside it."""
     recipes = folder / "circle"
     recipes.mkdir(parents=True, exist_ok=True)
-    vectors = {"sources": ["behavior"], "weights": [1.0]}
+    vectors = {"sources": ["behavior"], "weights": [1.0], "behavior_dim": 8}
     codes = {"method": "rq_kmeans", "levels": 2, "codebook_size": 8}
     model = {"model": {"architecture": "qwen3", "layers": 1, "width": 32}, "bf16": False, "max_steps": 4}
     for name, recipe in {"embed": vectors, "quantize": codes, "sft-flat": model}.items():
@@ -40,5 +40,5 @@ def write_suite(folder: Path, **changes: object) -> Path:
         "exclude_seen": True,
     }
     file = folder / "tiny.yaml"
-    file.write_text(yaml.safe_dump(suite | changes))
+    file.write_text(yaml.safe_dump(suite | changes, sort_keys=False))
     return file

@@ -98,11 +98,13 @@ def test_two_processes_never_run_a_cell_at_a_time(tmp_path, stand_in):
     with locked(tmp_path / "out/circle/flat-s0/cell") as free:
         assert free
         reader, writer = os.pipe()
-        if not os.fork():
+        child = os.fork()
+        if not child:
             states = [outcome.state for outcome in run_grid(suite, suite.cells(), places)]
             os.write(writer, json.dumps(states).encode())
             os._exit(0)
         assert json.loads(os.read(reader, 100)) == ["busy", "done"]
+        os.waitpid(child, 0)  # it holds what it inherited, the lock too
     assert run_grid(suite, suite.cells(), places)[0].state == "done"
 
 

@@ -50,6 +50,7 @@ def test_a_method_goes_on_from_another_ones_model(tmp_path):
     first, second = (steps_of(suite, cell, Places(tmp_path / "out", tmp_path)) for cell in suite.cells())
     assert [step.key for step in second[:4]] == [step.key for step in first[:4]]
     assert second[4].command[second[4].command.index("--model") + 1] == str(first[3].output)
+    assert [step.station for step in second[3:]] == ["sft", "grpo", "evaluate"]
     assert second[5].command[second[5].command.index("--model") + 1] == str(second[4].output)
 
 
