@@ -125,12 +125,18 @@ def _row(suite: Suite, cell: Cell, steps: list[Step], costs: list[dict[str, Any]
         "test_seconds": costs[-1]["seconds"],
         "all_cpu_seconds": _sum(costs, "cpu_seconds"),
         "peak_bytes": max((cost["peak_bytes"] or 0 for cost in training), default=0) or None,
-        "commands": "\n".join(step.told for step in steps),
+        "commands": "\n".join(_portable(step.told, places) for step in steps),
         "hardware": hardware(),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": found.pop("commit", ""),
         "versions": ", ".join(f"{name} {number}" for name, number in found.items()),
     }
+
+
+def _portable(command: str, places: Places) -> str:
+    """A command line without the places of this machine: `bench` and `DATA` stand for the two folders."""
+    raw = "DATA" if places.raw is None else str(places.raw)
+    return command.replace(str(places.out), "bench").replace(raw, "DATA")
 
 
 def _sum(costs: list[dict[str, Any]], name: str) -> float | None:

@@ -20,6 +20,7 @@ def is_hybrid(model: PreTrainedModel) -> bool:
     return recursive is not None and recursive.config.dense > 0 and recursive.config.dense_share > 0
 
 
+@torch.no_grad()
 def hybrid_ranking(
     trunk: Trunk, grammar: TrieGrammar, *, num_beams: int, top_k: int, item_filter: ItemFilter | None = None
 ) -> Ranking:
