@@ -41,7 +41,8 @@ class BSARecConfig(PreTrainedConfig):
         max_history: Latest events that are read; with the start they are the n positions of the window. [known: 50]
         alpha: Weight of the filter, 1 − α of attention; 0: SASRec, 1: the filter alone. [known: .7 on Beauty]
         cutoff: c, lowest frequencies that count as low, an odd number (0 and pairs ±f). [known: 5 on Beauty]
-        causal: Whether the filter looks back only.
+        causal: Whether the filter looks back only, and positions are counted from the start of the row. [known: no,
+            and back from the latest event]
         hidden_dropout: On embeddings and on what filter, attention and FFN add. [known: .5]
         attention_dropout: On attention weights. [known: .5]
         initializer_range: Standard deviation of embeddings and weights at the start. [known: .02]
@@ -58,7 +59,7 @@ class BSARecConfig(PreTrainedConfig):
         max_history: int = 50,
         alpha: float = 0.7,
         cutoff: int = 5,
-        causal: bool = True,
+        causal: bool = False,
         hidden_dropout: float = 0.5,
         attention_dropout: float = 0.5,
         initializer_range: float = 0.02,

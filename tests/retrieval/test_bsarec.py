@@ -61,7 +61,7 @@ def test_a_causal_filter_takes_every_position_for_the_last():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
 def test_no_position_of_a_causal_model_sees_what_comes_later(alpha):
-    model = small_model(alpha=alpha)
+    model = small_model(alpha=alpha, causal=True)
     rows = torch.randint(ITEMS, (4, 10))
     changed = rows.clone()
     changed[:, 6:] = (rows[:, 6:] + 1) % ITEMS
