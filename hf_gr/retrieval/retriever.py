@@ -117,8 +117,9 @@ class Retriever:
 
 
 def is_retriever(folder: str | Path) -> bool:
-    """Whether a model folder holds a dense retriever, by the `model_type` of its `config.json`."""
-    return read_json(Path(folder) / "config.json").get("model_type") == BSARecConfig.model_type
+    """Whether a model folder holds a dense retriever, by the `model_type` of its `config.json`; not if it has none."""
+    file = Path(folder) / "config.json"
+    return file.is_file() and read_json(file).get("model_type") == BSARecConfig.model_type
 
 
 @torch.no_grad()
