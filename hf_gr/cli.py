@@ -8,6 +8,7 @@ same commands under `accelerate launch`.
 import contextlib
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -245,6 +246,7 @@ def bench(
     """Run a grid of data sets, methods and seeds from raw data to tables; a killed one goes on."""
     from .bench import bench as run
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers and `timeout` end a grid as Ctrl-C does
     patterns = [pattern.strip() for pattern in cells.split(",") if pattern.strip()]
     run(
         suite,

@@ -10,34 +10,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 import yaml
+from stations import STATIONS
 
 from hf_gr.arguments import parse_config
 from hf_gr.cli import app
-from hf_gr.embedding import EmbedConfig
 from hf_gr.errors import HfGrError
-from hf_gr.evaluation import EvaluateConfig
-from hf_gr.grpo import SidGRPOConfig
-from hf_gr.interests.labelling import LabelConfig
-from hf_gr.interests.mining import MineConfig
-from hf_gr.quantizers import QuantizeConfig
-from hf_gr.retrieval import RetrieveConfig
-from hf_gr.sft import SidSFTConfig
 
 
 ROOT = Path(__file__).parents[1]
 OWN_DATA = ROOT / "docs" / "own-data.md"  # whose commands are run from top to bottom
-STATIONS: dict[str, type] = {
-    "mine": MineConfig,
-    "label": LabelConfig,
-    "embed": EmbedConfig,
-    "quantize": QuantizeConfig,
-    "sft": SidSFTConfig,
-    "grpo": SidGRPOConfig,
-    "retrieve": RetrieveConfig,
-    "evaluate": EvaluateConfig,
-}
 COMMANDS = typer.main.get_command(app)
-AWAITED = {"bench"}  # commands that pages may name before they are there
 SHOWN = {"", "text", "csv"}  # drawings, output and tables: nothing to run
 
 _BLOCK = re.compile(r"(?:^<!-- ([^\n]+?) -->\n+)?^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -132,8 +114,6 @@ def _command(words: list[str]) -> tuple[Any, list[str]]:
     """The command that words name, and what follows; `None` for one that is awaited."""
     command, rest = COMMANDS, list(words)
     while "commands" in vars(command) and rest and not rest[0].startswith("-"):
-        if rest[0] in AWAITED and rest[0] not in command.commands:
-            return None, []
         assert rest[0] in command.commands, f"there is no hf-gr {rest[0]}"
         command = command.commands[rest.pop(0)]
     return command, rest

@@ -4,29 +4,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from stations import STATIONS
 
 from hf_gr.arguments import parse_config
-from hf_gr.embedding import EmbedConfig
-from hf_gr.evaluation import EvaluateConfig
-from hf_gr.grpo import SidGRPOConfig
-from hf_gr.interests.labelling import LabelConfig
-from hf_gr.interests.mining import MineConfig
-from hf_gr.quantizers import QuantizeConfig
-from hf_gr.retrieval import RetrieveConfig
 from hf_gr.sft import SidSFTConfig
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-KINDS = {
-    "mine": MineConfig,
-    "label": LabelConfig,
-    "embed": EmbedConfig,
-    "quantize": QuantizeConfig,
-    "sft": SidSFTConfig,
-    "grpo": SidGRPOConfig,
-    "retrieve": RetrieveConfig,
-    "evaluate": EvaluateConfig,
-}
 FILES = sorted(file for file in RECIPES.glob("*/*.yaml") if file.parent.name not in ("accelerate", "bench"))
 SETS = sorted({file.parent for file in FILES if file.stem == "sft-flat"})
 UNORDERED = sorted({file.parent for file in FILES if file.stem == "sft-reg4rec"})
@@ -36,7 +20,7 @@ MINED = sorted({file.parent for file in FILES if file.stem == "mine"})
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_a_recipe_is_read_by_its_station(file):
     given = yaml.safe_load(file.read_text())
-    config = parse_config(KINDS[file.stem.split("-")[0]], ["--config", str(file)])
+    config = parse_config(STATIONS[file.stem.split("-")[0]], ["--config", str(file)])
     for key, value in given.items():
         assert vars(config)[key] == value, key
     if isinstance(config, SidSFTConfig):

@@ -16,7 +16,7 @@ from ..dataset import InteractionDataset
 from ..errors import HfGrError
 from ..evaluation.metrics import MISS
 from .results import SHORT, per_user
-from .steps import Places, Step, locked, run_step, steps_of
+from .steps import Places, Station, Step, locked, steps_of
 from .suite import TRAINING, Cell, Suite
 
 
@@ -38,18 +38,25 @@ def run_grid(
     """Runs the cells that have no row yet, `jobs` at a time, each on its share of the cores.
 
     A cell that fails is named, and the others go on. Several processes may call this for one grid: each takes the
-    cells that nobody has, beginning at a place of its own.
+    cells that nobody has, beginning at a place of its own. Interrupted, it ends what runs and begins nothing more.
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
-    first = int(os.environ.get("RANK", 0)) * len(cells) // max(int(os.environ.get("WORLD_SIZE", 1)), 1)
+    processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    station = Station(max(1, (os.cpu_count() or 1) // (jobs * here)))
+    first = rank * len(cells) // processes
 
     def run(cell: Cell) -> Outcome:
-        outcome = _run_cell(suite, cell, places, threads)
+        outcome = _run_cell(suite, cell, places, station)
         say(f"[bench] {cell.name}: {outcome.state}{f' ({outcome.reason})' if outcome.reason else ''}")
         return outcome
 
     with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(run, [*cells[first:], *cells[:first]]))
+        try:
+            return list(pool.map(run, [*cells[first:], *cells[:first]]))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            station.stop()
+            raise
 
 
 def row_of(suite: Suite, cell: Cell, places: Places) -> dict[str, Any] | None:
@@ -92,7 +99,7 @@ def _folder(cell: Cell, places: Places) -> Path:
     return places.out / cell.data / f"{cell.method}-s{cell.seed}"
 
 
-def _run_cell(suite: Suite, cell: Cell, places: Places, threads: int) -> Outcome:
+def _run_cell(suite: Suite, cell: Cell, places: Places, station: Station) -> Outcome:
     folder = _folder(cell, places)
     try:
         with locked(folder / "cell", wait=False) as free:
@@ -101,7 +108,7 @@ def _run_cell(suite: Suite, cell: Cell, places: Places, threads: int) -> Outcome
             if row_of(suite, cell, places) is not None:
                 return Outcome(cell, "done")
             steps = steps_of(suite, cell, places)
-            costs = [run_step(step, folder / "log.txt", threads) for step in steps]
+            costs = [station.run(step, folder / "log.txt") for step in steps]
             write_json(folder / ROW, _row(suite, cell, steps, costs, places))
         return Outcome(cell, "done")
     except HfGrError as error:
@@ -124,18 +131,12 @@ def _row(suite: Suite, cell: Cell, steps: list[Step], costs: list[dict[str, Any]
         "test_seconds": costs[-1]["seconds"],
         "all_cpu_seconds": _sum(costs, "cpu_seconds"),
         "peak_bytes": max((cost["peak_bytes"] or 0 for cost in training), default=0) or None,
-        "commands": "\n".join(_portable(step.told, places) for step in steps),
+        "commands": "\n".join(places.portable(step.told) for step in steps),
         "hardware": hardware(),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": found.pop("commit", ""),
         "versions": ", ".join(f"{name} {number}" for name, number in found.items()),
     }
-
-
-def _portable(command: str, places: Places) -> str:
-    """A command line without the places of this machine: `bench` and `DATA` stand for the two folders."""
-    raw = "DATA" if places.raw is None else str(places.raw)
-    return command.replace(str(places.out), "bench").replace(raw, "DATA")
 
 
 def _sum(costs: list[dict[str, Any]], name: str) -> float | None:

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from ..errors import HfGrError
 from .suite import Cell, Data, Suite
 
 
-LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+LAUNCHER = re.compile(r"(GROUP_|ROLE_|LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|(ACCELERATE|TORCHELASTIC)_.*")
 LISTS = Path("benchmarks/baselines/lists.py")  # settings of a system stand beside it, if it has any
 STATIONS = [sys.executable, "-m", "hf_gr.cli"]
 
@@ -54,12 +55,15 @@ class Step:
         )
 
     def cost(self) -> dict[str, Any] | None:
-        """What it took: `seconds`, `cpu_seconds`, `peak_bytes` (`None` each where the station found its output made)
-        and the key; `None` if it did not run to its end."""
-        if not (self.output.exists() and self.cost_file.is_file()):
-            return None
-        found = read_json(self.cost_file)
-        return found if found["key"] == self.key else None
+        """What it took, over all attempts: `seconds`, `cpu_seconds`, `peak_bytes` (`None` each where the station found
+        its output made and nothing tells); `None` if it did not run to its end under this key."""
+        found = self.attempts()
+        return found if found.get("finished") and self.output.exists() else None
+
+    def attempts(self) -> dict[str, Any]:
+        """What attempts under this key took so far, and whether one ended well; empty if there was none."""
+        found = read_json(self.cost_file) if self.cost_file.is_file() else {}
+        return found if found.get("key") == self.key else {}
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,12 @@ class Places:
     python: str = sys.executable
     max_steps: int = 0
 
+    def portable(self, command: str) -> str:
+        """A command line or a word of it without the places of this machine: `bench` and `DATA` in their stead."""
+        for folder, name in ((self.out, "bench"), (self.raw, "DATA")):
+            command = re.sub(rf"(?<!\S){re.escape(str(folder))}(?=/)", name, command)
+        return command
+
 
 def steps_of(suite: Suite, cell: Cell, places: Places) -> list[Step]:
     """The stations of a cell in order; the last one judges, into `test`."""
@@ -85,37 +95,35 @@ def steps_of(suite: Suite, cell: Cell, places: Places) -> list[Step]:
 
 
 class _Chain:
+    """Builds the steps of a cell one on another."""
+
     def __init__(self, suite: Suite, cell: Cell, places: Places):
         self.suite, self.cell, self.places = suite, cell, places
         self.data: Data = suite.datasets[cell.data]
         self.root = places.out / cell.data
+        self.dataset = self.root / "dataset"
         self.steps: list[Step] = []
         self._prepare()
-        self.judged = ["--model", ""]
-        self._train(cell.method)
-        self._judge()
+        self._judge(self._train(cell.method))
 
     def _add(self, station: str, output: Path, arguments: list[str], *read: str, program: str = "") -> Step:
-        """Adds a step whose key covers its arguments, the recipe's content and the steps that it builds on (keys)."""
-        told = [argument.removeprefix(f"{self.places.out}/") for argument in arguments]
-        recipes = [yaml.safe_load(Path(argument).read_text()) for argument in arguments if argument.endswith(".yaml")]
-        key = hashlib.sha256(json.dumps([station, program, told, recipes, read]).encode()).hexdigest()[:12]
+        """Adds a step. Its key covers its arguments, what YAML files among them say instead of where they are, and the
+        keys of the steps that it builds on."""
+        told = [
+            yaml.safe_load(Path(word).read_text()) if word.endswith(".yaml") else self.places.portable(word)
+            for word in arguments
+        ]
+        key = hashlib.sha256(json.dumps([station, program, told, read]).encode()).hexdigest()[:12]
         start = [self.places.python, program] if program else [*STATIONS, station]
-        step = Step(station, output, [*start, *arguments], key)
-        self.steps.append(step)
-        return step
+        self.steps.append(Step(station, output, [*start, *arguments], key))
+        return self.steps[-1]
 
     def _prepare(self) -> None:
         raw = self.places.raw
         if raw is None and any("{data}" in word for word in self.data.prepare):
             raise HfGrError(f"{self.data.name} is made of raw files; name their folder with --data.")
         words = [word.replace("{data}", str(raw)) for word in self.data.prepare]
-        output = self.root / "dataset"
-        self.dataset = self._add("prepare", output, [*words, "--out", str(output)])
-        told = [word.replace("{data}", "DATA") for word in self.data.prepare]  # wherever the raw files lie
-        self.dataset = self.steps[-1] = Step(
-            "prepare", output, self.dataset.command, hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
-        )
+        self._add("prepare", self.dataset, [*words, "--out", str(self.dataset)])
 
     def _config(self, method: str, station: str) -> tuple[str, list[str]] | None:
         """Recipe of a station and its command-line arguments; `None` where the method does not have it."""
@@ -128,48 +136,52 @@ class _Chain:
             raise HfGrError(f"method {method} of suite {self.suite.name} needs {file}, which is not there.")
         return recipe, ["--config", str(file), *_arguments(given)]
 
-    def _train(self, method: str) -> None:
-        """The steps up to a method's model; of another method's first if it goes on from there."""
-        own, seed = self.suite.methods[method], self.cell.seed
+    def _train(self, method: str) -> list[str]:
+        """The steps up to what a method has to be judged by, and the arguments that tell `evaluate` of it; another
+        method's steps first if it goes on from there."""
+        own, judged = self.suite.methods[method], list[str]()
+        prepared = self.steps[0].key
         if "from" in own:
-            self._train(own["from"])
-        folder, dataset = self.root / f"{method}-s{seed}", self.root / "dataset"
-        trial = ["--max_steps", str(self.places.max_steps)] if self.places.max_steps else []
-        if (lists := own.get("lists")) is not None:
-            output = folder / "lists.parquet"
-            words = ["--dataset", str(dataset), "--model", lists, "--seed", str(seed), "--part", "test"]
-            settings = LISTS.with_name(f"{lists}.yaml")
+            judged = self._train(own["from"])
+        folder = self.root / f"{method}-s{self.cell.seed}"
+        common = ["--dataset", str(self.dataset), "--seed", str(self.cell.seed)]
+        if "lists" in own:
+            output, settings = folder / "lists.parquet", LISTS.with_name(f"{own['lists']}.yaml")
+            words = [*common, "--model", own["lists"], "--part", "test", "--out", str(output)]
             words += ["--config", str(settings)] if settings.is_file() else []
-            self._add("lists", output, [*words, "--out", str(output)], self.dataset.key, program=str(LISTS))
-            self.judged = ["--predictions", str(output)]
-            return
-        if (found := self._config(method, "embed")) is not None:
-            recipe, words = found
-            vectors = self.root / "vectors" / _mark(recipe, words)
-            step = self._add(
-                "embed", vectors, [*words, "--dataset", str(dataset), "--output_dir", str(vectors)], self.dataset.key
-            )
-            recipe, words = self._config(method, "quantize") or ("", [])
-            self.catalog = self.root / "catalogs" / f"{_mark(recipe, words)}-s{seed}"
-            words += ["--dataset", str(dataset), "--embeddings", str(vectors), "--output_dir", str(self.catalog)]
-            self.built = self._add("quantize", self.catalog, [*words, "--seed", str(seed)], step.key)
-        common = ["--dataset", str(dataset), "--seed", str(seed), "--disable_tqdm", "true", *trial]
+            self._add("lists", output, words, prepared, program=str(LISTS))
+            return ["--predictions", str(output)]
+        inputs = {"grpo": judged}
+        if "quantize" in own:
+            inputs["sft"] = ["--catalog", str(self._codes(method, prepared))]
+        common += ["--disable_tqdm", "true"]
+        common += ["--max_steps", str(self.places.max_steps)] if self.places.max_steps else []
         for station in ("sft", "grpo", "retrieve"):
-            if (found := self._config(method, station)) is None:
-                continue
-            output = folder / station
-            read = {"sft": ["--catalog", str(getattr(self, "catalog", ""))], "grpo": ["--model", self.judged[1]]}
-            before = self.steps[-1].key
-            words = [*found[1], *read.get(station, []), *common, "--output_dir", str(output)]
-            self._add(station, output / "model", words, before)
-            self.judged = ["--model", str(output / "model")]
+            if (found := self._config(method, station)) is not None:
+                output = folder / station
+                words = [*found[1], *inputs.get(station, []), *common, "--output_dir", str(output)]
+                self._add(station, output / "model", words, self.steps[-1].key)
+                judged = inputs["grpo"] = ["--model", str(output / "model")]
+        return judged
 
-    def _judge(self) -> None:
+    def _codes(self, method: str, prepared: str) -> Path:
+        """The steps to vectors and codes, which methods of the same settings share, and the catalogue's folder."""
+        recipe, words = self._config(method, "embed") or ("", [])
+        vectors = self.root / "vectors" / _mark(recipe, words)
+        words += ["--dataset", str(self.dataset), "--output_dir", str(vectors)]
+        embedded = self._add("embed", vectors, words, prepared)
+        recipe, words = self._config(method, "quantize") or ("", [])
+        catalog = self.root / "catalogs" / f"{_mark(recipe, words)}-s{self.cell.seed}"
+        words += ["--dataset", str(self.dataset), "--embeddings", str(vectors), "--output_dir", str(catalog)]
+        self._add("quantize", catalog, [*words, "--seed", str(self.cell.seed)], embedded.key)
+        return catalog
+
+    def _judge(self, judged: list[str]) -> None:
         output = self.root / f"{self.cell.method}-s{self.cell.seed}" / "test"
         settings = {"baselines": False, "seed": self.cell.seed, **self.suite.evaluate}
         settings |= self.suite.methods[self.cell.method].get("evaluate", {})
-        words = ["--dataset", str(self.root / "dataset"), *self.judged, *_arguments(settings)]
-        self._add("evaluate", output, [*words, "--output_dir", str(output)], self.steps[-1].key)
+        words = ["--dataset", str(self.dataset), *judged, *_arguments(settings), "--output_dir", str(output)]
+        self._add("evaluate", output, words, self.steps[-1].key)
 
 
 def _mark(recipe: str, words: list[str]) -> str:
@@ -204,45 +216,71 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
         yield file.fileno()
 
 
-def run_step(step: Step, log: Path, threads: int) -> dict[str, Any]:
-    """Runs a step unless its output is there already, and says what it took.
+class Station:
+    """Runs steps, each as a process; [`stop`] ends those that run, from another thread."""
 
-    Its output goes to `log`. Two processes never make one artefact at a time. Raises [`HfGrError`] if it fails.
-    """
-    with locked(step.output) as lock:
-        if (known := step.cost()) is not None:
-            return known
-        environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-        environment |= {"OMP_NUM_THREADS": str(threads), "HF_GR_BENCH": "1"}
-        if "LOCAL_RANK" in os.environ and "CUDA_VISIBLE_DEVICES" not in os.environ:
-            environment["CUDA_VISIBLE_DEVICES"] = os.environ["LOCAL_RANK"]
-        started, before = time.perf_counter(), _stamp(step.output)
-        with log.open("a") as file:
-            file.write(f"$ {' '.join(step.command)}\n")
-            file.flush()
-            process = subprocess.Popen(step.command, stdout=file, stderr=file, env=environment, pass_fds=(lock,))
-            try:
+    def __init__(self, threads: int):
+        self.threads, self.stopped = threads, False
+        self._running: set[subprocess.Popen] = set()
+
+    def stop(self) -> None:
+        """Ends what runs, and lets nothing begin."""
+        self.stopped = True
+        for process in list(self._running):
+            process.terminate()
+
+    def run(self, step: Step, log: Path) -> dict[str, Any]:
+        """Runs a step unless its output is there already, and says what it took ([`Step.cost`]).
+
+        Its output goes to `log`. Two processes never make one artefact at a time, also where the grid of one was
+        killed: its station holds the lock. Raises [`HfGrError`] if it fails.
+        """
+        with locked(step.output) as lock:
+            if (known := step.cost()) is not None:
+                return known
+            if self.stopped:
+                raise HfGrError(f"{step.station} was not begun, as the grid was stopped.")
+            before, took = _stamp(step.output), {"seconds": time.perf_counter()}
+            with log.open("a") as file:
+                file.write(f"$ {' '.join(step.command)}\n")
+                file.flush()
+                environment = _environment(self.threads)
+                process = subprocess.Popen(
+                    step.command, stdout=file, stderr=file, env=environment, pass_fds=(lock,), start_new_session=True
+                )
+                self._running.add(process)
                 _, status, used = os.wait4(process.pid, 0)
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
-        process.returncode = os.waitstatus_to_exitcode(status)
+                process.returncode = os.waitstatus_to_exitcode(status)
+                self._running.discard(process)
+            took["seconds"] = time.perf_counter() - took["seconds"]
+            took |= {"cpu_seconds": used.ru_utime + used.ru_stime}
+            took |= {"peak_bytes": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
+            cost = _told(step, took, made=before != _stamp(step.output) or process.returncode != 0)
+            write_json(step.cost_file, cost | {"key": step.key, "finished": process.returncode == 0})
         if process.returncode:
             last = [line for line in log.read_text().splitlines() if line.startswith("error:")][-1:]
             reason = last[0].removeprefix("error: ") if last else f"exit status {process.returncode}"
             raise HfGrError(f"{step.station} failed ({reason}); see {log}.")
-        cost: dict[str, Any] = {
-            "seconds": time.perf_counter() - started,
-            "cpu_seconds": used.ru_utime + used.ru_stime,
-            "peak_bytes": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        }
-        if before == _stamp(step.output):  # it was up to date: what it took is what it took then
-            known = read_json(step.cost_file) if step.cost_file.is_file() else dict.fromkeys(cost)
-            cost = {name: known[name] for name in cost}
-        cost["key"] = step.key
-        write_json(step.cost_file, cost)
         return cost
+
+
+def _told(step: Step, took: dict[str, float], made: bool) -> dict[str, Any]:
+    """What a step took with this attempt: earlier attempts added, and where it found its output `made` before, what it
+    took then, if that is known."""
+    if not made:
+        known = read_json(step.cost_file) if step.cost_file.is_file() else {}
+        return {name: known.get(name) for name in took}
+    earlier = step.attempts()
+    together = {name: value + (earlier.get(name) or 0) for name, value in took.items()}
+    return together | {"peak_bytes": max(took["peak_bytes"], earlier.get("peak_bytes") or 0)}
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Of a station: without what a launcher told this process, and on a GPU of its own where several share some."""
+    environment = {name: value for name, value in os.environ.items() if not LAUNCHER.fullmatch(name)}
+    if "LOCAL_RANK" in os.environ and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ["LOCAL_RANK"]
+    return environment | {"OMP_NUM_THREADS": str(threads)}
 
 
 def _stamp(output: Path) -> int:

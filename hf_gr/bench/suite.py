@@ -13,7 +13,7 @@ from ..errors import HfGrError
 
 
 TRAINING = ("sft", "grpo", "retrieve", "lists")  # what a method may do after its items have vectors and codes
-METHOD_KEYS = ("title", "from", "embed", "quantize", *TRAINING, "evaluate", "estimate_minutes")
+METHOD_KEYS = ("title", "seeds", "from", "embed", "quantize", *TRAINING, "evaluate", "estimate_minutes")
 FOLDER = Path("recipes/bench")  # where a suite is looked for that is named without a path
 
 
@@ -59,7 +59,8 @@ class Suite:
         datasets: By name.
         methods: Method → what it does: a recipe, or a mapping of `recipe` and changed keys, for each of `embed`,
             `quantize`, `sft`, `grpo`, `retrieve`; for `lists` the name of a baseline of `benchmarks/baselines`. Keys
-            of `evaluate` are added to the suite's. `from` names the method whose model it goes on with.
+            of `evaluate` are added to the suite's. `from` names the method whose model it goes on with;
+            `seeds` its own, such as one of a method without chance.
         seeds: Of all data sets that do not name their own.
         evaluate: Keys of `hf-gr evaluate` for all.
         against: The method that all others are compared with.
@@ -87,7 +88,11 @@ class Suite:
     def cells(self) -> list[Cell]:
         """All cells, seeds last: the first seed of everything comes before the second of anything."""
         pairs = product(self.datasets.values(), self.methods)
-        found = [Cell(data.name, method, seed) for data, method in pairs for seed in data.seeds or self.seeds]
+        found = [
+            Cell(data.name, method, seed)
+            for data, method in pairs
+            for seed in self.methods[method].get("seeds") or data.seeds or self.seeds
+        ]
         places = {cell: number for number, cell in enumerate(found)}
         return sorted(found, key=lambda cell: (cell.seed, places[cell]))
 

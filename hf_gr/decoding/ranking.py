@@ -14,7 +14,8 @@ class Ranking:
 
     Attributes:
         items: int64 [B, K], catalogue rows: min(K, live items) distinct ones, then −1.
-        scores: float32 [B, K], log-probability of the item's SID under the search that found it; −inf after the last.
+        scores: float32 [B, K], log-probability of the item's SID under the search that found it, of a model with two
+            outputs the mixture of [`hybrid_ranking`]; −inf after the last.
         sids: int64 [B, K, C], its SID; −1 likewise.
         pruned: float32 [B], only with a reflection: as in [`Beams`], of the search that found the first items.
     """

@@ -39,7 +39,8 @@ class Answers(NamedTuple):
 
     Attributes:
         items: int64 [B, K], catalogue rows, best first: min(K, live items) distinct ones, then −1.
-        scores: float32 [B, K], log-probability of the item's SID under the grammar; −inf after the last.
+        scores: float32 [B, K], log-probability of the item's SID under the grammar, of a model with two outputs the
+            mixture of [`hybrid_ranking`]; −inf after the last.
         pruned: float32 [B], with reflection: the share of paths that it dropped (as in [`Beams`]); NaN where filters
             left no item.
     """

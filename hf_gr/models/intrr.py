@@ -43,7 +43,7 @@ class RecursionConfig:
             catalogues whose table would not fit.
         hidden: Width of the MLPs' hidden layer, in widths of the backbone.
         read: What the backbone reads of an item: the rows of its `"assigned"` codes [known], or the `"sum"` of its own
-            row and the rows of its SID's codes, of which nothing is pulled anywhere [ours].
+            row and the rows of its SID's codes; nothing is pulled then, and `input_weight` not looked at [ours].
         dense: Weight of the loss of a second output, the similarity to every item's own vector (`dense.py`); 0: there
             is none. With it answers are ranked by both outputs.
         dense_share: Share of the second output in the score of an answer, from 0 to 1.

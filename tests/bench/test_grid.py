@@ -13,7 +13,7 @@ from bench.suites import write_suite, write_table
 
 from hf_gr.bench import Places, bench, load_suite
 from hf_gr.bench.grid import row_of, run_grid
-from hf_gr.bench.steps import locked, steps_of
+from hf_gr.bench.steps import LAUNCHER, Station, Step, _environment, locked, steps_of
 from hf_gr.cli import main
 from hf_gr.errors import HfGrError
 
@@ -24,12 +24,12 @@ from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
 words = sys.argv[1:]
 output = Path(words[words.index("--output_dir" if "--output_dir" in words else "--out") + 1])
-station = sys.argv[0]
 with open(LOG, "a") as log:
     log.write(" ".join(words[:1]) + " " + output.name + "\\n")
 time.sleep(PAUSE)
-folder = output / "model" if "max_steps" in str(words) or output.name in ("sft", "grpo") else output
+folder = output / "model" if output.name in ("sft", "grpo") else output
 folder.mkdir(parents=True, exist_ok=True)
+(folder / "manifest.json").write_text("{}")
 metrics = {f"{name}@{k}": {"value": 0.5} for name in ("HR",) for k in (5, 10, 50)}
 metrics |= {f"NDCG@{k}": {"value": 0.5} for k in (5, 10, 50)}
 (folder / "metrics.json").write_text(json.dumps({"systems": {"model": {"item": metrics}}}))
@@ -70,6 +70,63 @@ def test_cells_share_artefacts_and_are_not_run_again(tmp_path, stand_in):
     assert row_of(changed, changed.cells()[1], places) is None
     run_grid(changed, changed.cells(), places)
     assert len(ran(log)) == 9  # its training and its test alone
+
+
+def test_an_interrupted_grid_ends_what_runs_and_begins_nothing_more(tmp_path, stand_in):
+    log, pause = stand_in
+    pause(30)
+    suite, places = load_suite(write_suite(tmp_path, exclude_seen=False)), Places(tmp_path / "out", tmp_path)
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            run_grid(suite, suite.cells(), places)
+        except KeyboardInterrupt:
+            os._exit(7)
+        os._exit(0)
+    while not ran(log):
+        time.sleep(0.02)
+    started = time.perf_counter()
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7 and time.perf_counter() - started < 10
+    assert len(ran(log)) == 1
+    steps = steps_of(suite, suite.cells()[0], places)
+    first = json.loads(steps[0].cost_file.read_text())
+    assert not first["finished"] and steps[0].cost() is None
+    pause(0.3)
+    assert run_grid(suite, suite.cells()[:1], places)[0].state == "done"
+    cost = steps[0].cost()
+    assert cost["seconds"] > first["seconds"] + 0.3  # both attempts
+
+
+def test_what_was_measured_stays_where_only_a_key_has_changed(tmp_path):
+    output = tmp_path / "made"
+    output.mkdir()
+    command = [sys.executable, "-c", "pass"]  # a station that finds its output up to date
+    measured = {"seconds": 5.0, "cpu_seconds": 4.0, "peak_bytes": 3}
+    old, new = (Step("sft", output, command, key) for key in ("old", "new"))
+    old.cost_file.write_text(json.dumps(measured | {"key": "old", "finished": True}))
+    assert new.cost() is None
+    assert Station(1).run(new, tmp_path / "log.txt") == measured and new.cost()["seconds"] == 5.0
+    old.cost_file.unlink()
+    assert Station(1).run(new, tmp_path / "log.txt") == dict.fromkeys(measured)
+
+
+def test_stations_hear_nothing_of_a_launcher(monkeypatch):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_PORT",
+        "ACCELERATE_MIXED_PRECISION",
+        "TORCHELASTIC_RUN_ID",
+    ):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = _environment(2)
+    assert not [name for name in found if LAUNCHER.fullmatch(name)] and found["PATH"] == os.environ["PATH"]
+    assert found["OMP_NUM_THREADS"] == "2" and found["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 def test_a_killed_station_is_run_again_and_finished_ones_are_not(tmp_path, stand_in):

@@ -105,12 +105,14 @@ def test_fresh_rows_are_held_against_the_interval_of_known_ones():
 
 
 def test_the_page_tells_what_was_measured_and_what_was_not(tmp_path):
-    suite = load_suite(write_suite(tmp_path, seeds=[0, 1, 2, 3], prediction=True, notes="Of a circle."))
+    suite = load_suite(
+        write_suite(tmp_path, seeds=[0, 1, 2, 3], prediction=True, notes="Of a circle.", price_per_hour=3)
+    )
     results = some()
     write_page(tmp_path / "RESULTS.md", [(suite, results)])
     page = Path(tmp_path / "RESULTS.md").read_text()
     line = next(line for line in page.splitlines() if line.startswith("| twice as wide | 3 |"))
     figure = results.figure("circle", "wide", "HR@10")
-    assert f"**{figure.mean:.4f} ± {figure.std:.4f}**" in line and "| 1.5 | 2.0 |" in line
+    assert f"**{figure.mean:.4f} ± {figure.std:.4f}**" in line and "| 1.5 | 2.0 | 0.100 |" in line
     assert "Of a circle." in page and "hf-gr bench tiny --data DATA --cells 'circle/flat-s*'" in page
     assert "| circle, flat | 3 |" in page and "{:.4f} to {:.4f}".format(*figure.next_run) in page

@@ -3,28 +3,16 @@
 from pathlib import Path
 
 import pytest
+from stations import STATIONS
 
 from hf_gr.arguments import parse_config
 from hf_gr.bench import Places, load_suite
-from hf_gr.bench.steps import STATIONS, steps_of
-from hf_gr.embedding import EmbedConfig
-from hf_gr.evaluation import EvaluateConfig
-from hf_gr.grpo import SidGRPOConfig
-from hf_gr.quantizers import QuantizeConfig
-from hf_gr.retrieval import RetrieveConfig
-from hf_gr.sft import SidSFTConfig
+from hf_gr.bench.steps import STATIONS as PROGRAM
+from hf_gr.bench.steps import steps_of
 
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(file.stem for file in (ROOT / "recipes" / "bench").glob("*.yaml"))
-KINDS = {
-    "embed": EmbedConfig,
-    "quantize": QuantizeConfig,
-    "sft": SidSFTConfig,
-    "grpo": SidGRPOConfig,
-    "retrieve": RetrieveConfig,
-    "evaluate": EvaluateConfig,
-}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -36,8 +24,8 @@ def test_every_command_of_a_suite_is_read_by_its_station(name, tmp_path, monkeyp
         if cell.seed != min(suite.seeds):
             continue
         for step in steps_of(suite, cell, Places(tmp_path, tmp_path)):
-            if step.station in KINDS and step.key not in read:
-                parse_config(KINDS[step.station], step.command[len(STATIONS) + 1 :])
+            if step.station in STATIONS and step.key not in read:
+                parse_config(STATIONS[step.station], step.command[len(PROGRAM) + 1 :])
                 read.add(step.key)
     assert read
 

@@ -26,6 +26,9 @@ def test_seeds_come_after_methods_and_data_sets_may_have_their_own(tmp_path):
     assert [cell.name for cell in suite.chosen(["*/wide-s*"])] == ["circle/wide-s3", "circle/wide-s5"]
     data = yaml.safe_load(suite.file.read_text())["datasets"]["circle"] | {"seeds": [7]}
     assert [cell.seed for cell in load_suite(write_suite(tmp_path, datasets={"circle": data})).cells()] == [7, 7]
+    methods = {"flat": {"lists": "ease", "seeds": [0]}, "wide": {"lists": "sasrec"}}
+    one = load_suite(write_suite(tmp_path, methods=methods, seeds=[0, 1]))
+    assert [cell.name for cell in one.cells()] == ["circle/flat-s0", "circle/wide-s0", "circle/wide-s1"]
 
 
 def test_stations_of_a_cell_and_what_changes_their_keys(tmp_path):
@@ -39,6 +42,9 @@ def test_stations_of_a_cell_and_what_changes_their_keys(tmp_path):
     elsewhere = steps_of(suite, suite.cells()[0], Places(tmp_path / "moved", tmp_path / "raw"))
     assert [step.key for step in elsewhere] == [step.key for step in flat]  # wherever it runs
     recipe = tmp_path / "circle" / "quantize.yaml"
+    recipe.write_text("# a comment\n" + recipe.read_text())
+    same = steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))
+    assert [step.key for step in same] == [step.key for step in flat]
     recipe.write_text(recipe.read_text() + "seed: 1\n")
     changed = steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))
     assert [one.key == other.key for one, other in zip(flat, changed, strict=True)] == [True] * 2 + [False] * 3

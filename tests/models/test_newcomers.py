@@ -9,7 +9,7 @@ from searching import Case, recursive
 from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from hf_gr.models import grown
+from hf_gr.models import dense_logits, grown
 from hf_gr.vocabulary import add_vocabulary
 
 
@@ -111,3 +111,17 @@ def test_a_grown_model_is_loaded_again(tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.tensor([[case.vocabulary.start_id, *(case.vocabulary.first_item_id + item for item in (3, 39, 35))]])
     assert torch.equal(again(ids).logits, case.model.eval()(ids).logits)
+
+
+def test_of_items_read_as_sums_nothing_is_pulled():
+    case, codes = case_of(read="sum", dense=1.0)
+    before = weights_of(case.model)
+    sids, table = case.model.model.sids.tolist(), before["model.items.embedding.weight"].numpy()
+    model = grown(case.model, codes)
+    rows = model.model.items.embedding.weight.detach().numpy()
+    for row, sid in zip(rows[OLD:], codes.tolist(), strict=True):
+        np.testing.assert_allclose(row, listed_start(table, sids, sid), atol=1e-6)
+    hidden = torch.randn(2, model.config.width)
+    assert dense_logits(model, hidden, torch.arange(OLD + NEW)).shape == (2, OLD + NEW)
+    read = model.model.embed(torch.tensor([[model.config.first_item_id + OLD]]))[0]
+    assert torch.equal(read, model.model.vectors(torch.tensor([OLD])))

@@ -190,3 +190,41 @@ def test_the_command_line_reads_its_settings(data, tmp_path):
     given = data.sft(tmp_path, form=RECURSIVE, recursion={"input_weight": 0.5, "item_rows": 8})
     config = parse_config(SidSFTConfig, arguments(given))
     assert (config.recursion_config.input_weight, config.recursion_config.item_rows) == (0.5, 8)
+
+
+HYBRID = {"read": "sum", "dense": 1.0, "negatives": 8}
+
+
+@pytest.fixture(scope="module")
+def hybrid(data) -> Path:
+    settings = {"form": RECURSIVE, "recursion": HYBRID, "row_start": "codes", "max_steps": 80}
+    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("hybrid"), **settings)))
+
+
+def test_a_model_of_two_outputs_learns_the_walk_by_both(data, hybrid):
+    assert hit_rate(hybrid, held_out(data), 5) > 0.6
+    found = [entry["recursion/dense"] for entry in log_of(hybrid) if "recursion/dense" in entry]
+    assert len(found) == 80 and found[-1] < found[0] - 0.5
+    assert not [entry for entry in log_of(hybrid) if "recursion/input" in entry]  # nothing is pulled
+    recommender = Recommender.from_pretrained(hybrid)
+    for share in (0.0, 1.0):
+        recommender.model.config.dense_share = share
+        lists, _ = recommender.recommend(held_out(data).histories, top_k=5)
+        assert (lists == held_out(data).targets[:, None]).any(1).mean() > 0.5
+
+
+def test_two_outputs_in_sessions_explanations_and_rewards(data, hybrid):
+    recommender = Recommender.from_pretrained(hybrid)
+    cases = held_out(data)
+    history = [recommender.catalog.item_ids[row] for row in cases.histories.items[: cases.histories.ptr[1]]]
+    session = recommender.session(history[:-1])
+    session.append(history[-1])
+    first = cases.histories.cut(np.array([0]), cases.histories.lengths[:1])
+    items, scores = recommender.recommend(first, top_k=5)
+    told = session.recommend(5)
+    assert [item for item, _ in told] == [recommender.catalog.item_ids[row] for row in items[0]]
+    assert [score for _, score in told] == pytest.approx(scores[0].tolist(), abs=1e-4)
+    explained = pipeline("generative-recommendation", model=str(hybrid))(history, top_k=2, explain=True)
+    assert [len(answer["path"]) for answer in explained] == [recommender.vocabulary.num_levels] * 2
+    rewarded = grpo(SidGRPOConfig(**data.grpo(data.dataset.with_name("hybrid-grpo"), hybrid, max_steps=2)))
+    assert Recommender.from_pretrained(rewarded).model.config.dense == 1.0
