@@ -11,7 +11,7 @@ from ..errors import HfGrError
 from .grid import ranks_of, row_of, run_grid
 from .page import write_page
 from .results import Results, check_consistent, outside
-from .steps import Places
+from .steps import Places, steps_of
 from .suite import Cell, Suite, load_suite
 
 
@@ -56,6 +56,8 @@ def bench(
     if list_only:
         _show_cells(suite, chosen, places)
         return None
+    for cell in chosen:
+        steps_of(suite, cell, places)  # raises on what cannot be run, before anything is
     outcomes = run_grid(suite, chosen, places, jobs)
     fresh = Results()
     for cell in chosen:

@@ -18,9 +18,7 @@ def dense_logits(model: IntRRForCausalLM, hidden: torch.Tensor, items: torch.Ten
     return F.linear(hidden.to(vectors.dtype), vectors).float()
 
 
-def dense_loss(
-    model: IntRRForCausalLM, hidden: torch.Tensor, targets: torch.Tensor, generator: torch.Generator | None = None
-) -> torch.Tensor:
+def dense_loss(model: IntRRForCausalLM, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """−log softmax of the next items' logits, float32 [n].
 
     The softmax is over all items or, with `negatives` in the model's config, over so many drawn uniformly and all
@@ -30,13 +28,10 @@ def dense_loss(
         model: With `dense` in its config.
         hidden: float [n, d], what each next item is read from.
         targets: int64 [n], rows of the catalogue.
-        generator: Source of the draw.
     """
     count, drawn = model.config.num_items, model.config.negatives
-    if not drawn or drawn >= count:
-        return F.cross_entropy(
-            dense_logits(model, hidden, torch.arange(count, device=hidden.device)), targets, reduction="none"
-        )
-    negatives = torch.randint(count, (drawn,), generator=generator).to(targets)
-    items, place = torch.cat([targets, negatives]).unique(return_inverse=True)
+    items, place = torch.arange(count, device=targets.device), targets
+    if 0 < drawn < count:
+        negatives = torch.randint(count, (drawn,), device=targets.device)
+        items, place = torch.cat([targets, negatives]).unique(return_inverse=True)
     return F.cross_entropy(dense_logits(model, hidden, items), place[: len(targets)], reduction="none")

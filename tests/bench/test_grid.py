@@ -13,7 +13,7 @@ from bench.suites import write_suite, write_table
 
 from hf_gr.bench import Places, bench, load_suite
 from hf_gr.bench.grid import row_of, run_grid
-from hf_gr.bench.steps import LAUNCHER, Station, Step, _environment, locked, steps_of
+from hf_gr.bench.steps import locked, steps_of
 from hf_gr.cli import main
 from hf_gr.errors import HfGrError
 
@@ -97,36 +97,6 @@ def test_an_interrupted_grid_ends_what_runs_and_begins_nothing_more(tmp_path, st
     assert run_grid(suite, suite.cells()[:1], places)[0].state == "done"
     cost = steps[0].cost()
     assert cost["seconds"] > first["seconds"] + 0.3  # both attempts
-
-
-def test_what_was_measured_stays_where_only_a_key_has_changed(tmp_path):
-    output = tmp_path / "made"
-    output.mkdir()
-    command = [sys.executable, "-c", "pass"]  # a station that finds its output up to date
-    measured = {"seconds": 5.0, "cpu_seconds": 4.0, "peak_bytes": 3}
-    old, new = (Step("sft", output, command, key) for key in ("old", "new"))
-    old.cost_file.write_text(json.dumps(measured | {"key": "old", "finished": True}))
-    assert new.cost() is None
-    assert Station(1).run(new, tmp_path / "log.txt") == measured and new.cost()["seconds"] == 5.0
-    old.cost_file.unlink()
-    assert Station(1).run(new, tmp_path / "log.txt") == dict.fromkeys(measured)
-
-
-def test_stations_hear_nothing_of_a_launcher(monkeypatch):
-    for name in (
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_WORLD_SIZE",
-        "MASTER_PORT",
-        "ACCELERATE_MIXED_PRECISION",
-        "TORCHELASTIC_RUN_ID",
-    ):
-        monkeypatch.setenv(name, "3")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    found = _environment(2)
-    assert not [name for name in found if LAUNCHER.fullmatch(name)] and found["PATH"] == os.environ["PATH"]
-    assert found["OMP_NUM_THREADS"] == "2" and found["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 def test_a_killed_station_is_run_again_and_finished_ones_are_not(tmp_path, stand_in):

@@ -6,7 +6,9 @@ import pytest
 from stations import STATIONS
 
 from hf_gr.arguments import parse_config
-from hf_gr.bench import Places, load_suite
+from hf_gr.bench import Places, Results, load_suite
+from hf_gr.bench.page import write_page
+from hf_gr.bench.results import METRICS, per_user
 from hf_gr.bench.steps import STATIONS as PROGRAM
 from hf_gr.bench.steps import steps_of
 
@@ -41,3 +43,20 @@ def test_suites_of_one_folder_never_share_a_cell_with_other_settings(tmp_path, m
             assert made.setdefault(cell.name, key) == key, (
                 f"{name}: {cell.name} is another suite's, with other settings"
             )
+
+
+def test_the_committed_page_is_that_of_the_committed_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    suites = [load_suite(name) for name in SHIPPED]
+    found = [(suite, Results.load(ROOT / "benchmarks" / "results", suite.name)) for suite in suites]
+    write_page(tmp_path / "RESULTS.md", [(suite, results) for suite, results in found if results.rows])
+    assert (tmp_path / "RESULTS.md").read_text() == (ROOT / "benchmarks" / "RESULTS.md").read_text()
+
+
+def test_committed_rows_are_those_of_the_committed_ranks():
+    for name in SHIPPED:
+        results = Results.load(ROOT / "benchmarks" / "results", name)
+        for row in results.rows:
+            ranks = results.ranks[row["data"], row["method"], row["seed"]]
+            for metric in METRICS:
+                assert row[metric] == pytest.approx(per_user(ranks, metric).mean()), (name, row["method"], metric)

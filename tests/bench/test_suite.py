@@ -31,35 +31,6 @@ def test_seeds_come_after_methods_and_data_sets_may_have_their_own(tmp_path):
     assert [cell.name for cell in one.cells()] == ["circle/flat-s0", "circle/wide-s0", "circle/wide-s1"]
 
 
-def test_stations_of_a_cell_and_what_changes_their_keys(tmp_path):
-    suite = load_suite(write_suite(tmp_path))
-    flat, wide = (steps_of(suite, cell, Places(tmp_path / "out", tmp_path)) for cell in suite.cells())
-    assert [step.station for step in flat] == ["prepare", "embed", "quantize", "sft", "evaluate"]
-    assert [one.key == other.key for one, other in zip(flat, wide, strict=True)] == [True] * 3 + [False] * 2
-    assert (
-        flat[0].output == tmp_path / "out/circle/dataset" and flat[-1].output == tmp_path / "out/circle/flat-s0/test"
-    )
-    elsewhere = steps_of(suite, suite.cells()[0], Places(tmp_path / "moved", tmp_path / "raw"))
-    assert [step.key for step in elsewhere] == [step.key for step in flat]  # wherever it runs
-    recipe = tmp_path / "circle" / "quantize.yaml"
-    recipe.write_text("# a comment\n" + recipe.read_text())
-    same = steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))
-    assert [step.key for step in same] == [step.key for step in flat]
-    recipe.write_text(recipe.read_text() + "seed: 1\n")
-    changed = steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))
-    assert [one.key == other.key for one, other in zip(flat, changed, strict=True)] == [True] * 2 + [False] * 3
-
-
-def test_a_method_goes_on_from_another_ones_model(tmp_path):
-    methods = {"flat": {"quantize": "quantize", "sft": "sft-flat"}, "again": {"from": "flat", "grpo": "sft-flat"}}
-    suite = load_suite(write_suite(tmp_path, methods=methods))
-    first, second = (steps_of(suite, cell, Places(tmp_path / "out", tmp_path)) for cell in suite.cells())
-    assert [step.key for step in second[:4]] == [step.key for step in first[:4]]
-    assert second[4].command[second[4].command.index("--model") + 1] == str(first[3].output)
-    assert [step.station for step in second[3:]] == ["sft", "grpo", "evaluate"]
-    assert second[5].command[second[5].command.index("--model") + 1] == str(second[4].output)
-
-
 @pytest.mark.parametrize(
     ("changes", "line"),
     [

@@ -1,0 +1,69 @@
+"""Stations of a cell: their order and keys, what they took, and what they hear of a launcher."""
+
+import json
+import os
+import sys
+
+from bench.suites import write_suite
+
+from hf_gr.bench import Places, load_suite
+from hf_gr.bench.steps import LAUNCHER, Station, Step, _environment, steps_of
+
+
+def test_stations_of_a_cell_and_what_changes_their_keys(tmp_path):
+    suite = load_suite(write_suite(tmp_path))
+    flat, wide = (steps_of(suite, cell, Places(tmp_path / "out", tmp_path)) for cell in suite.cells())
+    assert [step.station for step in flat] == ["prepare", "embed", "quantize", "sft", "evaluate"]
+    assert [one.key == other.key for one, other in zip(flat, wide, strict=True)] == [True] * 3 + [False] * 2
+    assert (
+        flat[0].output == tmp_path / "out/circle/dataset" and flat[-1].output == tmp_path / "out/circle/flat-s0/test"
+    )
+    elsewhere = steps_of(suite, suite.cells()[0], Places(tmp_path / "moved", tmp_path / "raw"))
+    assert [step.key for step in elsewhere] == [step.key for step in flat]  # wherever it runs
+    recipe = tmp_path / "circle" / "quantize.yaml"
+    recipe.write_text("# a comment\n" + recipe.read_text())
+    same = steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))
+    assert [step.key for step in same] == [step.key for step in flat]
+    recipe.write_text(recipe.read_text() + "seed: 1\n")
+    changed = steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))
+    assert [one.key == other.key for one, other in zip(flat, changed, strict=True)] == [True] * 2 + [False] * 3
+
+
+def test_a_method_goes_on_from_another_ones_model(tmp_path):
+    methods = {"flat": {"quantize": "quantize", "sft": "sft-flat"}, "again": {"from": "flat", "grpo": "sft-flat"}}
+    suite = load_suite(write_suite(tmp_path, methods=methods))
+    first, second = (steps_of(suite, cell, Places(tmp_path / "out", tmp_path)) for cell in suite.cells())
+    assert [step.key for step in second[:4]] == [step.key for step in first[:4]]
+    assert second[4].command[second[4].command.index("--model") + 1] == str(first[3].output)
+    assert [step.station for step in second[3:]] == ["sft", "grpo", "evaluate"]
+    assert second[5].command[second[5].command.index("--model") + 1] == str(second[4].output)
+
+
+def test_what_was_measured_stays_where_only_a_key_has_changed(tmp_path):
+    output = tmp_path / "made"
+    output.mkdir()
+    command = [sys.executable, "-c", "pass"]  # a station that finds its output up to date
+    measured = {"seconds": 5.0, "cpu_seconds": 4.0, "peak_bytes": 3}
+    old, new = (Step("sft", output, command, key) for key in ("old", "new"))
+    old.cost_file.write_text(json.dumps(measured | {"key": "old", "finished": True}))
+    assert new.cost() is None
+    assert Station(1).run(new, tmp_path / "log.txt") == measured and new.cost()["seconds"] == 5.0
+    old.cost_file.unlink()
+    assert Station(1).run(new, tmp_path / "log.txt") == dict.fromkeys(measured)
+
+
+def test_stations_hear_nothing_of_a_launcher(monkeypatch):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_PORT",
+        "ACCELERATE_MIXED_PRECISION",
+        "TORCHELASTIC_RUN_ID",
+    ):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = _environment(2)
+    assert not [name for name in found if LAUNCHER.fullmatch(name)] and found["PATH"] == os.environ["PATH"]
+    assert found["OMP_NUM_THREADS"] == "2" and found["CUDA_VISIBLE_DEVICES"] == "1"
