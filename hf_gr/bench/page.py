@@ -105,7 +105,7 @@ def _provenance(results: Results) -> str:
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     test = _mean(results.rows, "test_seconds", 1, ".0f")
     return (
-        f"Commits {', '.join(commits)}; {when}; {'; '.join(machines)}; {'; '.join(packages)}. Judging a row took "
+        f"Judged at commits {', '.join(commits)}; {when}; {'; '.join(machines)}; {'; '.join(packages)}. Judging a row took "
         f"{test} s on average. The command lines of every station are in the column `commands` of `results/`.\n"
     )
 
