@@ -2,6 +2,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 import zlib
 from collections import Counter
@@ -12,6 +13,7 @@ import pytest
 from interests.llm_server import Asked, LLMServer, Reply, answer, finding, last_words
 from PIL import Image
 from tiny import tiny_interactions, tiny_items
+from tqdm import tqdm
 
 from hf_gr.arguments import parse_config
 from hf_gr.artifacts import fingerprint, read_json
@@ -108,6 +110,7 @@ def test_forced_runs_ask_nothing_and_write_the_same(dataset_folder, tmp_path):
 
 def _run(given):
     os.setsid()
+    tqdm.set_lock(threading.RLock())  # the one that processes share would stay locked if this one is killed with it
     mine(given)
 
 
