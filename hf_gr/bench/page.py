@@ -104,9 +104,10 @@ def _provenance(results: Results) -> str:
     commits, machines, dates, packages = (sorted({str(row[name]) for row in results.rows}) for name in names)
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     test = _mean(results.rows, "test_seconds", 1, ".0f")
+    told = [f"Judged at commits {', '.join(commits)}", when, *("; ".join(names) for names in (machines, packages))]
     return (
-        f"Judged at commits {', '.join(commits)}; {when}; {'; '.join(machines)}; {'; '.join(packages)}. Judging a row took "
-        f"{test} s on average. The command lines of every station are in the column `commands` of `results/`.\n"
+        f"{'; '.join(told)}. Judging a row took {test} s on average. The command lines of every station are in the "
+        "column `commands` of `results/`.\n"
     )
 
 
