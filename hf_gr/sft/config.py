@@ -91,6 +91,14 @@ class SidSFTConfig(RunArguments, SFTConfig):
     target_decay: float = field(
         default=0.5, metadata={"help": "γ: the n-th next item counts γ^(n-1); with target_steps above 1."}
     )
+    sub_histories: bool = field(
+        default=False,
+        metadata={
+            "help": "A row for every event, which reads the history before it by itself, with dropout and a batch of its "
+            "own, rather than all events of a history in one pass: better for small models from scratch, and about as "
+            "many times slower as histories are long."
+        },
+    )
     trunk_weight: float = field(
         default=0.0,
         metadata={

@@ -404,6 +404,18 @@ def test_a_model_without_tree_attention_trains_on_one_row_per_answer(data, tmp_p
         sft(SidSFTConfig(**data.sft(tmp_path / "filled", **settings | {"fill_rows": True})))
 
 
+@pytest.mark.parametrize("settings", [{}, THINKING, {"form": "recursive"}], ids=["flat", "stepwise", "recursive"])
+def test_sub_histories_have_the_losses_of_whole_histories(data, tmp_path, settings):
+    """Before the first step, without dropout: a row for every event reads what its event has before it, no more."""
+    logs = []
+    for apart in (False, True):
+        settings = {"max_steps": 1, "per_device_train_batch_size": 10_000} | settings  # everything in one batch
+        logs.append(log_of(sft(SidSFTConfig(**data.sft(tmp_path / str(apart), **settings, sub_histories=apart))))[0])
+    name = "loss" if "code_loss" not in logs[0] else "code_loss"
+    assert logs[0][name] == pytest.approx(logs[1][name], rel=1e-5)
+    assert logs[1]["num_tokens"] > 1.3 * logs[0]["num_tokens"]
+
+
 def test_a_row_that_is_too_long_is_refused_before_training(data, tmp_path):
     with pytest.raises(HfGrError, match="rows have at most 12; raise"):
         sft(SidSFTConfig(**data.sft(tmp_path / "long", max_length=12, form="stepwise")))
