@@ -140,6 +140,19 @@ def evaluate(context: typer.Context) -> None:
 
 
 @app.command()
+def blend(
+    model: Annotated[str, typer.Argument(help="Model folder or Hub repo, of form: recursive.")],
+    retriever: Annotated[str, typer.Argument(help="Folder of `hf-gr retrieve` or Hub repo, of the same items.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the model that ranks by both to.")],
+    share: Annotated[float, typer.Option(help="Of the retriever in the score of an answer, above 0 to 1.")] = 0.5,
+) -> None:
+    """A generative model and a dense retriever as one model, without training."""
+    from .blend import blend as run
+
+    run(model, retriever, out, share=share)
+
+
+@app.command()
 def recommend(
     model: Annotated[str, typer.Argument(help="Model folder or Hub repo.")],
     history: Annotated[str | None, typer.Option(help="Item ids, oldest first, by commas; '' for a cold user.")] = None,

@@ -165,7 +165,8 @@ def _own_parts(model: PreTrainedModel) -> dict[str, Any]:
     """What stands beside a pretrained backbone is new, and trained in full: no adapter goes there."""
     if recursion_of(model) is None:
         return {}
-    return {"modules_to_save": list(OWN_PARTS), "exclude_modules": rf".*\.({'|'.join(OWN_PARTS)})\..*"}
+    apart = "|".join(rf"model\.{part}" for part in OWN_PARTS)
+    return {"modules_to_save": list(OWN_PARTS), "exclude_modules": rf"(.*\.)?({apart}|retriever)\..*"}
 
 
 def merged(model: PreTrainedModel, base: Path) -> PreTrainedModel:

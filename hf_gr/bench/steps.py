@@ -160,8 +160,18 @@ class _Chain:
             if (found := self._config(method, station)) is not None:
                 output = folder / station
                 words = [*found[1], *inputs.get(station, []), *common, "--output_dir", str(output)]
-                self._add(station, output / "model", words, self.steps[-1].key)
+                self._add(station, output / "model", words, prepared if station == "retrieve" else self.steps[-1].key)
                 judged = inputs["grpo"] = ["--model", str(output / "model")]
+        if "blend" in own:
+            trained, made = judged[1:], self.steps[-1].key
+            words = [
+                *trained,
+                *self._train(own["blend"]["method"])[1:],
+                "--share",
+                str(own["blend"].get("share", 0.5)),
+            ]
+            self._add("blend", folder / "blend", [*words, "--out", str(folder / "blend")], made, self.steps[-1].key)
+            judged = ["--model", str(folder / "blend")]
         return judged
 
     def _codes(self, method: str, prepared: str) -> Path:

@@ -13,7 +13,7 @@ from ..errors import HfGrError
 
 
 TRAINING = ("sft", "grpo", "retrieve", "lists")  # what a method may do after its items have vectors and codes
-METHOD_KEYS = ("title", "seeds", "from", "embed", "quantize", *TRAINING, "evaluate", "estimate_minutes")
+METHOD_KEYS = ("title", "seeds", "from", "embed", "quantize", *TRAINING, "blend", "evaluate", "estimate_minutes")
 FOLDER = Path("recipes/bench")  # where a suite is looked for that is named without a path
 
 
@@ -59,8 +59,9 @@ class Suite:
         datasets: By name.
         methods: Method → what it does: a recipe, or a mapping of `recipe` and changed keys, for each of `embed`,
             `quantize`, `sft`, `grpo`, `retrieve`; for `lists` the name of a baseline of `benchmarks/baselines`. Keys
-            of `evaluate` are added to the suite's. `from` names the method whose model it goes on with;
-            `seeds` its own, such as one of a method without chance.
+            of `evaluate` are added to the suite's. `from` names the method whose model it goes on with, `blend` the
+            `method` whose retriever that is blended with, and its `share`; `seeds` are its own, such as one of a
+            method without chance.
         seeds: Of all data sets that do not name their own.
         evaluate: Keys of `hf-gr evaluate` for all.
         against: The method that all others are compared with.
@@ -142,6 +143,10 @@ def load_suite(name: str | Path) -> Suite:
         _check_keys(own, METHOD_KEYS, file, f"method {method}")
         if own.get("from", method) not in given["methods"]:
             raise HfGrError(f"{file}: method {method} goes on from {own['from']!r}, which is no method of the suite.")
+        if "blend" in own:
+            _check_keys(own["blend"], ("method", "share"), file, f"blend of method {method}")
+            if "from" not in own or "retrieve" not in given["methods"].get(own["blend"].get("method"), {}):
+                raise HfGrError(f"{file}: blend of method {method} needs from, and a method with retrieve.")
         if "from" not in own and not any(station in own for station in TRAINING):
             raise HfGrError(f"{file}: method {method} does nothing; give it one of {', '.join(TRAINING)}, or from.")
     suite = Suite(file, **given | {"datasets": datasets})

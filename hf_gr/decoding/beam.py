@@ -98,10 +98,10 @@ def beam_search(
 ) -> Ranking:
     """The items that best continue each prompt.
 
-    A model with a dense output ranks by both of its outputs ([`hybrid_ranking`]). On a shared SID the items follow in
-    bucket order. Where a search finds fewer than min(K, live items) items (orders of one set that merged, repeated
-    draws), it is repeated with the found ones denied; the repeat knows no reflection, so that lists are full where few
-    items are consistent.
+    A model with a dense output or a retriever ranks by all of its outputs ([`hybrid_ranking`]). On a shared SID the
+    items follow in bucket order. Where a search finds fewer than min(K, live items) items (orders of one set that
+    merged, repeated draws), it is repeated with the found ones denied; the repeat knows no reflection, so that lists
+    are full where few items are consistent.
 
     Args:
         model: Any causal LM with the grammar's tokens. Full-attention decoders take the tree, others `generate`.
@@ -133,6 +133,7 @@ def beam_search(
         assert isinstance(grammar, TrieGrammar)
         return hybrid_ranking(
             Trunk.of(model, prompts, prefix_cache),
+            prompts,
             grammar,
             num_beams=num_beams,
             top_k=top_k,

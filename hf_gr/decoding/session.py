@@ -143,10 +143,12 @@ class Session:
             only=None if only is None else [only],
         )[0]
 
-    def state(self) -> tuple[torch.Tensor, np.ndarray]:
-        """What the next item is read from, float [1, 1, d], and the catalogue rows of all events so far, int64 [n]."""
+    def state(self) -> tuple[torch.Tensor, np.ndarray, list[int]]:
+        """What the next item is read from, float [1, 1, d], catalogue rows of all events so far, int64 [n], and the
+        tokens of those in the window."""
         with self._lock:
-            return self._trunk.hidden, np.fromiter(self._seen, np.int64)
+            tokens = [token for event in self._window for token in event]
+            return self._trunk.hidden, np.fromiter(self._seen, np.int64), tokens
 
     def _tokens(
         self, item_ids: Sequence[str], context: Sequence[float | str] | None
@@ -302,11 +304,11 @@ def recommend_many(
     recommender = sessions[0].recommender.snapshot()
     catalog, grammar = recommender.catalog, recommender.grammar
     states = [session.state() for session in sessions]
-    hidden, rows = torch.cat([hidden for hidden, _ in states]), np.arange(len(sessions))
+    hidden, rows = torch.cat([hidden for hidden, _, _ in states]), np.arange(len(sessions))
     deny = _rows_each(exclude, catalog)
     if exclude_seen:
         given = [None] * len(sessions) if deny is None else deny
-        deny = [_union(own, seen) for own, (_, seen) in zip(given, states, strict=True)]
+        deny = [_union(own, seen) for own, (_, seen, _) in zip(given, states, strict=True)]
     item_filter = None
     if deny is not None or allow is not None or only is not None:
         item_filter = grammar.filter(deny, _rows_each(allow, catalog), only)
@@ -319,7 +321,8 @@ def recommend_many(
         ends = Ends(recommender.model, hidden[torch.from_numpy(rows).to(hidden.device)])
         if is_hybrid(recommender.model):
             assert isinstance(grammar, TrieGrammar)
-            found = hybrid_ranking(ends, grammar, num_beams=num_beams, top_k=top_k, item_filter=item_filter)
+            read = [states[row][2] for row in rows]
+            found = hybrid_ranking(ends, read, grammar, num_beams=num_beams, top_k=top_k, item_filter=item_filter)
         else:
             beams = search_from(ends, grammar, num_beams=max(num_beams, top_k), item_filter=item_filter)
             found = ranked(beams, grammar, item_filter, top_k)

@@ -1,6 +1,7 @@
 """What is more than a plain pretrained LM: models from scratch, dropout, and heads over SID tokens only."""
 
 from .architectures import TREE_MODEL_TYPES
+from .bsarec import BSARecConfig, BSARecModel
 from .dense import dense_logits, dense_loss
 from .dropout import add_dropout
 from .feedback import feedback, read
@@ -14,6 +15,8 @@ from .thinking import ThinkingConfig, ThinkingHeads
 
 __all__ = [
     "TREE_MODEL_TYPES",
+    "BSARecConfig",
+    "BSARecModel",
     "IntRRConfig",
     "IntRRForCausalLM",
     "IntRRModel",

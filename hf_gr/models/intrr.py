@@ -24,6 +24,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from ..errors import HfGrError
+from .bsarec import BSARecConfig, BSARecModel
 
 
 Read = Literal["assigned", "sum"]
@@ -91,6 +92,8 @@ class IntRRConfig(PreTrainedConfig):
         first_item_id: Id that stands for the first item in `input_ids`; the item of row n is `first_item_id` + n.
         num_items: N.
         input_weight, item_width, item_rows, hidden, read, dense, dense_share, negatives: As in [`RecursionConfig`].
+        retriever: Arguments of the [`BSARecConfig`] of a dense retriever that the model carries; `None`: it has none.
+        retriever_share: Share of that retriever in the score of an answer, from 0 to 1.
     """
 
     model_type = "intrr"
@@ -110,6 +113,8 @@ class IntRRConfig(PreTrainedConfig):
         dense: float = 0.0,
         dense_share: float = 0.5,
         negatives: int = 2048,
+        retriever: dict[str, Any] | None = None,
+        retriever_share: float = 0.5,
         **kwargs: Any,
     ):
         if isinstance(text_config, dict):
@@ -119,12 +124,20 @@ class IntRRConfig(PreTrainedConfig):
         self.first_item_id, self.num_items = first_item_id, num_items
         self.input_weight, self.item_width, self.item_rows, self.hidden = input_weight, item_width, item_rows, hidden
         self.read, self.dense, self.dense_share, self.negatives = read, dense, dense_share, negatives
+        self.retriever, self.retriever_share = retriever, retriever_share
         super().__init__(**{"tie_word_embeddings": True} | kwargs)
 
     @property
     def width(self) -> int:
         """d, of the backbone."""
         return int(self.get_text_config().hidden_size)
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """What the semantic ID, the vectors of the model's own and the retriever count in the score of an answer."""
+        own = self.dense_share if self.dense else 0.0
+        other = self.retriever_share if self.retriever else 0.0
+        return (1 - other) * (1 - own), (1 - other) * own, other
 
 
 class ItemTable(nn.Module):
@@ -286,7 +299,15 @@ class IntRRForCausalLM(IntRRPreTrainedModel, GenerationMixin):
         rows = self.model.token_rows
         name = next(name for name, weight in self.model.backbone.named_parameters() if weight is rows)
         self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{name}"}
+        self.retriever: BSARecModel | None = None
+        if config.retriever:
+            self.retriever = BSARecModel(BSARecConfig(**config.retriever)).requires_grad_(False)
         self.post_init()
+
+    def carry(self, retriever: BSARecModel, share: float) -> None:
+        """Takes a trained retriever of the same items along, which ranks with it and is not trained any more."""
+        self.config.retriever, self.config.retriever_share = retriever.config.settings, share
+        self.retriever = retriever.requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

@@ -18,6 +18,8 @@ def grown(model: IntRRForCausalLM, codes: torch.Tensor, *, steps: int = 50) -> I
     the input side's cross-entropy of the new rows alone, in float32. [ours; the paper
     has no new items]
 
+    A retriever that the model carries gets the mean row of such items as well.
+
     Everything else stays bit for bit, so that histories of old items are read as before. A hashed table
     (`item_rows` > 0) gets no rows and no training, since its rows are those of other items too: a newcomer is read as
     the sum of the two that it falls on, and only `sids` and `num_items` grow.
@@ -39,9 +41,21 @@ def grown(model: IntRRForCausalLM, codes: torch.Tensor, *, steps: int = 50) -> I
             for rows, own in zip(start.split(_TOGETHER), codes.split(_TOGETHER), strict=True)
         ]
         inner.items.embedding = _table(torch.cat([old, *new]))
+    if model.retriever is not None:
+        _with_rows(model, _start(model.retriever.catalogue.detach(), inner.sids, codes))
     inner.sids = torch.cat([inner.sids, codes])
     model.config.num_items = len(inner.sids)
     return model
+
+
+def _with_rows(model: IntRRForCausalLM, new: torch.Tensor) -> None:
+    """Puts rows float [n, d] of new items into the table of the model's retriever, before that of the start."""
+    retriever = model.retriever
+    assert retriever is not None and model.config.retriever is not None
+    old, count = retriever.items.weight.detach(), retriever.config.num_items
+    retriever.items = _table(torch.cat([old[:count], new.to(old.dtype), old[count:]])).requires_grad_(False)
+    retriever.config.num_items = count + len(new)
+    model.config.retriever = {**model.config.retriever, "num_items": count + len(new)}
 
 
 def _start(rows: torch.Tensor, sids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Dense retrieval: items by their own vectors, the whole catalogue ranked."""
 
-from .bsarec import BSARecConfig, BSARecModel
+from ..models import BSARecConfig, BSARecModel
 from .config import RetrieveConfig
 from .retriever import Retrieved, Retriever, is_retriever
 from .run import main, retrieve

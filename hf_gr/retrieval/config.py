@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from ..errors import HfGrError
+from ..models import BSARecConfig
 from ..training import DataArguments
-from .bsarec import BSARecConfig
 
 
 @dataclass

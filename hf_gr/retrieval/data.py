@@ -1,6 +1,6 @@
 """Histories as rows of a dense retriever: the start, then items, and what follows at every position."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..dataset import Histories
-from .bsarec import PADDING
+from ..models.bsarec import PADDING, padded
 
 
 @dataclass(frozen=True)
@@ -102,19 +102,6 @@ class AlikeLengths(Sampler[int]):
         whole = len(order) // self.batch_size * self.batch_size
         batches = random.permutation(order[:whole].reshape(-1, self.batch_size))
         return iter([*batches.ravel().tolist(), *order[whole:].tolist()])
-
-
-def history_rows(histories: Iterable[np.ndarray], num_items: int, max_history: int) -> list[np.ndarray]:
-    """The row to predict from of every history: the start and its latest `max_history` events, int64 [≤ n] each."""
-    return [np.concatenate([[num_items], history[-max_history:]]) for history in histories]
-
-
-def padded(rows: Sequence[np.ndarray]) -> torch.Tensor:
-    """Rows side by side, int64 [B, longest], −1 behind their ends."""
-    lengths = np.array([len(row) for row in rows])
-    filled = np.full((len(rows), lengths.max()), PADDING, np.int64)
-    filled[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(rows)
-    return torch.from_numpy(filled)
 
 
 def collate(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:

@@ -13,9 +13,8 @@ from transformers import AutoModel
 from ..artifacts import read_json
 from ..dataset import Cases, Histories, check_items
 from ..errors import HfGrError
+from ..models.bsarec import BSARecConfig, BSARecModel, log_probabilities
 from ..offline import local_folder
-from .bsarec import BSARecConfig, BSARecModel
-from .data import history_rows, padded
 
 
 ITEMS_FILE = "items.parquet"
@@ -120,17 +119,6 @@ def is_retriever(folder: str | Path) -> bool:
     """Whether a model folder holds a dense retriever, by the `model_type` of its `config.json`; not if it has none."""
     file = Path(folder) / "config.json"
     return file.is_file() and read_json(file).get("model_type") == BSARecConfig.model_type
-
-
-@torch.no_grad()
-def log_probabilities(model: BSARecModel, histories: Sequence[np.ndarray]) -> torch.Tensor:
-    """log-probability of every item as the next one, float32 [B, N]; `histories` int64 [≤ any] each, oldest first."""
-    config = model.config
-    rows = history_rows(histories, config.num_items, config.max_history)
-    last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
-    hidden = model(padded(rows).to(model.device)).last_hidden_state
-    latest = hidden[torch.arange(len(rows), device=model.device), last]
-    return (latest @ model.catalogue.T).float().log_softmax(-1)
 
 
 def target_places(model: BSARecModel, cases: Cases, batch_size: int) -> np.ndarray:

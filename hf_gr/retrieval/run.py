@@ -9,8 +9,8 @@ from transformers import set_seed
 from ..arguments import parse_config
 from ..dataset import InteractionDataset
 from ..errors import HfGrError
+from ..models import BSARecModel
 from ..training import Run
-from .bsarec import BSARecModel
 from .config import RetrieveConfig
 from .data import training_rows
 from .retriever import ITEMS_FILE

@@ -9,7 +9,7 @@ from transformers import EarlyStoppingCallback, Trainer
 
 from ..dataset import Cases
 from ..evaluation.metrics import hit_rate, ndcg
-from .bsarec import PADDING, BSARecModel
+from ..models.bsarec import PADDING, BSARecModel
 from .config import RetrieveConfig
 from .data import AlikeLengths, TrainingRows, collate
 from .retriever import target_places

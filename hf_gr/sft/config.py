@@ -94,9 +94,9 @@ class SidSFTConfig(RunArguments, SFTConfig):
     sub_histories: bool = field(
         default=False,
         metadata={
-            "help": "A row for every event, which reads the history before it by itself, with dropout and a batch of its "
-            "own, rather than all events of a history in one pass: better for small models from scratch, and about as "
-            "many times slower as histories are long."
+            "help": "A row for every event, which reads the history before it by itself, with dropout of its own, "
+            "rather than all events of a history in one pass: slower by the length of histories, and for the hybrid "
+            "no better."
         },
     )
     trunk_weight: float = field(

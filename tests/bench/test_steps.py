@@ -4,10 +4,12 @@ import json
 import os
 import sys
 
+import pytest
 from bench.suites import write_suite
 
 from hf_gr.bench import Places, load_suite
 from hf_gr.bench.steps import LAUNCHER, Station, Step, _environment, steps_of
+from hf_gr.errors import HfGrError
 
 
 def test_stations_of_a_cell_and_what_changes_their_keys(tmp_path):
@@ -37,6 +39,24 @@ def test_a_method_goes_on_from_another_ones_model(tmp_path):
     assert second[4].command[second[4].command.index("--model") + 1] == str(first[3].output)
     assert [step.station for step in second[3:]] == ["sft", "grpo", "evaluate"]
     assert second[5].command[second[5].command.index("--model") + 1] == str(second[4].output)
+
+
+def test_a_model_is_blended_with_a_retriever(tmp_path):
+    methods = {
+        "flat": {"quantize": "quantize", "sft": "sft-flat"},
+        "dense": {"retrieve": "sft-flat"},
+        "both": {"from": "flat", "blend": {"method": "dense", "share": 0.3}},
+    }
+    suite = load_suite(write_suite(tmp_path, methods=methods))
+    flat, dense, both = (steps_of(suite, cell, Places(tmp_path / "out", tmp_path)) for cell in suite.cells())
+    assert [step.station for step in both[3:]] == ["sft", "retrieve", "blend", "evaluate"]
+    assert (both[3].key, both[4].key) == (flat[3].key, dense[1].key)
+    joined = ["blend", str(flat[3].output), str(dense[1].output), "--share", "0.3", "--out", str(both[5].output)]
+    assert both[5].command[-7:] == joined
+    assert both[6].command[both[6].command.index("--model") + 1] == str(both[5].output)
+    for wrong in ({"method": "flat"}, {"method": "nobody"}, {"with": "dense"}):
+        with pytest.raises(HfGrError, match="blend of method both"):
+            load_suite(write_suite(tmp_path, methods=methods | {"both": {"from": "flat", "blend": wrong}}))
 
 
 def test_what_was_measured_stays_where_only_a_key_has_changed(tmp_path):

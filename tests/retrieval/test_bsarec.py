@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModel
 
+from hf_gr.models.bsarec import PADDING, FrequencyFilter, low_pass
 from hf_gr.retrieval import BSARecConfig, BSARecModel
-from hf_gr.retrieval.bsarec import PADDING, FrequencyFilter, low_pass
 
 
 ITEMS = 20

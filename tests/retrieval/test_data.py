@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_gr.dataset import Histories
-from hf_gr.retrieval.bsarec import PADDING
-from hf_gr.retrieval.data import AlikeLengths, collate, history_rows, training_rows
+from hf_gr.models.bsarec import PADDING, history_rows
+from hf_gr.retrieval.data import AlikeLengths, collate, training_rows
 
 
 N = 1000

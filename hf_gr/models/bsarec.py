@@ -16,10 +16,13 @@ is filtered as if it were the last of its window, so that all positions train in
 before the first event, from which the first event is predicted and users without a history are served.
 """
 
+import inspect
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -72,6 +75,12 @@ class BSARecConfig(PreTrainedConfig):
         self.hidden_dropout, self.attention_dropout = hidden_dropout, attention_dropout
         self.initializer_range = initializer_range
         super().__init__(**kwargs)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that are its own."""
+        known = inspect.signature(BSARecConfig.__init__).parameters.values()
+        return {given.name: getattr(self, given.name) for given in known if given.default is not given.empty}
 
     @property
     def window(self) -> int:
@@ -226,6 +235,30 @@ class BSARecModel(PreTrainedModel):
         else:
             logits, targets = hidden @ self.items(candidates).T, torch.searchsorted(candidates, targets)
         return BSARecOutput(loss=F.cross_entropy(logits.float(), targets), last_hidden_state=x)
+
+
+@torch.no_grad()
+def log_probabilities(model: BSARecModel, histories: Sequence[np.ndarray]) -> torch.Tensor:
+    """log-probability of every item as the next one, float32 [B, N]; `histories` int64 [≤ any] each, oldest first."""
+    config = model.config
+    rows = history_rows(histories, config.num_items, config.max_history)
+    last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
+    hidden = model(padded(rows).to(model.device)).last_hidden_state
+    latest = hidden[torch.arange(len(rows), device=model.device), last]
+    return (latest @ model.catalogue.T).float().log_softmax(-1)
+
+
+def history_rows(histories: Iterable[np.ndarray], num_items: int, max_history: int) -> list[np.ndarray]:
+    """The row to predict from of every history: the start and its latest `max_history` events, int64 [≤ n] each."""
+    return [np.concatenate([[num_items], history[-max_history:]]) for history in histories]
+
+
+def padded(rows: Sequence[np.ndarray]) -> torch.Tensor:
+    """Rows side by side, int64 [B, longest], −1 behind their ends."""
+    lengths = np.array([len(row) for row in rows])
+    filled = np.full((len(rows), lengths.max()), PADDING, np.int64)
+    filled[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(rows)
+    return torch.from_numpy(filled)
 
 
 AutoConfig.register("bsarec", BSARecConfig)
