@@ -4,7 +4,8 @@
 #     bash benchmarks/gpu.sh DATA [MINUTES]      # DATA: folder with amazon14_beauty and amazon14_sports
 #
 # Call it again to go on: finished cells are not run twice, killed trainings resume from their checkpoints. A small model
-# takes some 2 GB of GPU memory (an estimate: it has not been run on one). Rows land in benchmarks/results.
+# takes some 2 GB of GPU memory and a core; with more of them than half the cores all get slower. Rows land in
+# benchmarks/results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:?name the folder of the raw data}
@@ -12,7 +13,7 @@ seconds=$((${2:-9} * 60))
 
 for suite in beauty sports; do
     started=$SECONDS
-    timeout --signal=INT "$seconds" .venv/bin/hf-gr bench "$suite" --data "$data" --out bench --jobs 8 \
+    timeout --signal=INT "$seconds" .venv/bin/hf-gr bench "$suite" --data "$data" --out bench --jobs 6 \
         --baselines-python .venv-baselines/bin/python --report benchmarks/RESULTS.md || status=$?
     echo "$suite: exit ${status:-0} after $((SECONDS - started)) s"
 done
