@@ -58,5 +58,5 @@ def test_committed_rows_are_those_of_the_committed_ranks():
         results = Results.load(ROOT / "benchmarks" / "results", name)
         for row in results.rows:
             ranks = results.ranks[row["data"], row["method"], row["seed"]]
-            for metric in METRICS:
+            for metric in (known for known in METRICS if known in row):  # lists of a suite may be short
                 assert row[metric] == pytest.approx(per_user(ranks, metric).mean()), (name, row["method"], metric)
