@@ -23,7 +23,7 @@ FLOORS = [
     {"errors", "artifacts", "arguments", "offline", "processes", "pages"},
     {"dataset", "catalog", "categories", "vocabulary", "grammar", "branches", "evaluation.metrics", "interests.table"},
     {"quantizers", "embedding", "decoding", "models", "hub"},
-    {"training", "upkeep", "paths", "thoughts", "rewards", "sft", "grpo", "interests", "retrieval"},
+    {"training", "upkeep", "blend", "paths", "thoughts", "rewards", "sft", "grpo", "interests", "retrieval"},
     {"requests", "evaluation", "pipeline", "batch"},
     {"serving", "bench", "cli", "__init__"},
 ]
