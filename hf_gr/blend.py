@@ -54,7 +54,7 @@ def blend(model: str | Path, retriever: str | Path, out: str | Path, *, share: f
         raise HfGrError(
             f"{model} is of form {vocabulary.form}; blend takes form: recursive, which scores any item in one step."
         )
-    lm.carry(_in_order(found, catalog, retriever), share)
+    lm.blend_with(_in_order(found, catalog, retriever), share)
     with writing(out) as folder:
         save_repo(folder, lm, AutoTokenizer.from_pretrained(source), catalog, vocabulary, base_model=str(model))
         carry(source, folder)

@@ -132,9 +132,7 @@ def tuned(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=None
-            if recursion_of(model) is None
-            else ["lm_head", *(f"model.{part}" for part in OWN_PARTS)],
+            llm_int8_skip_modules=None if recursion_of(model) is None else ["lm_head", "retriever", *OWN_PARTS],
         )
         model = AutoModelForCausalLM.from_pretrained(
             base, quantization_config=quantization, dtype=torch.float32, attn_implementation=config.attention
@@ -165,8 +163,8 @@ def _own_parts(model: PreTrainedModel) -> dict[str, Any]:
     """What stands beside a pretrained backbone is new, and trained in full: no adapter goes there."""
     if recursion_of(model) is None:
         return {}
-    apart = "|".join(rf"model\.{part}" for part in OWN_PARTS)
-    return {"modules_to_save": list(OWN_PARTS), "exclude_modules": rf"(.*\.)?({apart}|retriever)\..*"}
+    apart = "|".join(part.replace(".", r"\.") for part in (*OWN_PARTS, "retriever"))
+    return {"modules_to_save": list(OWN_PARTS), "exclude_modules": rf"(.*\.)?({apart})\..*"}
 
 
 def merged(model: PreTrainedModel, base: Path) -> PreTrainedModel:

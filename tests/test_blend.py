@@ -115,7 +115,7 @@ def test_new_items_get_rows_of_their_kin(blended):
     before, codes = model.retriever.items.weight.clone(), model.model.sids[[3, 8]]
     grown(model, codes)
     rows = model.retriever.items.weight
-    assert rows.shape[0] == NUM_ITEMS + 3 and model.config.retriever["num_items"] == NUM_ITEMS + 2
+    assert rows.shape[0] == NUM_ITEMS + 3 and model.retriever.config.num_items == NUM_ITEMS + 2
     assert torch.equal(rows[:NUM_ITEMS], before[:NUM_ITEMS]) and torch.equal(rows[-1], before[-1])
     assert torch.equal(rows[NUM_ITEMS : NUM_ITEMS + 2], before[[3, 8]])  # whose SID nobody else has
     assert log_probabilities(model.retriever, [np.array([1, NUM_ITEMS + 1])]).shape == (1, NUM_ITEMS + 2)

@@ -151,7 +151,7 @@ class _Chain:
             words += ["--config", str(settings)] if settings.is_file() else []
             self._add("lists", output, words, prepared, program=str(LISTS))
             return ["--predictions", str(output)]
-        inputs = {"grpo": judged}
+        inputs, reads = {"grpo": judged}, {"retrieve": prepared}  # others read what the step before them made
         if "quantize" in own:
             inputs["sft"] = ["--catalog", str(self._codes(method, prepared))]
         common += ["--disable_tqdm", "true"]
@@ -160,16 +160,11 @@ class _Chain:
             if (found := self._config(method, station)) is not None:
                 output = folder / station
                 words = [*found[1], *inputs.get(station, []), *common, "--output_dir", str(output)]
-                self._add(station, output / "model", words, prepared if station == "retrieve" else self.steps[-1].key)
+                self._add(station, output / "model", words, reads.get(station, self.steps[-1].key))
                 judged = inputs["grpo"] = ["--model", str(output / "model")]
         if "blend" in own:
-            trained, made = judged[1:], self.steps[-1].key
-            words = [
-                *trained,
-                *self._train(own["blend"]["method"])[1:],
-                "--share",
-                str(own["blend"].get("share", 0.5)),
-            ]
+            given, made = dict(own["blend"]), self.steps[-1].key
+            words = [*judged[1:], *self._train(given.pop("method"))[1:], *_arguments(given)]
             self._add("blend", folder / "blend", [*words, "--out", str(folder / "blend")], made, self.steps[-1].key)
             judged = ["--model", str(folder / "blend")]
         return judged

@@ -5,7 +5,7 @@ Each output brings candidates of its own, and each scores those of the others, s
 depend on who found it. [ours]
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -55,15 +55,16 @@ def hybrid_ranking(
     assert isinstance(model, IntRRForCausalLM)
     width, (sid_share, *shares) = max(num_beams, top_k), model.config.shares
     found = ranked(search_from(trunk, grammar, num_beams=width, item_filter=item_filter), grammar, item_filter, width)
-    live, items, others = grammar.live(item_filter), found.items, list[tuple[float, torch.Tensor]]()
-    for share, logits in zip(shares, _logits(model, trunk, prompts, grammar.catalog_size), strict=True):
-        if logits is not None:
-            dense = logits.masked_fill(~live, -torch.inf).log_softmax(1)
-            closest = dense.topk(min(width, dense.shape[1]), dim=1)
-            added = torch.where(closest.values.isneginf(), -1, closest.indices)
-            again = (added[:, :, None] == items[:, None]).any(2)
-            items = torch.cat([items, added.masked_fill(again, -1)], dim=1)
-            others.append((share, dense))
+    live, items = grammar.live(item_filter), found.items
+    others = [
+        (share, logits.masked_fill(~live, -torch.inf).log_softmax(1))
+        for share, logits in _logits(trunk, prompts, shares, grammar.catalog_size)
+    ]
+    for _, dense in others:
+        closest = dense.topk(min(width, dense.shape[1]), dim=1)
+        added = torch.where(closest.values.isneginf(), -1, closest.indices)
+        again = (added[:, :, None] == items[:, None]).any(2)
+        items = torch.cat([items, added.masked_fill(again, -1)], dim=1)
     tokens, place = model.model.sids[items.clamp(min=0)], items.clamp(min=0)
     scores = sid_share * sid_log_probs(trunk, tokens, grammar, item_filter)
     for share, dense in others:
@@ -76,18 +77,18 @@ def hybrid_ranking(
 
 
 def _logits(
-    model: IntRRForCausalLM, trunk: Trunk, prompts: Sequence[Sequence[int]], num_items: int
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Logits float32 [B, N] of the model's own vectors and of its retriever; `None` for what does not count."""
-    _, own, other = model.config.shares
-    first, dense, retrieved = model.config.first_item_id, None, None
+    trunk: Trunk, prompts: Sequence[Sequence[int]], shares: Sequence[float], num_items: int
+) -> Iterator[tuple[float, torch.Tensor]]:
+    """Share and logits float32 [B, N] of the model's own vectors and of its retriever, of those that count."""
+    model, (own, other) = trunk.model, shares
+    assert isinstance(model, IntRRForCausalLM)
     if own:
-        dense = dense_logits(model, trunk.hidden[:, 0], torch.arange(num_items, device=trunk.device))
+        yield own, dense_logits(model, trunk.hidden[:, 0], torch.arange(num_items, device=trunk.device))
     if other:
         assert model.retriever is not None
-        histories = [np.array([t - first for t in prompt if t >= first], np.int64) for prompt in prompts]
-        retrieved = log_probabilities(model.retriever, histories)
-    return dense, retrieved
+        first = model.config.first_item_id
+        histories = [np.array([token - first for token in prompt if token >= first], np.int64) for prompt in prompts]
+        yield other, log_probabilities(model.retriever, histories)
 
 
 def sid_log_probs(

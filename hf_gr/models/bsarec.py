@@ -78,9 +78,9 @@ class BSARecConfig(PreTrainedConfig):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments that are its own."""
-        known = inspect.signature(BSARecConfig.__init__).parameters.values()
-        return {given.name: getattr(self, given.name) for given in known if given.default is not given.empty}
+        """The arguments that are its own, but for the number of items."""
+        own = [name for name in inspect.signature(BSARecConfig).parameters if name not in ("num_items", "kwargs")]
+        return {name: getattr(self, name) for name in own}
 
     @property
     def window(self) -> int:

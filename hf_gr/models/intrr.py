@@ -29,7 +29,7 @@ from .bsarec import BSARecConfig, BSARecModel
 
 Read = Literal["assigned", "sum"]
 
-OWN_PARTS = ("items", "recursion")  # modules that are not the backbone's
+OWN_PARTS = ("model.items", "model.recursion")  # modules that are not the backbone's and train with it
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class IntRRConfig(PreTrainedConfig):
         first_item_id: Id that stands for the first item in `input_ids`; the item of row n is `first_item_id` + n.
         num_items: N.
         input_weight, item_width, item_rows, hidden, read, dense, dense_share, negatives: As in [`RecursionConfig`].
-        retriever: Arguments of the [`BSARecConfig`] of a dense retriever that the model carries; `None`: it has none.
+        retriever: Arguments of the [`BSARecConfig`] of a dense retriever of the same N items that the model carries;
+            `None`: it has none.
         retriever_share: Share of that retriever in the score of an answer, from 0 to 1.
     """
 
@@ -301,10 +302,10 @@ class IntRRForCausalLM(IntRRPreTrainedModel, GenerationMixin):
         self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{name}"}
         self.retriever: BSARecModel | None = None
         if config.retriever:
-            self.retriever = BSARecModel(BSARecConfig(**config.retriever)).requires_grad_(False)
+            self.retriever = BSARecModel(BSARecConfig(config.num_items, **config.retriever)).requires_grad_(False)
         self.post_init()
 
-    def carry(self, retriever: BSARecModel, share: float) -> None:
+    def blend_with(self, retriever: BSARecModel, share: float) -> None:
         """Takes a trained retriever of the same items along, which ranks with it and is not trained any more."""
         self.config.retriever, self.config.retriever_share = retriever.config.settings, share
         self.retriever = retriever.requires_grad_(False)

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from .bsarec import BSARecModel
 from .intrr import IntRRForCausalLM, IntRRModel
 
 
@@ -42,20 +43,17 @@ def grown(model: IntRRForCausalLM, codes: torch.Tensor, *, steps: int = 50) -> I
         ]
         inner.items.embedding = _table(torch.cat([old, *new]))
     if model.retriever is not None:
-        _with_rows(model, _start(model.retriever.catalogue.detach(), inner.sids, codes))
+        _with_rows(model.retriever, _start(model.retriever.catalogue.detach(), inner.sids, codes))
     inner.sids = torch.cat([inner.sids, codes])
     model.config.num_items = len(inner.sids)
     return model
 
 
-def _with_rows(model: IntRRForCausalLM, new: torch.Tensor) -> None:
-    """Puts rows float [n, d] of new items into the table of the model's retriever, before that of the start."""
-    retriever = model.retriever
-    assert retriever is not None and model.config.retriever is not None
+def _with_rows(retriever: BSARecModel, new: torch.Tensor) -> None:
+    """Puts rows float [n, d] of new items into a retriever's table, before that of the start."""
     old, count = retriever.items.weight.detach(), retriever.config.num_items
     retriever.items = _table(torch.cat([old[:count], new.to(old.dtype), old[count:]])).requires_grad_(False)
     retriever.config.num_items = count + len(new)
-    model.config.retriever = {**model.config.retriever, "num_items": count + len(new)}
 
 
 def _start(rows: torch.Tensor, sids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
