@@ -4,8 +4,8 @@
 #     bash benchmarks/gpu.sh DATA [MINUTES]      # DATA: folder with amazon14_beauty and amazon14_sports
 #
 # Call it again to go on: finished cells are not run twice, killed trainings resume from their checkpoints. A small model
-# takes some 2 GB of GPU memory and a core; with more of them than half the cores all get slower. Rows land in
-# benchmarks/results.
+# takes some 2 GB of GPU memory and a core; eighteen on 16 cores took 1.8 times as long a step as seven. Rows land
+# in benchmarks/results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:?name the folder of the raw data}

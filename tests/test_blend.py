@@ -97,12 +97,14 @@ def test_items_are_matched_by_their_ids(data, retriever, blended, tmp_path):
     assert torch.equal(ours.items.weight[-1], theirs.items.weight[-1])
 
 
-def test_nothing_is_made_twice_and_training_leaves_the_retriever_alone(
-    data, model, retriever, blended, tmp_path, capsys
-):
+def test_nothing_is_made_twice(model, retriever, blended, capsys):
     main(["blend", str(model), str(retriever), "--out", str(blended), "--share", "0.3"])
     assert "up to date" in capsys.readouterr().out
-    settings = data.sft(tmp_path / "on", max_steps=2) | {"continue_from": str(blended)}
+
+
+@pytest.mark.parametrize("finetune", ["full", "lora"])
+def test_training_leaves_the_retriever_alone(data, blended, tmp_path, finetune):
+    settings = data.sft(tmp_path / "on", max_steps=2, finetune=finetune) | {"continue_from": str(blended)}
     trained = AutoModelForCausalLM.from_pretrained(sft(SidSFTConfig(**settings)))
     before = AutoModelForCausalLM.from_pretrained(blended)
     assert torch.equal(trained.retriever.catalogue, before.retriever.catalogue)
