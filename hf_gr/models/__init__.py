@@ -6,7 +6,8 @@ from .dense import dense_logits, dense_loss
 from .dropout import add_dropout
 from .feedback import feedback, read
 from .head import add_inner_call, answer_logits, code_logits, last_hidden
-from .intrr import IntRRConfig, IntRRForCausalLM, IntRRModel, RecursionConfig, recursion_of, with_recursion
+from .intrr import IntRRForCausalLM, IntRRModel, recursion_of, with_recursion
+from .intrr_config import IntRRConfig, RecursionConfig
 from .newcomers import grown
 from .orders import confident_orders
 from .scratch import ScratchConfig, byte_tokenizer, from_scratch, sid_tokenizer
