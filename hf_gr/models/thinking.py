@@ -333,7 +333,7 @@ def _kmeans(points: torch.Tensor, clusters: int, seed: int) -> torch.Tensor:
 
     directions = F.normalize(points, dim=1)
     distinct = len(torch.unique(directions, dim=0))
-    fitted = KMeans(min(clusters, distinct), n_init=4, random_state=seed).fit(directions.numpy())
+    fitted = KMeans(min(clusters, distinct), n_init=10, random_state=seed).fit(directions.numpy())
     return torch.from_numpy(fitted.cluster_centers_.astype(np.float32))
 
 

@@ -238,7 +238,7 @@ def test_clusters_of_the_items_are_those_of_their_target_vectors(kind):
     items = catalog(*KINDS[kind])
     heads = heads_of(items)
     targets = unit_rows(np.stack([slow_target(items, sid, heads.num_levels) for sid in items.codes.tolist()]))
-    fitted = KMeans(3, n_init=4, random_state=0).fit(targets[np.random.default_rng(0).permutation(NUM_ITEMS)])
+    fitted = KMeans(3, n_init=10, random_state=0).fit(targets[np.random.default_rng(0).permutation(NUM_ITEMS)])
     assert np.allclose(np.sort(heads.interest_centroids, 0), np.sort(fitted.cluster_centers_, 0), atol=1e-4)
     cosines = targets @ unit_rows(heads.interest_centroids.numpy()).T
     assert heads.interest_clusters_of(torch.tensor(items.codes).long()).tolist() == cosines.argmax(1).tolist()
