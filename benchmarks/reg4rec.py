@@ -65,7 +65,7 @@ ARMS = {
     "pars": Arm(GRPO, {"target_steps": 1}, start="crss"),
     "msra": Arm(GRPO, start="crss"),
     "corp": Arm(start="msra", reflection=THRESHOLD),  # all of REG4Rec
-    **{f"corp_{int(100 * theta)}": Arm(start="crss", reflection=theta) for theta in (0.1, 0.2)},  # .3 on: the suite parts
+    **{f"corp_{int(100 * theta)}": Arm(start="crss", reflection=theta) for theta in (0.1, 0.2)},  # more: suite parts
     **{f"m{codes}": Arm(SETS, SHORT, codes=codes, users=USERS) for codes in (2, 4, 8, 16)},
     **{
         f"m{codes}_beams{beams}": Arm(start=f"m{codes}", codes=codes, beams=beams, users=USERS)
