@@ -48,6 +48,13 @@ _RUN_ONLY = {
 }  # fmt: skip
 
 
+def has_fast_bf16() -> bool:
+    """Whether bf16 saves time here: on accelerators, and on CPUs with instructions for it."""
+    # the public torch.cpu.get_capabilities() is not in every version of the range
+    cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.accelerator.is_available() or cpu
+
+
 @dataclass
 class DataArguments:
     """What every training takes alike: data, and some defaults other than transformers'.
@@ -95,7 +102,18 @@ class RunArguments(DataArguments):
 
     save_steps: float = field(default=0.25, metadata={"help": "Steps between checkpoints, or a share of all below 1."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
-    bf16: bool | None = field(default=True, metadata={"help": "bf16 arithmetic over float32 master weights."})
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "bf16 arithmetic over float32 master weights. Left out: on accelerators, and on CPUs that have it "
+            "(AMX, AVX-512); others emulate it, many times slower than float32."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = has_fast_bf16() and not self.fp16  # type: ignore[attr-defined]  # a field of TRL's
+        super().__post_init__()  # type: ignore[misc]  # TRL's, which stands behind in the bases
 
 
 def load_lm(path: str, attention: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
