@@ -70,7 +70,7 @@ def _apart(chosen: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     command += ["--codebook-size", str(chosen.codebook_size), "--settings", json.dumps(chosen.settings)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"error: {name} with seed {seed} failed: {done.stderr.strip().splitlines()[-1]}")
+        sys.exit(f"error: {name} with seed {seed} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from hf_gr.errors import HfGrError
+from hf_gr.errors import HfGrError, first_line
 
 from .common import finish, settings_of, up_to_date
 from .events import typed_events
-from .files import check_file, column_names, first_line, open_text, pick_columns, read_columns
+from .files import check_file, column_names, open_text, pick_columns, read_columns
 from .filters import FilterOptions
 from .items import as_text, items_table
 

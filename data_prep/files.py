@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from daft.exceptions import DaftCoreException
 from daft.functions import monotonically_increasing_id
 
-from hf_gr.errors import HfGrError
+from hf_gr.errors import HfGrError, first_line
 
 
 ROW = "_row"  # place in the file, so that ties in time keep the file's order
@@ -187,8 +187,3 @@ def _parquet_names(path: Path) -> list[str]:
         return list(pq.read_schema(path).names)
     except pa.ArrowInvalid as error:
         raise HfGrError(f"{path} is not a Parquet file ({first_line(error)}); export it again.") from None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type when it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,7 @@ import daft
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_gr.errors import HfGrError
+from hf_gr.errors import HfGrError, first_line
 
 from . import events as ev
 from . import items as it
@@ -101,7 +101,7 @@ def _load(
     try:
         data = load_dataset(name, config, split=split, revision=revision)
     except Exception as error:  # whatever the builder of a dataset raises, hub and file errors included
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise HfGrError(f"{what} cannot be loaded ({reason}); check its id, config and split.") from None
     picked = pick_columns(data.column_names, columns, required, optional, what)
     table = data.select_columns(list(picked.values())).with_format("arrow")[:]

@@ -18,7 +18,7 @@ from .artifacts import fingerprint, read_json, settings_key, write_json
 from .catalog import SidCatalog
 from .dataset import InteractionDataset
 from .decoding import Recommender
-from .errors import HfGrError
+from .errors import HfGrError, first_line
 from .offline import local_folder
 from .pipeline import answer
 from .requests import REQUEST_KEYS, Request, check_skipped, parse_request
@@ -200,7 +200,7 @@ def _read_table(file: Path) -> pa.Table:
             case ".jsonl" | ".json":
                 return pyarrow.json.read_json(file)
     except pa.ArrowInvalid as error:
-        raise HfGrError(f"{file} cannot be read ({str(error).splitlines()[0]}); is it what its name says?") from None
+        raise HfGrError(f"{file} cannot be read ({first_line(error)}); is it what its name says?") from None
     raise HfGrError(f"{file} is neither .parquet, .csv nor .jsonl; write the users as one of these.")
 
 

@@ -1,4 +1,4 @@
-"""The one exception whose message is written for the user."""
+"""The one exception whose message is written for the user, and the one line that is told of all others."""
 
 
 class HfGrError(Exception):
@@ -6,3 +6,8 @@ class HfGrError(Exception):
 
     The command line prints it without a traceback and exits with status 1; library users see an ordinary exception.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type when it has none, to be put into an [`HfGrError`]'s."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

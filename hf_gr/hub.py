@@ -23,7 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .artifacts import read_json, write_json
 from .catalog import SidCatalog
-from .errors import HfGrError
+from .errors import HfGrError, first_line
 from .interests.table import INTERESTS_FILE
 from .models import IntRRForCausalLM, grown
 from .offline import local_folder
@@ -242,7 +242,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
             warnings.filterwarnings("ignore", message=".*data file.*")  # items.parquet is part of the model
             api.create_commit(repo_id, operations, commit_message="Upload model, catalogue and card")
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise HfGrError(
             f"cannot push to {repo_id} ({reason}); check the name, the network and `hf auth login`."
         ) from None

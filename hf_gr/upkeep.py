@@ -18,7 +18,7 @@ from .artifacts import MANIFEST, fingerprint, read_json, report, write_json, wri
 from .catalog import CATALOG_FILES, SidCatalog
 from .dataset import check_items
 from .embedding.newcomers import embed_new_items
-from .errors import HfGrError
+from .errors import HfGrError, first_line
 from .hub import update_catalog
 from .offline import local_folder
 from .quantizers.base import Quantizer
@@ -167,7 +167,7 @@ def _read(file: Path) -> pa.Table:
     try:
         return pq.read_table(file)
     except (OSError, pa.ArrowException) as error:
-        raise HfGrError(f"cannot read {file} ({str(error).splitlines()[0]}); give a Parquet file of items.") from None
+        raise HfGrError(f"cannot read {file} ({first_line(error)}); give a Parquet file of items.") from None
 
 
 def _encoder(source: Path) -> tuple[Quantizer, Path]:

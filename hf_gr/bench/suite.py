@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import HfGrError
+from ..errors import HfGrError, first_line
 
 
 TRAINING = ("sft", "grpo", "retrieve", "lists")  # what a method may do after its items have vectors and codes
@@ -130,7 +130,7 @@ def load_suite(name: str | Path) -> Suite:
     try:
         given = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
-        raise HfGrError(f"{file} is no YAML ({str(error).splitlines()[0]}); mend it.") from None
+        raise HfGrError(f"{file} is no YAML ({first_line(error)}); mend it.") from None
     _check_keys(given, [key for key in Suite.__dataclass_fields__ if key != "file"], file, "the suite")
     for key in ("title", "datasets", "methods", "seeds"):
         if not given.get(key):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from .. import offline
-from ..errors import HfGrError
+from ..errors import HfGrError, first_line
 from .cache import encode_in_chunks
 
 
@@ -55,7 +55,7 @@ class VisionEncoder:
             self._processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
             model, loading = AutoModel.from_pretrained(folder, output_loading_info=True)
         except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise HfGrError(f"cannot load the image encoder {name!r} ({reason}); name a vision model.") from error
         self._model = model.to(self._device).eval()
         untrained = {key for key in loading["missing_keys"] if "pooler" in key}

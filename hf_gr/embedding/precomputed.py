@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
-from ..errors import HfGrError
+from ..errors import HfGrError, first_line
 from .store import check_finite
 
 
@@ -77,8 +77,9 @@ def _parquet_blocks(file: Path) -> Iterator[_Block]:
     try:
         table = pq.ParquetFile(file)
     except (pa.ArrowInvalid, OSError) as error:
+        reason = first_line(error)
         raise HfGrError(
-            f"{file} is not a Parquet file ({error}); write columns item_id and vector, or name a .safetensors file."
+            f"{file} is not a Parquet file ({reason}); write columns item_id and vector, or name a .safetensors file."
         ) from None
     if missing := {"item_id", "vector"} - set(table.schema_arrow.names):
         raise HfGrError(f"{file} has no column {min(missing)!r}; write the columns item_id and vector.")
@@ -119,7 +120,8 @@ def _safetensors_blocks(file: Path) -> Iterator[_Block]:
                 end = min(start + _BLOCK_ROWS, rows)
                 yield ids[start:end], vectors[start:end].float().numpy()
     except SafetensorError as error:
-        raise HfGrError(f"{file} is not a safetensors file ({error}); write it again, or as Parquet.") from None
+        reason = first_line(error)
+        raise HfGrError(f"{file} is not a safetensors file ({reason}); write it again, or as Parquet.") from None
 
 
 def _listed(metadata: dict[str, str] | None) -> list[str]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..artifacts import read_json, write_json
-from ..errors import HfGrError
+from ..errors import HfGrError, first_line
 
 
 VECTORS_FILE = "embeddings.safetensors"
@@ -108,7 +108,8 @@ def _memory_map(file: Path) -> np.ndarray:
             where = handle.get_slice(_KEY)
             shape, dtype = where.get_shape(), where.get_dtype()
     except SafetensorError as error:
-        raise HfGrError(f"{file} is not a safetensors file ({error}); write it with `hf-gr embed`.") from None
+        reason = first_line(error)
+        raise HfGrError(f"{file} is not a safetensors file ({reason}); write it with `hf-gr embed`.") from None
     if dtype != "F32" or len(shape) != 2:
         raise HfGrError(f"{file}: {_KEY!r} is {dtype} {shape}, not float32 [items, dim]; write it with `hf-gr embed`.")
     # safetensors: 8 bytes header length, the header, then the data; this file holds one tensor.

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from .. import offline
-from ..errors import HfGrError
+from ..errors import HfGrError, first_line
 from .cache import CHUNK_SIZE, encode_in_chunks
 
 
@@ -46,7 +46,7 @@ class SentenceEncoder:
         try:
             self._model = SentenceTransformer(offline.resolve(name), device=device)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise HfGrError(f"cannot load the text encoder {name!r} ({reason}); name a model that exists.") from error
         self._batch_size = batch_size
         modes = [str(part.pooling_mode) for part in self._model.modules() if isinstance(part, Pooling)]

@@ -16,7 +16,7 @@ import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from ..dataset import Cases, InteractionDataset
-from ..errors import HfGrError
+from ..errors import HfGrError, first_line
 from .metrics import INVALID, MISSING
 
 
@@ -92,8 +92,7 @@ def _read(file: Path) -> pa.Table:
     try:
         table = pq.read_table(file) if file.suffix == ".parquet" else pj.read_json(file)
     except pa.ArrowInvalid as error:
-        first_line = str(error).splitlines()[0]
-        raise HfGrError(f"{file} cannot be read ({first_line}); write one row or line per list.") from None
+        raise HfGrError(f"{file} cannot be read ({first_line(error)}); write one row or line per list.") from None
     kinds = {"user_id": pa.string(), "item_ids": pa.list_(pa.string()), "case": pa.int64()}
     for name, kind in kinds.items():
         if name not in table.column_names:

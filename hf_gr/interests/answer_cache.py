@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import HfGrError
+from ..errors import HfGrError, first_line
 from .prompts import PROMPT_VERSION, Message
 from .subjects import Subject
 
@@ -51,7 +51,8 @@ class AnswerCache:
             self._database.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing
             self._database.execute(_TABLE)
         except (OSError, sqlite3.Error) as error:
-            raise HfGrError(f"{path} cannot hold answers ({error}); name another file, or delete this one.") from None
+            reason = first_line(error)
+            raise HfGrError(f"{path} cannot hold answers ({reason}); name another file, or delete this one.") from None
 
     def get(self, model: str, question: str, subject: Subject) -> Answer | None:
         """The answer, if it was kept."""
@@ -72,7 +73,8 @@ class AnswerCache:
                 self._database.execute("BEGIN IMMEDIATE")
                 self._database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as error:
-            raise HfGrError(f"{self.path} cannot keep answers ({error}); free space, or name another file.") from None
+            reason = first_line(error)
+            raise HfGrError(f"{self.path} cannot keep answers ({reason}); free space, or name another file.") from None
 
     def __len__(self) -> int:
         return int(self._database.execute("SELECT COUNT(*) FROM answers").fetchone()[0])

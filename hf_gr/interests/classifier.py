@@ -11,7 +11,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from ..artifacts import read_json, write_json
-from ..errors import HfGrError
+from ..errors import HfGrError, first_line
 from .evidence import Evidence
 
 
@@ -110,7 +110,8 @@ class InterestClassifier:
         try:
             return cls(load_file(folder / WEIGHTS_FILE)["weights"], **numbers)
         except (FileNotFoundError, SafetensorError) as error:
-            raise HfGrError(f"{folder / WEIGHTS_FILE} cannot be read ({error}); run `hf-gr label` again.") from None
+            reason = first_line(error)
+            raise HfGrError(f"{folder / WEIGHTS_FILE} cannot be read ({reason}); run `hf-gr label` again.") from None
 
     def _score(self, description: Description, positive: np.ndarray, count: np.ndarray) -> np.ndarray:
         raw = np.empty(len(description))

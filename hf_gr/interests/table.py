@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from ..errors import HfGrError
+from ..errors import HfGrError, first_line
 from ..offline import local_folder
 
 
@@ -56,7 +56,8 @@ class Interests:
         try:
             table = pq.read_table(file)
         except pa.ArrowInvalid as error:
-            raise HfGrError(f"{file} is not a Parquet file ({error}); mine the interests again.") from None
+            reason = first_line(error)
+            raise HfGrError(f"{file} is not a Parquet file ({reason}); mine the interests again.") from None
         missing = [name for name in SCHEMA.names if name not in table.column_names]
         if missing:
             raise HfGrError(f"{file} has no column {missing[0]!r}; it needs {', '.join(SCHEMA.names)}.")
@@ -139,7 +140,8 @@ def _checked(table: pa.Table, file: Path) -> pa.Table:
     try:
         table = table.cast(SCHEMA)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise HfGrError(f"{file}: a column has another type ({error}); mine the interests again.") from None
+        reason = first_line(error)
+        raise HfGrError(f"{file}: a column has another type ({reason}); mine the interests again.") from None
     both = pc.equal(pc.is_valid(table["item_id"]), pc.is_valid(table["user_id"]))
     if pc.any(both).as_py():
         row = pc.index(both, True).as_py()

@@ -22,7 +22,7 @@ from torch import nn
 from ..artifacts import read_json, write_json
 from ..branches import Packed
 from ..catalog import SidCatalog
-from ..errors import HfGrError
+from ..errors import HfGrError, first_line
 from .interest import InterestHead
 
 
@@ -279,7 +279,7 @@ class ThinkingHeads(nn.Module):
         try:
             tensors = load_file(folder / THINKING_FILES[1])
         except (OSError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise HfGrError(f"{folder / THINKING_FILES[1]} cannot be read ({reason}); copy the model again.") from None
         levels = len(_telling_vectors(catalog))
         clusters = [(tensors[f"levels.{n}.centroids"], tensors[f"levels.{n}.of_code"]) for n in range(levels)]

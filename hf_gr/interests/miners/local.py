@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ... import offline
 from ...artifacts import fingerprint
-from ...errors import HfGrError
+from ...errors import HfGrError, first_line
 from ..answer_cache import Answer, AnswerCache
 from ..interviews import Interview
 from ..prompts import Message
@@ -71,7 +71,7 @@ class LocalModel:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
             self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise HfGrError(f"cannot load the model {settings.model!r} ({reason}); name a chat model.") from None
         if self._tokenizer.chat_template is None:
             raise HfGrError(f"the model {settings.model!r} has no chat template; name one that is made for chats.")
