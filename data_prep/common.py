@@ -17,7 +17,7 @@ from .filters import FilterOptions, filter_events
 def settings_of(source: str, files: Mapping[str, Path], options: FilterOptions, **more: Any) -> dict[str, Any]:
     """Everything that shapes the folder, for its manifest: source, fingerprints of the files, options."""
     read = {name: f"{path.name} {fingerprint(path)}" for name, path in files.items()}
-    return {"source": source, "files": read, **asdict(options), **more}
+    return {"source": source, "files": read, "times": "microseconds", **asdict(options), **more}
 
 
 def up_to_date(out: str | Path, settings: Mapping[str, Any]) -> bool:
@@ -42,6 +42,33 @@ def finish(
 ) -> pa.Table:
     """Filters, writes the dataset folder and prints what was written. Returns the items of the folder."""
     interactions, items = filter_events(events, items, options, where)
-    write_dataset(out, interactions, items, source=source, license=license, time=time, settings=dict(settings))
+    counts = write_dataset(
+        out, interactions, items, source=source, license=license, time=time, settings=dict(settings)
+    )
+    for line in _remarks(counts):
+        print(f"[prepare] {line}", flush=True)
     report("prepare", {}, out)
     return items
+
+
+def _remarks(counts: Mapping[str, int]) -> list[str]:
+    """What the user should know of the data before anything is learned from them."""
+    remarks = []
+    if counts["same_time_events"]:
+        events = _share(counts["same_time_events"], counts["interactions"])
+        users = _share(counts["same_time_users"], counts["users"])
+        remarks.append(
+            f"ties: {events} events are at the time of the user's previous one, the last two of {users} users are at "
+            "one time: there the order is the file's"
+        )
+    if counts["short_users"]:
+        users = _share(counts["short_users"], counts["users"])
+        remarks.append(
+            f"short users: {users} have fewer than 3 events: leave-one-out trains on them and does not judge them "
+            "(--min-user-events 3 drops them)"
+        )
+    return remarks
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} of {total:,} ({count / total:.1%})"

@@ -1,4 +1,4 @@
-"""Interactions out of whatever a source calls them: string ids, seconds or positions, ratings, behaviours."""
+"""Interactions out of whatever a source calls them: string ids, microseconds or positions, ratings, behaviours."""
 
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ TimeUnit = Literal["auto", "s", "ms", "us", "ns"]
 
 REQUIRED = ("user_id", "item_id")
 OPTIONAL = ("timestamp", "position", "rating", "behavior", "review")
-_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_MICROSECONDS = {"s": 10**6, "ms": 10**3, "us": 1, "ns": 1e-3}
 
 
 def typed_events(frame: daft.DataFrame, where: str | Path, unit: TimeUnit = "auto") -> tuple[daft.DataFrame, TimeKind]:
@@ -33,7 +33,7 @@ def typed_events(frame: daft.DataFrame, where: str | Path, unit: TimeUnit = "aut
 
     Returns:
         The events (`user_id`, `item_id` str, `timestamp` int64, `rating` float32, `behavior`, `review` str, and
-        `_row`), and whether `timestamp` holds seconds or positions. Raises [`HfGrError`] that names an empty or
+        `_row`), and whether `timestamp` holds microseconds or positions. Raises [`HfGrError`] that names an empty or
         unreadable value.
     """
     names = frame.column_names
@@ -41,7 +41,7 @@ def typed_events(frame: daft.DataFrame, where: str | Path, unit: TimeUnit = "aut
         raise HfGrError(f"{where} has neither a column 'timestamp' nor 'position'; map one: timestamp=THEIR_NAME.")
     time: TimeKind = "timestamp" if "timestamp" in names else "position"
     parsed = {name: _id(frame, name, where) for name in REQUIRED}
-    parsed["timestamp"] = _seconds(frame, unit) if time == "timestamp" else _integer(col("position"))
+    parsed["timestamp"] = _microseconds(frame, unit) if time == "timestamp" else _integer(col("position"))
     if "rating" in names:
         parsed["rating"] = _finite(col("rating")).cast(DataType.float32())
     parsed |= {name: col(name).cast(DataType.string()) for name in ("behavior", "review") if name in names}
@@ -75,18 +75,18 @@ def _integer(value: Expression) -> Expression:
     return when(number == number.floor(), number.cast(DataType.int64()))
 
 
-def _seconds(frame: daft.DataFrame, unit: TimeUnit) -> Expression:
+def _microseconds(frame: daft.DataFrame, unit: TimeUnit) -> Expression:
     value, microseconds = col("timestamp"), DataType.timestamp("us", "UTC")
     kind = frame.schema()["timestamp"].dtype
-    moment = (value.try_cast(microseconds).cast(DataType.int64()) / 10**6).floor().cast(DataType.int64())
+    moment = value.try_cast(microseconds).cast(DataType.int64())
     if kind.is_temporal():
         return moment
     number = _finite(value)
     if unit == "auto":
         largest = frame.agg(number.abs().max().alias("largest")).to_pydict()["largest"][0] or 0
         unit = "s" if largest < 1e11 else "ms" if largest < 1e14 else "us" if largest < 1e17 else "ns"
-    seconds = (number / _PER_SECOND[unit]).floor().cast(DataType.int64())
-    return coalesce(seconds, moment) if kind.is_string() else seconds
+    counted = (number * _MICROSECONDS[unit]).floor().cast(DataType.int64())
+    return coalesce(counted, moment) if kind.is_string() else counted
 
 
 def _check(both: daft.DataFrame, where: str | Path, time: TimeKind) -> None:

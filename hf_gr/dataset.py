@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,14 +19,14 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from .artifacts import write_manifest, writing
 from .errors import HfGrError
+from .tables import TimeKind, as_table, check_interactions, check_items, numbered, row_of
 
 
-TimeKind = Literal["timestamp", "position"]
 SplitKind = Literal["leave_one_out", "temporal"]
 
-_INTERACTION_TYPES = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.int64()}
-_OPTIONAL_INTERACTION_TYPES = {"rating": pa.float32(), "behavior": pa.string(), "review": pa.string()}
-_ITEM_TYPES = {"item_id": pa.string(), "title": pa.string()}
+_TIME = b"hf_gr.time"  # key of the schema's metadata in interactions.parquet: what `timestamp` holds
+_KINDS: dict[bytes, TimeKind] = {b"microseconds": "timestamp", b"position": "position"}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Histories:
         user_ids: Array of U strings.
         ptr: int64 [U + 1]; events of user `u` are `ptr[u]:ptr[u + 1]`.
         items: int64 [E], rows of `items.parquet`.
-        timestamps: int64 [E], seconds or positions.
+        timestamps: int64 [E], microseconds since 1970 (UTC) or positions.
         ratings: float32 [E] or `None`.
         behaviors: Array of E strings or `None`.
         reviews: Array of E strings, what users wrote of the items (`None` in it where they wrote nothing), or `None`.
@@ -107,7 +107,8 @@ class InteractionDataset:
         path: The folder.
         items: Table with `item_id`, `title` and optional `brand`, `categories`, `description`, `image`.
         events: Every user's events in stable time order.
-        time: Whether `events.timestamps` are seconds (`"timestamp"`) or only an order (`"position"`).
+        time: Whether `events.timestamps` are microseconds since 1970 in UTC (`"timestamp"`) or only an order
+            (`"position"`).
     """
 
     path: Path
@@ -121,8 +122,9 @@ class InteractionDataset:
         path = Path(path)
         items = check_items(_read_parquet(path / "items.parquet"), path / "items.parquet")
         file = path / "interactions.parquet"
-        interactions = check_interactions(_read_parquet(file), items, file)
-        return cls(path, items, _histories(interactions, items), _time_kind(path / "README.md"))
+        interactions, time = _with_time(_read_parquet(file), file)
+        interactions = check_interactions(interactions, items, file, time)
+        return cls(path, items, _histories(interactions, items), time)
 
     @cached_property
     def item_ids(self) -> list[str]:
@@ -164,9 +166,10 @@ class InteractionDataset:
         """Derives the training part, validation and test.
 
         Args:
-            kind: `"leave_one_out"`: of every user the last event is test, the one before validation. `"temporal"`: the
-                first `ratios[0]` of all events by time teach, the next `ratios[1]` validate, the rest test; every
-                held-out event of a user with an earlier one is a case.
+            kind: `"leave_one_out"`: of every user the last event is test, the one before validation; users with fewer
+                than 3 events teach and are not judged. `"temporal"`: the first `ratios[0]` of all events by time
+                teach, the next `ratios[1]` validate, the rest test; every held-out event of a user with an earlier
+                one is a case.
             ratios: Shares of training and validation events (`"temporal"` only).
         """
         if kind == "leave_one_out":
@@ -177,24 +180,23 @@ class InteractionDataset:
 
     def _leave_one_out(self) -> Split:
         events, lengths = self.events, self.events.lengths
-        short = np.flatnonzero(lengths < 3)
-        if len(short):
+        judged = np.flatnonzero(lengths >= 3)
+        if not len(judged):
             raise HfGrError(
-                f"{self.path}: {len(short)} user(s) have fewer than 3 events (first: {events.user_ids[short[0]]!r} "
-                f"with {lengths[short[0]]}), but leave-one-out needs one each for training, validation and test; "
-                "prepare the data with --min-user-events 3 (or --k-core 5)."
+                f"{self.path}: none of {len(events)} user(s) has 3 events, but leave-one-out needs one each for "
+                "training, validation and test; take a longer log, or one whose user ids say who comes back."
             )
-        users = np.arange(len(events))
+        ends = lengths[judged]
         return Split(
-            events.cut(users, lengths - 2),
-            Cases(events.cut(users, lengths - 2), events.items[events.ptr[1:] - 2]),
-            Cases(events.cut(users, lengths - 1), events.items[events.ptr[1:] - 1]),
+            events.cut(np.arange(len(events)), np.where(lengths >= 3, lengths - 2, lengths)),
+            Cases(events.cut(judged, ends - 2), events.items[events.ptr[1:][judged] - 2]),
+            Cases(events.cut(judged, ends - 1), events.items[events.ptr[1:][judged] - 1]),
         )
 
     def _temporal(self, train: float, validation: float) -> Split:
         if self.time == "position":
             raise HfGrError(
-                f"{self.path} has only positions, no clock (see its README.md): a temporal split would mix users' "
+                f"{self.path} has only positions, no clock : a temporal split would mix users' "
                 "times; use the leave_one_out split, or prepare the data with time stamps."
             )
         if not (0 < train < 1 and 0 < validation < 1 - train):
@@ -226,73 +228,66 @@ def popularity(train: Histories, num_items: int) -> np.ndarray:
     return np.bincount(train.items, minlength=num_items)
 
 
-def check_items(items: pa.Table, where: str | Path) -> pa.Table:
-    """Items with checked columns and string ids; raises [`HfGrError`] on missing columns, nulls or repeated ids."""
-    items = _typed(items, _ITEM_TYPES, {}, where)
-    if items.num_rows == 0:
-        raise HfGrError(f"{where} holds no items; check the source that it was prepared from.")
-    counts = pc.value_counts(items["item_id"])
-    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(repeated):
-        raise HfGrError(
-            f"{where}: item_id {repeated[0]['values'].as_py()!r} occurs {repeated[0]['counts'].as_py()} times "
-            f"({len(repeated)} ids are repeated); keep one row per item."
-        )
-    return items
-
-
-def check_interactions(interactions: pa.Table, items: pa.Table, where: str | Path) -> pa.Table:
-    """Interactions with checked columns, of known items only; raises [`HfGrError`] otherwise."""
-    interactions = _typed(interactions, _INTERACTION_TYPES, _OPTIONAL_INTERACTION_TYPES, where)
-    if interactions.num_rows == 0:
-        raise HfGrError(f"{where} holds no interactions; check the source, or loosen --k-core and --min-rating.")
-    unknown = interactions.filter(pc.invert(pc.is_in(interactions["item_id"], items["item_id"].combine_chunks())))
-    if unknown.num_rows:
-        raise HfGrError(
-            f"{where}: {unknown.num_rows} interaction(s) name an item that is not among the items (first: item "
-            f"{unknown['item_id'][0].as_py()!r} of user {unknown['user_id'][0].as_py()!r}); add it to the items or "
-            "drop those rows."
-        )
-    return interactions
-
-
 def write_dataset(
     path: str | Path,
-    interactions: pa.Table,
-    items: pa.Table,
+    interactions: Any,
+    items: Any,
     *,
     source: str,
     license: str = "unknown",
     time: TimeKind = "timestamp",
     settings: dict | None = None,
-) -> None:
+) -> dict[str, int]:
     """Checks both tables and writes the folder with its card, atomically.
 
     Args:
         path: Folder to write.
-        interactions: Columns `user_id`, `item_id`, `timestamp`, optional `rating`, `behavior`, `review`; rows of
-            one user and one time keep their order.
-        items: Columns `item_id`, `title` and whatever else is known of the items.
+        interactions: `pyarrow.Table` or DataFrame with `user_id`, `item_id`, `timestamp`, optional `rating`,
+            `behavior`, `review`, and others, which are kept; rows of one user and one time keep their order. Ids are
+            strings or whole numbers; `timestamp` holds dates and times of any unit, or microseconds since 1970 (UTC).
+        items: `pyarrow.Table` or DataFrame with `item_id`, `title`, optional `brand`, `categories` (a list of strings
+            each), `description`, `image`, and whatever else is known of the items.
         source: Where the data comes from, in a sentence; stands on the card.
-        license: Licence identifier or `"unknown"`.
-        time: What `timestamp` holds: seconds, or only an order.
+        license: License identifier or `"unknown"`.
+        time: What whole numbers in `timestamp` are: microseconds, or (`"position"`) only an order.
         settings: How the data was prepared; goes into the manifest.
+
+    Returns:
+        What was counted, as on the card and in the manifest: `users`, `items`, `interactions`; `same_time_events`,
+        those at the time of the same user's previous one; `same_time_users`, whose last two events are simultaneous;
+        `short_users`, who have fewer than three events. Raises [`HfGrError`] on tables that are not as said.
     """
-    items = check_items(items, "items")
-    interactions = check_interactions(interactions, items, "interactions")
-    counts = {
-        "users": pc.count_distinct(interactions["user_id"]).as_py(),
-        "items": items.num_rows,
-        "interactions": interactions.num_rows,
-    }
+    if time not in _KINDS.values():
+        raise HfGrError(f"time is {time!r}; use 'timestamp' or 'position'.")
+    items = check_items(as_table(items, "items"), "items").replace_schema_metadata()
+    interactions = check_interactions(as_table(interactions, "interactions"), items, "interactions", time)
+    interactions = interactions.replace_schema_metadata({_TIME: _NAMES[time]})
+    events = _histories(interactions, items)
+    counts = {"users": len(events), "items": items.num_rows, "interactions": interactions.num_rows} | _ties(events)
     with writing(path) as folder:
         pq.write_table(interactions, folder / "interactions.parquet")
         pq.write_table(items, folder / "items.parquet")
-        _card(Path(path).name, source, license, time, counts).save(folder / "README.md")
+        _card(Path(path).name, source, license, time, events, counts).save(folder / "README.md")
         write_manifest(folder, "prepare", settings or {}, {}, counts=counts)
+    return counts
 
 
-def _card(name: str, source: str, license: str, time: TimeKind, counts: dict[str, int]) -> DatasetCard:
+def _ties(events: Histories) -> dict[str, int]:
+    inside = np.ones(len(events.timestamps), bool)
+    inside[events.ptr[:-1]] = False  # a user's first event has none before it
+    same = np.zeros(len(events.timestamps), bool)
+    same[1:] = events.timestamps[1:] == events.timestamps[:-1]
+    same &= inside
+    return {
+        "same_time_events": int(same.sum()),
+        "same_time_users": int(same[events.ptr[1:] - 1].sum()),
+        "short_users": int((events.lengths < 3).sum()),
+    }
+
+
+def _card(
+    name: str, source: str, license: str, time: TimeKind, events: Histories, counts: dict[str, int]
+) -> DatasetCard:
     data = DatasetCardData(
         license=license,
         tags=["recommendation", "hf_gr"],
@@ -302,22 +297,57 @@ def _card(name: str, source: str, license: str, time: TimeKind, counts: dict[str
         ],
         time=time,
     )
-    rows = "\n".join(f"| {key} | {value:,} |" for key, value in counts.items())
+    names = {
+        "same_time_events": "events at the time of the user's previous one",
+        "same_time_users": "users whose last two events are at one time",
+        "short_users": "users with fewer than 3 events (leave-one-out does not judge them)",
+    }
+    rows = "\n".join(f"| {names.get(key, key)} | {value:,} |" for key, value in counts.items())
+    holds = "the position of an event in its user history"
+    if time == "timestamp":
+        first, last = events.timestamps.min(), events.timestamps.max()
+        holds = f"microseconds since 1970 in UTC, from {day(first)} to {day(last)}"
     body = (
         f"# {name}\n\n{source}\n\n| what | count |\n|---|---|\n{rows}\n\n"
-        f"`timestamp` holds {'seconds' if time == 'timestamp' else 'the position of an event in its user history'}. "
-        "Prepared with hf_gr.\n"
+        f"`timestamp` holds {holds}. Events at one time stand in the order of the source. Prepared with hf_gr.\n"
     )
     return DatasetCard(f"---\n{data.to_yaml()}\n---\n{body}")
 
 
-def _time_kind(card: Path) -> TimeKind:
-    if not card.is_file():
-        return "timestamp"
-    kind = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict().get("time", "timestamp")
-    if kind not in ("timestamp", "position"):
-        raise HfGrError(f"{card}: time is {kind!r}; write 'timestamp' or 'position'.")
-    return kind
+def day(microseconds: int) -> str:
+    """The date of a time stamp, such as `"1997-09-20"`."""
+    return str(np.datetime64(int(microseconds), "us").astype("datetime64[D]"))
+
+
+def _with_time(interactions: pa.Table, file: Path) -> tuple[pa.Table, TimeKind]:
+    """Interactions in microseconds or positions, and which of the two their file says.
+
+    Folders of before say it on the card alone, and count seconds.
+    """
+    said = (interactions.schema.metadata or {}).get(_TIME)
+    if said is not None:
+        if said not in _KINDS:
+            raise HfGrError(
+                f"{file} says that its times are {said.decode()!r}, which is unknown here; prepare it again."
+            )
+        return interactions, _KINDS[said]
+    if "timestamp" not in interactions.column_names or pa.types.is_temporal(interactions["timestamp"].type):
+        return interactions, "timestamp"
+    card = file.with_name("README.md")
+    kind = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict().get("time") if card.is_file() else None
+    if kind == "position":
+        return interactions, "position"
+    if kind != "timestamp":
+        raise HfGrError(
+            f"{file} does not say whether `timestamp` holds times or positions, nor does its README.md; write it "
+            "again with `hf-gr prepare` or hf_gr.write_dataset."
+        )
+    try:
+        seconds = interactions["timestamp"].cast(pa.int64())
+        column = pc.multiply_checked(seconds, 10**6)
+    except pa.ArrowInvalid as error:
+        raise HfGrError(f"{file}: column 'timestamp' cannot be read as seconds ({error}); prepare it again.") from None
+    return interactions.set_column(interactions.column_names.index("timestamp"), "timestamp", column), "timestamp"
 
 
 def _read_parquet(file: Path) -> pa.Table:
@@ -329,35 +359,15 @@ def _read_parquet(file: Path) -> pa.Table:
         raise HfGrError(f"{file} is not a Parquet file ({error}); prepare the data again.") from None
 
 
-def _typed(table: pa.Table, required: dict, optional: dict, where: str | Path) -> pa.Table:
-    for name, kind in (required | optional).items():
-        if name not in table.column_names:
-            if name in optional:
-                continue
-            found = ", ".join(table.column_names)
-            raise HfGrError(f"{where} has no column {name!r} (it has: {found}); name it in the column map.")
-        if name in required and table[name].null_count:
-            row = pc.index(pc.is_null(table[name]), True).as_py()
-            raise HfGrError(f"{where}: {name!r} is empty in row {row}; fill it or drop the row.")
-        try:
-            column = table[name].cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise HfGrError(f"{where}: column {name!r} cannot be read as {kind} ({error}).") from None
-        table = table.set_column(table.column_names.index(name), name, column)
-    return table
-
-
 def _histories(interactions: pa.Table, items: pa.Table) -> Histories:
-    users = interactions["user_id"].combine_chunks().dictionary_encode()
-    codes = users.indices.to_numpy()
+    users, names = numbered(interactions["user_id"])
     times = interactions["timestamp"].to_numpy()
-    order = np.lexsort((times, codes))  # stable: ties keep the file's order
-    rows = pc.index_in(interactions["item_id"], items["item_id"].combine_chunks()).to_numpy().astype(np.int64)
+    order = np.lexsort((times, users))  # stable: ties keep the file's order
     columns = interactions.column_names
     return Histories(
-        np.array(users.dictionary.to_pylist(), dtype=object),
-        np.concatenate([[0], np.cumsum(np.bincount(codes))]).astype(np.int64),
-        rows[order],
+        np.array(names.to_pylist(), dtype=object),
+        np.concatenate([[0], np.cumsum(np.bincount(users))]).astype(np.int64),
+        row_of(interactions["item_id"], items["item_id"])[order],
         times[order],
         interactions["rating"].to_numpy()[order] if "rating" in columns else None,
         np.array(interactions["behavior"].to_pylist(), dtype=object)[order] if "behavior" in columns else None,

@@ -3,7 +3,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
@@ -11,8 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_interactions, tiny_items
 
+from hf_gr.artifacts import fingerprint, read_json
 from hf_gr.dataset import Histories, InteractionDataset, popularity, write_dataset
 from hf_gr.errors import HfGrError
+from hf_gr.tables import numbered, row_of
 
 
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6)
@@ -109,15 +113,18 @@ def listed(histories: Histories) -> list[tuple]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(memory_datasets(min_events=3))
+@given(memory_datasets())
 def test_leave_one_out_equals_the_definition(dataset):
-    split, users = dataset.split(), listed(dataset.events)
-    assert listed(split.train) == [(user, events[:-2]) for user, events in users]
-    assert listed(split.validation.histories) == [(user, events[:-2]) for user, events in users]
-    assert split.validation.targets.tolist() == [events[-2][0] for _, events in users]
-    assert listed(split.test.histories) == [(user, events[:-1]) for user, events in users]
-    assert split.test.targets.tolist() == [events[-1][0] for _, events in users]
-    assert len(split.validation) == len(split.test) == len(split.train) == len(users)
+    users = listed(dataset.events)
+    judged = [(user, events) for user, events in users if len(events) >= 3]
+    assume(judged)
+    split = dataset.split()
+    assert listed(split.train) == [(user, events[:-2] if len(events) >= 3 else events) for user, events in users]
+    assert listed(split.validation.histories) == [(user, events[:-2]) for user, events in judged]
+    assert split.validation.targets.tolist() == [events[-2][0] for _, events in judged]
+    assert listed(split.test.histories) == [(user, events[:-1]) for user, events in judged]
+    assert split.test.targets.tolist() == [events[-1][0] for _, events in judged]
+    assert len(split.validation) == len(split.test) == len(judged)
 
 
 def temporal_reference(users: list[tuple], ratios: tuple[float, float]) -> tuple[list, list, list]:
@@ -177,9 +184,9 @@ def test_bad_splits_are_refused(dataset_folder):
             dataset.split("temporal", ratios)
 
 
-def test_users_with_few_events_are_counted_and_the_first_is_named():
-    dataset = InteractionDataset(Path("memory"), tiny_items(), histories_of([[1, 2, 3], [4, 5], [6]]), "timestamp")
-    with pytest.raises(HfGrError, match=r"2 user\(s\) have fewer than 3 events \(first: 'u1' with 2\).*--min-user"):
+def test_a_log_in_which_nobody_has_three_events_is_refused():
+    dataset = InteractionDataset(Path("memory"), tiny_items(), histories_of([[4, 5], [6]]), "timestamp")
+    with pytest.raises(HfGrError, match=r"memory: none of 2 user\(s\) has 3 events, but leave-one-out needs one each"):
         dataset.split()
 
 
@@ -195,7 +202,12 @@ def test_the_card_says_where_the_data_is_from(tmp_path):
     write_dataset(tmp_path / "data", tiny_interactions(), tiny_items(), source="From a drawer.", license="cc0-1.0")
     card = (tmp_path / "data" / "README.md").read_text()
     counts = {"users": 60, "items": 40, "interactions": tiny_interactions().num_rows}
-    for part in ("From a drawer.", "license: cc0-1.0", *(f"| {name} | {count} |" for name, count in counts.items())):
+    for part in (
+        "From a drawer.",
+        "license: cc0-1.0",
+        "in UTC, from 1970-01-01 to 1970-01-01",
+        *(f"| {name} | {count} |" for name, count in counts.items()),
+    ):
         assert part in card
 
 
@@ -232,7 +244,45 @@ BAD = {
     "repeated item": (
         GOOD,
         replaced(tiny_items(3), "item_id", ["i000", "i001", "i001"]),
-        r"items.*item_id 'i001' occurs 2 times \(1 ids are repeated\); keep one row per item",
+        r"items.*item_id 'i001' stands in rows 1 and 2 \(the first row is 0\); keep one row for an item",
+    ),
+    "repeated items": (
+        GOOD,
+        replaced(tiny_items(5), "item_id", ["i000", "i001", "i000", "i001", "i000"]),
+        r"'i000' stands in rows 0 and 2 \(the first row is 0; 1 more id\(s\) are repeated\); keep one",
+    ),
+    "large float ids": (
+        replaced(GOOD, "user_id", [1.0, 2.0**53, 3.0]),
+        None,
+        r"interactions.*'user_id' is 9007199254740992\.0 in row 1, a double that is no whole .* strings or integers",
+    ),
+    "large float32 ids": (
+        replaced(GOOD, "user_id", [2.0**24, 2.0, 3.0], pa.float32()),
+        None,
+        r"interactions.*'user_id' is 16777216\.0 in row 0, a float that is no whole number or too large",
+    ),
+    "halves for ids": (replaced(GOOD, "user_id", [1.0, 2.0, 2.5]), None, r"'user_id' is 2\.5 in row 2, a double"),
+    "no number for an id": (replaced(GOOD, "user_id", [1.0, float("nan"), 2.0]), None, "'user_id' is nan in row 1"),
+    "dates for ids": (
+        replaced(GOOD, "user_id", [1, 2, 3], pa.timestamp("s")),
+        None,
+        r"interactions.*column 'user_id' holds timestamp\[m?s\], but ids are strings or whole numbers; convert it",
+    ),
+    "large float item ids": (GOOD, replaced(tiny_items(2), "item_id", [0.0, 1e17]), r"'item_id' is 1e\+17 in row 1"),
+    "text for categories": (
+        GOOD,
+        replaced(tiny_items(2), "categories", [None, "tools|a"]),
+        r"items.*column 'categories' holds string \(first: 'tools\|a'\); give .* such as \['tools', 'a'\]",
+    ),
+    "a null among the categories": (
+        GOOD,
+        replaced(tiny_items(2), "categories", [None, ["tools", None]]),
+        r"items.*a category of item 'i001' is empty \(null\); drop it",
+    ),
+    "lists of lists for categories": (
+        GOOD,
+        replaced(tiny_items(2), "categories", [[], [["tools"]]]),
+        r"items.*column 'categories' cannot be read as list<item: string>",
     ),
     "null user": (replaced(GOOD, "user_id", ["a", None, "b"]), None, "interactions.*'user_id' is empty in row 1"),
     "null item": (replaced(GOOD, "item_id", ["i000", "i001", None]), None, "actions.*'item_id' is empty in row 2"),
@@ -259,7 +309,8 @@ def test_bad_tables_get_one_line_when_read_and_when_written(case, tmp_path):
     with pytest.raises(HfGrError, match=message) as written:
         write_dataset(tmp_path / "data", interactions, items, source="")
     assert not (tmp_path / "data").exists()
-    pq.write_table(interactions, tmp_path / "interactions.parquet")
+    said = interactions.replace_schema_metadata({"hf_gr.time": "microseconds"})
+    pq.write_table(said, tmp_path / "interactions.parquet")
     pq.write_table(items, tmp_path / "items.parquet")
     with pytest.raises(HfGrError, match=message) as read:
         InteractionDataset.load(tmp_path)
@@ -279,13 +330,197 @@ def test_bad_files_get_one_line(name, dataset_folder):
         InteractionDataset.load(dataset_folder)
 
 
-def test_a_bad_time_on_the_card_is_named(dataset_folder):
-    card = dataset_folder / "README.md"
-    card.write_text(card.read_text().replace("time: timestamp", "time: clock"))
-    with pytest.raises(HfGrError, match=r"README\.md: time is 'clock'; write 'timestamp' or 'position'"):
-        InteractionDataset.load(dataset_folder)
-    card.unlink()
-    assert InteractionDataset.load(dataset_folder).time == "timestamp"
+def test_what_the_times_are_stands_in_the_file_and_not_on_the_card(tmp_path):
+    prints = []
+    for time in ("timestamp", "position"):
+        folder = tmp_path / time
+        write_dataset(folder, tiny_interactions(), tiny_items(), source="", time=time)
+        prints.append(fingerprint(folder))
+        for card in ("time: position", "time: timestamp", "no card", None):
+            (folder / "README.md").unlink(missing_ok=True)
+            if card is not None:
+                (folder / "README.md").write_text(f"---\n{card}\n---\n")
+            assert InteractionDataset.load(folder).time == time
+    assert prints[0] != prints[1]
+
+
+def old_folder(folder: Path, times: list[int], card: str | None) -> Path:
+    """As folders were written before: nothing in the schema, seconds or positions, said on the card alone."""
+    folder.mkdir()
+    pq.write_table(
+        pa.table({"user_id": ["u"] * 3, "item_id": ["i000", "i001", "i002"], "timestamp": times}),
+        folder / "interactions.parquet",
+    )
+    pq.write_table(tiny_items(3), folder / "items.parquet")
+    if card is not None:
+        (folder / "README.md").write_text(f"---\ntime: {card}\n---\n")
+    return folder
+
+
+def test_folders_of_before_are_read_rightly_or_refused(tmp_path):
+    seconds = InteractionDataset.load(old_folder(tmp_path / "seconds", [-1, 0, 881250949], "timestamp"))
+    assert seconds.time == "timestamp"
+    assert seconds.events.timestamps.tolist() == [-(10**6), 0, 881250949 * 10**6]
+    positions = InteractionDataset.load(old_folder(tmp_path / "positions", [0, 1, 2], "position"))
+    assert positions.time == "position" and positions.events.timestamps.tolist() == [0, 1, 2]
+    for card in (None, "clock"):
+        with pytest.raises(HfGrError, match=r"parquet does not say whether `timestamp` holds times or positions"):
+            InteractionDataset.load(old_folder(tmp_path / str(card), [0, 1, 2], card))
+    with pytest.raises(HfGrError, match=r"'timestamp' cannot be read as seconds .*; prepare it again"):
+        InteractionDataset.load(old_folder(tmp_path / "far", [0, 1, 2**60], "timestamp"))
+    folder = old_folder(tmp_path / "foreign", [0, 1, 2], "timestamp")
+    table = pq.read_table(folder / "interactions.parquet").replace_schema_metadata({"hf_gr.time": "weeks"})
+    pq.write_table(table, folder / "interactions.parquet")
+    with pytest.raises(HfGrError, match="says that its times are 'weeks', which is unknown here; prepare it again"):
+        InteractionDataset.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (pa.timestamp("s"), [-1_000_000, 1_577_934_245_000_000]),
+        (pa.timestamp("ms"), [-999_000, 1_577_934_245_123_000]),
+        (pa.timestamp("us", "Europe/Berlin"), [-998_999, 1_577_934_245_123_456]),
+        (pa.timestamp("ns", "UTC"), [-998_999, 1_577_934_245_123_456]),  # cut downwards, on both sides of 1970
+        (pa.date32(), [-86_400_000_000, 1_577_923_200_000_000]),
+        (pa.date64(), [-86_400_000_000, 1_577_923_200_000_000]),
+    ],
+)
+def test_dates_and_times_of_any_unit_become_microseconds(tmp_path, kind, expected):
+    moments = pa.array([-998_998_001, 1_577_934_245_123_456_789])
+    if pa.types.is_date(kind):
+        column = pc.floor_temporal(moments.cast(pa.timestamp("ns")), unit="day").cast(kind)
+    else:
+        per = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}[kind.unit]
+        column = pa.array([moment.as_py() // per for moment in moments]).cast(kind)
+    table = pa.table({"user_id": ["u"] * 2, "item_id": ["i000", "i001"], "timestamp": column})
+    write_dataset(tmp_path / "data", table, tiny_items(2), source="")
+    assert InteractionDataset.load(tmp_path / "data").events.timestamps.tolist() == expected
+    assert pq.read_schema(tmp_path / "data" / "interactions.parquet").field("timestamp").type == pa.int64()
+    with pytest.raises(HfGrError, match=r"column 'timestamp' holds .*, not positions; leave out time='position'"):
+        write_dataset(tmp_path / "positions", table, tiny_items(2), source="", time="position")
+
+
+def test_bad_times_are_told(tmp_path):
+    with pytest.raises(HfGrError, match="time is 'clock'; use 'timestamp' or 'position'"):
+        write_dataset(tmp_path / "data", tiny_interactions(), tiny_items(), source="", time="clock")
+    far = replaced(GOOD, "timestamp", [1, 2, 2**62], pa.timestamp("s"))
+    with pytest.raises(HfGrError, match="column 'timestamp' does not fit into microseconds"):
+        write_dataset(tmp_path / "data", far, tiny_items(2), source="")
+
+
+def test_data_frames_are_taken(tmp_path):
+    events = pd.DataFrame({"user_id": [7, 7], "item_id": [1.0, 2.0], "timestamp": pd.to_datetime(["2020-01-02"] * 2)})
+    items = pd.DataFrame({"item_id": [2, 1], "title": ["b", "a"], "categories": [["x"], None]}, index=["p", "q"])
+    write_dataset(tmp_path / "data", events, items, source="")
+    dataset = InteractionDataset.load(tmp_path / "data")
+    assert list(dataset.events.user_ids) == ["7"] and dataset.item_ids == ["2", "1"]
+    assert dataset.events.items.tolist() == [1, 0] and dataset.categories == [["x"], []]
+    assert dataset.events.timestamps.tolist() == [1_577_923_200_000_000] * 2
+    assert dataset.items.column_names == ["item_id", "title", "categories"]
+    for bad, what in (([1, 2], "interactions"), ("file.csv", "interactions")):
+        with pytest.raises(HfGrError, match=rf"{what} are no table \(.*\); give a pyarrow\.Table or a DataFrame"):
+            write_dataset(tmp_path / "data", bad, items, source="")
+
+
+def test_columns_that_are_not_ours_stay(tmp_path):
+    table = tiny_interactions().append_column("session_id", pa.array(np.arange(tiny_interactions().num_rows)))
+    write_dataset(tmp_path / "data", table, tiny_items().append_column("in_stock", pa.array([True] * 40)), source="")
+    assert pq.read_table(tmp_path / "data" / "interactions.parquet")["session_id"].to_pylist() == [*range(len(table))]
+    assert InteractionDataset.load(tmp_path / "data").items["in_stock"].to_pylist() == [True] * 40
+
+
+def test_ties_and_short_users_are_counted(tmp_path):
+    """Users a, b, c; of a the last two are at one time, of b the first two; c has a single event at b's last time."""
+    rows = [("a", 1), ("b", 5), ("a", 2), ("b", 5), ("a", 2), ("b", 9), ("c", 9)]
+    table = pa.table({"user_id": [u for u, _ in rows], "item_id": ["i000"] * 7, "timestamp": [t for _, t in rows]})
+    counts = write_dataset(tmp_path / "data", table, tiny_items(2), source="")
+    assert counts == {
+        "users": 3,
+        "items": 2,
+        "interactions": 7,
+        "same_time_events": 2,
+        "same_time_users": 1,
+        "short_users": 1,
+    }
+    assert read_json(tmp_path / "data" / "manifest.json")["counts"] == counts
+    card = (tmp_path / "data" / "README.md").read_text()
+    for line in (
+        "| events at the time of the user's previous one | 2 |",
+        "| users whose last two events are at one time | 1 |",
+        "| users with fewer than 3 events (leave-one-out does not judge them) | 1 |",
+    ):
+        assert line in card
+
+
+def test_more_text_of_ids_than_one_chunk_may_hold():
+    """2.2 GiB of ids as Arrow counts them, 22 chunks of the same 100 MiB in memory."""
+    chunk = pa.array([f"{row:05d}" * 4_000 for row in range(5_243)])
+    column = pa.chunked_array([chunk] * 22)
+    assert column.nbytes > 2**31
+    numbers, values = numbered(column)
+    assert values.to_pylist() == chunk.to_pylist()
+    assert np.array_equal(numbers, np.tile(np.arange(len(chunk)), 22))
+    assert np.array_equal(row_of(column.slice(0, 6_000), pa.chunked_array([chunk[::-1]])), 5_242 - numbers[:6_000])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_frame_equals_an_independent_reference(data):
+    """Ids of several types, times of several types and units with many ties, users of one event: pandas agrees."""
+    size = data.draw(st.integers(1, 30))
+    ids = data.draw(
+        st.sampled_from([["0012", "12", " 12"], ["1", "2", "3"], ["9007199254740993", "9007199254740992"]])
+    )
+    kind = data.draw(st.sampled_from([pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]))
+    users = pa.array(data.draw(st.lists(st.sampled_from(ids), min_size=size, max_size=size))).cast(kind)
+    numbers = data.draw(st.lists(st.integers(0, 4), min_size=size, max_size=size))
+    kinds = [pa.int8(), pa.uint64(), pa.float32(), pa.float64(), pa.decimal128(20, 0), pa.string()]
+    items = pa.array(numbers).cast(data.draw(st.sampled_from(kinds)))
+    moments = data.draw(st.lists(st.integers(-3, 3) | st.integers(0, 2**50), min_size=size, max_size=size))
+    times = pa.array(moments).cast(
+        data.draw(st.sampled_from([pa.int64(), pa.timestamp("us"), pa.timestamp("us", "UTC")]))
+    )
+    chunks = [0, *sorted(data.draw(st.lists(st.integers(0, size), max_size=3))), size]
+    table = pa.concat_tables(
+        pa.table({"user_id": users, "item_id": items, "timestamp": times}).slice(a, b - a) for a, b in pairwise(chunks)
+    )
+    known = pa.table({"item_id": pa.array(range(5)), "title": ["t"] * 5})
+    with tempfile.TemporaryDirectory() as folder:
+        counts = write_dataset(Path(folder) / "data", table, known, source="")
+        dataset = InteractionDataset.load(Path(folder) / "data")
+
+    frame = pd.DataFrame({"user": users.to_pylist(), "item": numbers, "time": moments})
+    frame = frame.sort_values("time", kind="stable")
+    per_user = dict(iter(frame.groupby("user", sort=False)))
+    gaps = frame.groupby("user").time.diff()
+    assert counts["same_time_events"] == int((gaps == 0).sum())
+    assert counts["same_time_users"] == sum(
+        len(part) > 1 and part.time.diff().iloc[-1] == 0 for part in per_user.values()
+    )
+    assert counts["short_users"] == sum(len(part) < 3 for part in per_user.values())
+    read = {user: list(zip(i, t, strict=True)) for user, i, t in events_of(dataset.events)}
+    assert read == {user: list(zip(part.item, part.time, strict=True)) for user, part in per_user.items()}
+    judged = {user: part for user, part in per_user.items() if len(part) >= 3}
+    if not judged:
+        with pytest.raises(HfGrError, match=r"none of \d+ user\(s\) has 3 events, but leave-one-out needs one each"):
+            dataset.split()
+        return
+    split = dataset.split()
+    taught = {user: i for user, i, _ in events_of(split.train)}
+    assert taught == {user: part.item.tolist()[: -2 if user in judged else None] for user, part in per_user.items()}
+    for cases, back in ((split.validation, 2), (split.test, 1)):
+        found = zip(events_of(cases.histories), cases.targets.tolist(), strict=True)
+        assert {user: (i, target) for (user, i, _), target in found} == {
+            user: (part.item.tolist()[:-back], part.item.tolist()[-back]) for user, part in judged.items()
+        }
+
+
+def events_of(histories: Histories) -> list[tuple[str, list[int], list[int]]]:
+    return [
+        (user, histories.items[start:end].tolist(), histories.timestamps[start:end].tolist())
+        for user, (start, end) in zip(histories.user_ids, pairwise(histories.ptr.tolist()), strict=True)
+    ]
 
 
 def test_a_failed_write_leaves_the_old_dataset(dataset_folder, monkeypatch):

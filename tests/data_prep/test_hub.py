@@ -34,7 +34,7 @@ def test_column_map_splits_and_categoricals(tmp_path):
     prepare_hub(tmp_path / "out", str(tmp_path / "raw"), split="train+test", columns=columns)
     data = InteractionDataset.load(tmp_path / "out")
     assert (data.events.user_ids.tolist(), data.item_ids) == (["a", "b"], ["12"])
-    assert data.events.timestamps.tolist() == [1_500_000_000] * 2
+    assert data.events.timestamps.tolist() == [1_500_000_000_000_000] * 2
 
 
 def test_bad_datasets(tmp_path):

@@ -51,7 +51,7 @@ def test_every_release_gives_the_same_folder(tmp_path, name):
     assert data.categories == [["Action", "Western"], []]
     assert data.events.items.tolist() == [0, 1]  # a tie in time keeps the file's order
     assert data.events.ratings.tolist() == [5, 1]
-    assert data.events.timestamps.tolist() == [881250949] * 2
+    assert data.events.timestamps.tolist() == [881250949_000_000] * 2
     assert data.time == "timestamp"
 
 

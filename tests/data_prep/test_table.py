@@ -52,7 +52,10 @@ def load(out: Path) -> tuple[InteractionDataset, list[tuple]]:
         user for user, length in zip(data.events.user_ids, data.events.lengths, strict=True) for _ in range(length)
     ]
     names = [data.item_ids[row] for row in data.events.items]
-    return data, list(zip(users, names, data.events.timestamps.tolist(), strict=True))
+    seconds = (
+        (data.events.timestamps / 10**6).tolist() if data.time == "timestamp" else data.events.timestamps.tolist()
+    )
+    return data, list(zip(users, names, seconds, strict=True))
 
 
 @settings(max_examples=12, deadline=None)
@@ -115,15 +118,15 @@ MOMENT = 1577934245  # 2020-01-02 03:04:05 UTC
     ("value", "unit", "expected"),
     [
         ("2020-01-02T03:04:05Z", "auto", MOMENT),
-        ("2020-01-02 03:04:05.75", "auto", MOMENT),
+        ("2020-01-02 03:04:05.75", "auto", MOMENT + 0.75),
         ("2020-01-02T05:04:05+02:00", "auto", MOMENT),
         ("2020-01-02", "auto", MOMENT - 11045),
         ("1969-12-31T23:59:59", "auto", -1),
         (f"{MOMENT}", "auto", MOMENT),
-        (f"{MOMENT}.9", "auto", MOMENT),
-        (f"{MOMENT}123", "auto", MOMENT),
-        (f"{MOMENT}123456", "auto", MOMENT),
-        (f"{MOMENT}123456789", "auto", MOMENT),
+        (f"{MOMENT}.9", "auto", MOMENT + 0.9),
+        (f"{MOMENT}123", "auto", MOMENT + 0.123),
+        (f"{MOMENT}123456", "auto", MOMENT + 0.123456),
+        (f"{MOMENT}123456789", "auto", MOMENT + 0.123456),
         ("5000", "ms", 5),
         ("5000", "auto", 5000),
     ],
@@ -176,7 +179,7 @@ ITEMS = "item_id,title\ni,x\n"
         (GOOD, "", r"items\.csv is empty"),
         (GOOD, "item_id,title\n", r"items\.csv holds no items"),
         (GOOD, "id,title\ni,x\n", r"items\.csv has no column 'item_id'"),
-        (GOOD, ITEMS + "i,y\n", r"items\.csv: item_id 'i' occurs 2 times"),
+        (GOOD, ITEMS + "i,y\n", r"items\.csv: item_id 'i' stands in rows 0 and 1"),
         (GOOD, ITEMS + ",y\n", r"items\.csv: item_id of item 2 is ''"),
     ],
 )
