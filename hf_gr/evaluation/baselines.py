@@ -1,17 +1,33 @@
-"""Baselines that stand beside every model: popularity and item-item nearest neighbours. Nothing here is tuned."""
+"""Baselines that stand beside every model: item-item neighbours, chosen on the validation part, and popularity.
+
+Both rank by counts, of which many are equal. Items of equal popularity stand in an order drawn once: that of the
+catalogue may tell when an item came, and so what is taken next.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
-from ..dataset import Histories, popularity
-from .metrics import MISSING
+from ..dataset import Cases, Histories, popularity
+from .metrics import MISSING, ndcg, target_ranks
 
 
-_BLOCK = 512  # items whose co-occurrences are held at a time, so that memory stays bounded
+WINDOWS = (None, 1, 2, 5, 10)  # what [`tuned_knn`] tries, first these with 100 neighbours …
+NEIGHBOURS = (100, 20, 50, 200)  # … then these with the best window
+_TRIED_CASES = 10_000  # validation cases that choose
+_BLOCK = 512  # items whose co-occurrences, and users whose scores, are held at a time, so that memory stays bounded
+_CELLS = 2**22  # entries of a block that are sorted at a time
+
+
+def popularity_order(train: Histories, num_items: int) -> np.ndarray:
+    """All items, those with the most training events first, equal ones in an order drawn once; int64 [items]."""
+    drawn = np.random.default_rng(0).permutation(num_items)
+    return np.lexsort((drawn, -popularity(train, num_items)))
 
 
 class Popularity:
-    """The items with the most training events, the same for everyone; ties in the catalogue's order.
+    """The items with the most training events, the same for everyone.
 
     Args:
         train: Training histories.
@@ -21,23 +37,28 @@ class Popularity:
 
     def __init__(self, train: Histories, num_items: int, *, exclude_seen: bool = False) -> None:
         self.exclude_seen = exclude_seen
-        self.order = np.argsort(-popularity(train, num_items), kind="stable")
+        self.order = popularity_order(train, num_items)
+        self._place = np.argsort(self.order)
 
     def recommend(self, histories: Histories, top_k: int) -> np.ndarray:
         """Lists int64 [users, top_k], best first; -1 where the catalogue is exhausted."""
-        nothing = np.empty(0, np.int64)
-        rows = [fill_up(nothing, self.order, h if self.exclude_seen else nothing, top_k) for h in histories]
-        return np.array(rows, np.int64).reshape(len(histories), top_k)
+        lists = np.full((len(histories), top_k), MISSING, np.int64)
+        for start in range(0, len(histories), _BLOCK):
+            batch = histories.cut(*_block(histories, start))
+            banned = self._place[batch.items] if self.exclude_seen else None
+            places = _filled(lists[start : start + _BLOCK], batch, banned, len(self.order))
+            lists[start : start + _BLOCK] = _items(places, self.order)
+        return lists
 
 
 class ItemKNN:
     """Item-item nearest neighbours by the cosine of co-occurrence in training histories (Sarwar et al., WWW 2001).
 
     Two items are as similar as `users of both / sqrt(users of one * users of the other)`; every item keeps its
-    `neighbours` most similar others. A history's score for an item is the sum over its events of that similarity times
-    `1 / (1 + age)`, where the latest event has age 0, the one before it age 1, and so on: this weight is our choice,
-    as next-item prediction lives on the latest events. Ties go to the more popular item. Items without a positive
-    score follow in order of popularity, so an empty history gets the popularity list.
+    `neighbours` most similar others, itself not among them. A history's score for an item is the sum over its events
+    of that similarity times `1 / (1 + age)`, where the latest event has age 0, the one before it age 1, and so on:
+    this weight is our choice, as next-item prediction lives on the latest events. Ties go to the more popular item.
+    Items without a positive score follow in order of popularity, so an empty history gets the popularity list.
 
     Args:
         train: Training histories.
@@ -56,82 +77,180 @@ class ItemKNN:
         window: int | None = None,
         exclude_seen: bool = False,
     ) -> None:
-        self.exclude_seen = exclude_seen
-        self.order = np.argsort(-popularity(train, num_items), kind="stable")
-        self.place = np.argsort(self.order)  # place of every item in the order of popularity
-        self.similarity = _similarity(train, num_items, neighbours, window, self.place)
+        self.neighbours, self.window, self.exclude_seen = neighbours, window, exclude_seen
+        self.order = popularity_order(train, num_items)
+        self._place = np.argsort(self.order)  # inside, an item is its place in the order of popularity
+        users = np.repeat(np.arange(len(train)), train.lengths)
+        self._nearest = _similar(users, self._place[train.items], num_items, neighbours, window)
+        self._similarity = self._nearest
+
+    def keep(self, neighbours: int) -> None:
+        """Goes on with the first of the neighbours that were found, at most all of them."""
+        self.neighbours = neighbours
+        lengths = np.diff(self._nearest.indptr)
+        first = np.arange(self._nearest.nnz) - np.repeat(self._nearest.indptr[:-1], lengths) < neighbours
+        ptr = np.concatenate([[0], np.cumsum(np.minimum(lengths, neighbours))])
+        parts = (self._nearest.data[first], self._nearest.indices[first], ptr)
+        self._similarity = sparse.csr_array(parts, shape=self._nearest.shape)
 
     def recommend(self, histories: Histories, top_k: int) -> np.ndarray:
         """Lists int64 [users, top_k], best first; -1 where the catalogue is exhausted."""
-        scores = _recency_weights(histories, len(self.order)) @ self.similarity
         lists = np.empty((len(histories), top_k), np.int64)
-        for row, history in enumerate(histories):
-            span = slice(scores.indptr[row], scores.indptr[row + 1])
-            items, values = scores.indices[span], scores.data[span]
-            seen = history if self.exclude_seen else history[:0]
+        for start in range(0, len(histories), _BLOCK):
+            batch = histories.cut(*_block(histories, start))
+            seen, users = self._place[batch.items], np.repeat(np.arange(len(batch)), batch.lengths)
+            age = np.repeat(batch.ptr[1:], batch.lengths) - 1 - np.arange(len(seen))
+            shape = (len(batch), len(self.order))
+            weights = sparse.csr_array((1.0 / (1.0 + age), (users, seen)), shape=shape)
+            scores = weights @ self._similarity
             if self.exclude_seen:
-                keep = ~np.isin(items, seen)
-                items, values = items[keep], values[keep]
-            best = _largest(values, top_k, self.place[items])
-            lists[row] = fill_up(items[best], self.order, seen, top_k)
+                scores = scores - scores.multiply(sparse.csr_array((np.ones(len(seen), bool), (users, seen)), shape))
+            best = _largest(sparse.csr_array(scores), top_k)[0]
+            places = _filled(best, batch, seen if self.exclude_seen else None, len(self.order))
+            lists[start : start + _BLOCK] = _items(places, self.order)
         return lists
 
 
-def fill_up(best: np.ndarray, order: np.ndarray, banned: np.ndarray, top_k: int) -> np.ndarray:
-    """`best`, then the items of `order` that are in neither `best` nor `banned`; int64 [top_k], padded with -1."""
-    front = order[: top_k + len(best) + len(banned)]  # long enough even if all of best and banned stand in it
-    rest = front[~np.isin(front, np.concatenate([best, banned]))]
-    lists = np.concatenate([best, rest])[:top_k]
-    return np.pad(lists, (0, top_k - len(lists)), constant_values=MISSING)
+@dataclass(frozen=True)
+class Trial:
+    """A setting of [`ItemKNN`] and its NDCG@10 on the validation part."""
+
+    window: int | None
+    neighbours: int
+    validation: float
 
 
-def _similarity(
-    train: Histories, num_items: int, neighbours: int, window: int | None, place: np.ndarray
+def tuned_knn(
+    train: Histories, validation: Cases, num_items: int, *, exclude_seen: bool = False
+) -> tuple[ItemKNN, list[Trial]]:
+    """The [`ItemKNN`] of the highest NDCG@10 on validation cases, at most 10,000 drawn at random.
+
+    Windows of None, 1, 2, 5 and 10 are tried with 100 neighbours, then 20, 50 and 200 neighbours with the best window;
+    of equals the first is taken.
+
+    Args:
+        train: Training histories.
+        validation: What chooses among the settings.
+        num_items: Size of the catalogue.
+        exclude_seen: Leave out what is in the user's history, here and in what is returned.
+
+    Returns:
+        The baseline, and all trials in the order in which they were made.
+    """
+    rows = np.sort(np.random.default_rng(0).permutation(len(validation))[:_TRIED_CASES])
+    histories, targets = validation.histories.cut(rows, validation.histories.lengths[rows]), validation.targets[rows]
+    settings = {"neighbours": max(NEIGHBOURS), "exclude_seen": exclude_seen}
+
+    def tried(model: ItemKNN, neighbours: int) -> Trial:
+        model.keep(neighbours)
+        ranks = target_ranks(model.recommend(histories, 10), targets)
+        return Trial(model.window, neighbours, float(ndcg(ranks, 10).sum() / max(len(ranks), 1)))
+
+    best, trials, first = None, [], None
+    for window in WINDOWS:
+        model = ItemKNN(train, num_items, window=window, **settings)
+        trials.append(tried(model, NEIGHBOURS[0]))
+        if first is None or trials[-1].validation > first.validation:
+            best, first = model, trials[-1]
+    trials += [tried(best, neighbours) for neighbours in NEIGHBOURS[1:]]
+    best.keep(max(trials, key=lambda trial: trial.validation).neighbours)
+    return best, trials
+
+
+def _block(histories: Histories, start: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.arange(start, min(start + _BLOCK, len(histories)))
+    return rows, histories.lengths[rows]
+
+
+def _similar(
+    users: np.ndarray, items: np.ndarray, num_items: int, neighbours: int, window: int | None
 ) -> sparse.csr_array:
-    """Cosine similarity of every item to its nearest others, [items, items]."""
-    users = np.repeat(np.arange(len(train)), train.lengths)
-    taken = sparse.csr_array((np.ones(len(users)), (users, train.items)), shape=(len(train), num_items))
+    """Cosines of the nearest others of every item, float32 [items, items]; in each row the nearest stand first."""
+    taken = sparse.csr_array((np.ones(len(users)), (users, items)), shape=(int(users.max(initial=-1)) + 1, num_items))
     taken.sum_duplicates()
     taken.data[:] = 1.0
     by_item, takers = taken.T.tocsr(), taken.sum(axis=0)
-    near = None if window is None else _within(train, users, num_items, window)
-    items, values, counts = [], [], []
+    near = None if window is None else _within(users, items, num_items, window)
+    nearest, cosines, counts = [], [], []
     for start in range(0, num_items, _BLOCK):
         block = slice(start, start + _BLOCK)
-        together = by_item[block] @ taken if near is None else near[block]
-        for row, (low, high) in enumerate(zip(together.indptr[:-1], together.indptr[1:], strict=True), start):
-            others, users_of_both = together.indices[low:high], together.data[low:high]
-            cosine = users_of_both / np.sqrt(takers[row] * takers[others])
-            best = _largest(np.where(others == row, 0.0, cosine), neighbours, place[others])
-            items.append(others[best])
-            values.append(cosine[best])
-            counts.append(len(best))
-    ptr = np.concatenate([[0], np.cumsum(counts)])
-    return sparse.csr_array((np.concatenate(values), np.concatenate(items), ptr), shape=(num_items, num_items))
+        together = sparse.csr_array(by_item[block] @ taken if near is None else near[block])
+        one = np.repeat(np.arange(start, start + together.shape[0]), np.diff(together.indptr))
+        together.data /= np.sqrt(takers[one] * takers[together.indices])
+        together.data[one == together.indices] = 0.0  # an item is not its own neighbour
+        columns, values = _largest(together, neighbours)
+        there = columns >= 0
+        nearest.append(columns[there])
+        cosines.append(values[there])
+        counts.append(there.sum(axis=1))
+    ptr = np.cumsum(np.concatenate([[0], *counts]))
+    return sparse.csr_array((np.concatenate(cosines), np.concatenate(nearest), ptr), shape=(num_items, num_items))
 
 
-def _largest(values: np.ndarray, k: int, place: np.ndarray) -> np.ndarray:
-    """Where the k largest positive values are, largest first, ties by `place`."""
-    least = np.partition(values, -k)[-k] if len(values) > k else 0.0
-    candidates = np.flatnonzero((values >= least) & (values > 0))
-    return candidates[np.lexsort((place[candidates], -values[candidates]))[:k]]
+def _largest(scores: sparse.csr_array, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of the k largest positive values of every row, largest first, equal ones from the left, and the values:
+    int64 and float32 [rows, k], -1 and 0 behind the last.
+
+    Values are compared in float32: sums that are equal by right and differ in their last digits are ties.
+    """
+    rows, last = scores.shape[0], 2**32 - 1
+    columns, values = np.full((rows, k), MISSING, np.int64), np.zeros((rows, k), np.float32)
+    counts = np.diff(scores.indptr)
+    # positive floats are ordered as their bits are: one integer holds the value and, below it, the column
+    bits = np.maximum(scores.data, 0).astype(np.float32).view(np.int32).astype(np.int64)
+    keys = np.where(bits > 0, (bits << 32) | (last - scores.indices.astype(np.int64)), 0)
+    order = np.argsort(counts, kind="stable")  # rows of about one length are sorted together
+    start = 0
+    while start < rows:
+        end = start + 1
+        while end < rows and (end + 1 - start) * counts[order[end]] <= _CELLS:
+            end += 1
+        chosen = order[start:end]
+        lengths, width = counts[chosen], max(int(counts[chosen].max()), k)
+        block = np.zeros((len(chosen), width), np.int64)
+        inside = np.arange(width) < lengths[:, None]
+        source = (scores.indptr[:-1][chosen][:, None] + np.arange(width))[inside]
+        block[inside] = keys[source]
+        best = -np.sort(-np.partition(block, width - k, axis=1)[:, width - k :], axis=1)
+        columns[chosen] = np.where(best > 0, last - (best & last), MISSING)
+        values[chosen] = (best >> 32).astype(np.int32).view(np.float32)
+        start = end
+    return columns, values
 
 
-def _within(train: Histories, users: np.ndarray, num_items: int, window: int) -> sparse.csr_array:
+def _filled(places: np.ndarray, histories: Histories, banned: np.ndarray | None, num_items: int) -> np.ndarray:
+    """Lists [users, k] of places filled up behind their ends with the first places that are neither in them nor
+    banned (places of the events of the histories); -1 where there is none left."""
+    counts = (places >= 0).sum(axis=1)
+    if (counts == places.shape[1]).all():
+        return places
+    longest = 0 if banned is None else int(histories.lengths.max(initial=0))
+    width = min(2 * places.shape[1] + longest, num_items)  # enough even if all of a list and its history stand there
+    free = np.ones((len(places), width), bool)
+    row, column = np.nonzero((places >= 0) & (places < width))
+    free[row, places[row, column]] = False
+    if banned is not None:
+        users = np.repeat(np.arange(len(histories)), histories.lengths)
+        free[users[banned < width], banned[banned < width]] = False
+    column = np.cumsum(free, axis=1) - 1 + counts[:, None]
+    row, place = np.nonzero(free & (column < places.shape[1]))
+    filled = places.copy()
+    filled[row, column[row, place]] = place
+    return filled
+
+
+def _items(places: np.ndarray, order: np.ndarray) -> np.ndarray:
+    return np.where(places >= 0, order[places], MISSING)
+
+
+def _within(users: np.ndarray, items: np.ndarray, num_items: int, window: int) -> sparse.csr_array:
     """Users for whom two items stand at most `window` events apart, [items, items], symmetric."""
     pairs = []
-    for gap in range(1, min(window, int(train.lengths.max(initial=0))) + 1):
+    for gap in range(1, min(window, int(np.bincount(users).max(initial=0))) + 1):
         same = users[:-gap] == users[gap:]
-        pairs.append(np.stack([users[:-gap][same], train.items[:-gap][same], train.items[gap:][same]]))
+        pairs.append(np.stack([users[:-gap][same], items[:-gap][same], items[gap:][same]]))
     user, a, b = np.concatenate(pairs, axis=1) if pairs else np.empty((3, 0), np.int64)
     keys = np.unique((user * num_items + np.minimum(a, b)) * num_items + np.maximum(a, b))
     low, high = keys // num_items % num_items, keys % num_items
     half = sparse.csr_array((np.ones(len(keys)), (low, high)), shape=(num_items, num_items))
     return half + half.T
-
-
-def _recency_weights(histories: Histories, num_items: int) -> sparse.csr_array:
-    """Weight of every item in every history, [users, items]; an item that occurs twice has the sum of both weights."""
-    users = np.repeat(np.arange(len(histories)), histories.lengths)
-    age = np.repeat(histories.ptr[1:], histories.lengths) - 1 - np.arange(len(histories.items))
-    return sparse.csr_array((1.0 / (1.0 + age), (users, histories.items)), shape=(len(histories), num_items))

@@ -27,9 +27,9 @@ from ..errors import HfGrError
 from ..offline import local_folder
 from ..processes import joined, launched
 from . import metrics as m
-from .judging import compare, judge, usable_ks, user_numbers
+from .judging import compare, in_history, judge, usable_ks, user_numbers
 from .predictions import write_predictions
-from .report import Example, write_report
+from .report import Example, notes, write_report
 from .systems import all_lists
 
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 _EXAMPLES = 20
+_DEFINITION = 2  # of what is judged and how: to be raised where the same settings and inputs give other numbers
 
 
 @dataclass
@@ -84,7 +85,13 @@ class EvaluateConfig:
             "share of pruned paths is told."
         },
     )
-    baselines: bool = field(default=True, metadata={"help": "Judge popularity and item-item kNN beside it."})
+    baselines: bool = field(
+        default=True,
+        metadata={
+            "help": "Judge item-item kNN, whose window and neighbours the validation part chooses, and popularity "
+            "beside it; first, where there is neither model nor predictions."
+        },
+    )
     logs: list[str] | None = field(
         default=None, metadata={"help": "Folders whose `training_log.json` gives the report's loss and reward curves."}
     )
@@ -131,9 +138,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     dataset = InteractionDataset.load(config.dataset)
     split = dataset.split(config.split)
     cases = _sample(split.test if config.part == "test" else split.validation, config)
-    lists, codes, figures = all_lists(config, paths, dataset, split.train, cases, world)
+    seen = float(in_history(cases, cases.targets).mean())
+    if config.exclude_seen and seen == 1:
+        raise HfGrError(
+            "every target stands in its own history, so with exclude_seen no list can hold one; leave it out."
+        )
+    lists, codes, figures = all_lists(config, paths, dataset, split, cases, world)
     if main:
-        result = _judge_all(lists, codes, dataset, split.train, cases, config) | figures
+        result = _judge_all(lists, codes, dataset, split.train, cases, config) | figures | {"seen_targets": seen}
         with writing(output) as folder:
             write_json(folder / "metrics.json", result)
             first = next(iter(lists.values()))
@@ -151,8 +163,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 def print_table(result: dict[str, Any], output: Path, *, console: Console | None = None) -> None:
     """Prints the systems side by side, with 95 % intervals, and where the report is."""
     console = console or Console()
+    settings = result["settings"]
     judged = f"{result['cases']:,} cases of {result['users']:,} users" + (" (a sample)" if result["sampled"] else "")
-    title = f"{result['settings']['split']}, {result['settings']['part']}: {judged}, full ranking, 95 % intervals"
+    seen = "removed" if settings["exclude_seen"] else "not removed"
+    title = f"{settings['split']}, {settings['part']}: {judged}, full ranking, seen items {seen}, 95 % intervals"
     table = Table(title=title)
     table.add_column("metric")
     for system in result["systems"]:
@@ -166,19 +180,23 @@ def print_table(result: dict[str, Any], output: Path, *, console: Console | None
             interval = f" {v['low']:.4f}–{v['high']:.4f}".replace(" 0.", " .").replace("–0.", "–.")
             cells.append(Text.assemble((f"{v['value']:.4f}", style), (interval, "dim")))
         table.add_row(name, *cells)
-    for label, key in (("invalid", "invalid_rate"), ("duplicates", "duplicate_rate")):
+    shares = {"invalid": "invalid_rate", "duplicates": "duplicate_rate", "seen item first": "seen_first"}
+    for label, key in shares.items():
         table.add_row(label, *(f"{judged_system[key]:.2%}" for judged_system in result["systems"].values()))
     if "pruned" in result:
         share = f"{result['pruned']:.2%}"
         table.add_row("pruned paths", *(share if system == "model" else "" for system in result["systems"]))
     console.print(table)
+    for line in notes(result):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"report: {output / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _settings(config: EvaluateConfig) -> dict[str, Any]:
     """What shapes the result. Inputs are told apart by fingerprint, not path, and batches shape nothing."""
     left_out = {"dataset", "model", "predictions", "logs", "output_dir", "batch_size"}
-    return {name: value for name, value in asdict(config).items() if name not in left_out}
+    settings = {name: value for name, value in asdict(config).items() if name not in left_out}
+    return settings | {"definition": _DEFINITION}
 
 
 def _inputs(config: EvaluateConfig) -> dict[str, Path]:

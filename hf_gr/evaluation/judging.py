@@ -39,7 +39,8 @@ def judge(
         `cases`, `users`; `item` and (with codes) `sid`: metric → `{"value", "low", "high"}` with 95 % intervals;
         `by_popularity` (`head`, `mid`, `tail`: a third of the training events each, `unseen`: none at all) and
         `by_history_length`: group → `{"cases", metric …}`; `unseen`; `coverage` and `gini` by K; `invalid_rate`,
-        `duplicate_rate` and `mean_length` of the lists.
+        `duplicate_rate` and `mean_length` of the lists; `seen_first`, the share of lists whose first item stands in
+        the history.
     """
     ks = usable_ks(ks, recommended.shape[1])
     ranks = m.target_ranks(recommended, cases.targets)
@@ -67,7 +68,15 @@ def judge(
     result["invalid_rate"] = m.invalid_rate(recommended, num_items)
     result["duplicate_rate"] = m.duplicate_rate(recommended)
     result["mean_length"] = float((recommended != m.MISSING).sum(axis=1).mean())
+    result["seen_first"] = float(in_history(cases, recommended[:, 0]).mean())
     return result
+
+
+def in_history(cases: Cases, items: np.ndarray) -> np.ndarray:
+    """Whether one item for every case (int64 [cases]) stands in its history, bool [cases]."""
+    histories = cases.histories
+    case = np.repeat(np.arange(len(histories)), histories.lengths)
+    return np.bincount(case[histories.items == items[case]], minlength=len(histories)) > 0
 
 
 def popularity_buckets(counts: np.ndarray) -> np.ndarray:

@@ -9,15 +9,30 @@ Every case has one target, so with `rank` counted from 0
 They are returned per case; the caller averages. Lists are int64 [cases, K], best first: an item is its row in the
 catalogue, `MISSING` (-1) stands where a list has ended, and any other number outside the catalogue is an invalid
 answer that keeps its rank.
+
+A rank is always a place in a list that could be shown. Where a list is made of scores, equal ones stand in an order
+that knows nothing of the target (drawn at random, or by popularity), never in favour of it, and scores that are not
+finite make no list ([`check_finite`]): so a model whose scores are all equal has HR@k of about k / items.
 """
 
 import numpy as np
+
+from ..errors import HfGrError
 
 
 KS = (1, 3, 5, 10, 20, 50)
 MISSING = -1
 INVALID = -2
 MISS = 2**62  # rank of a target that is not in its list: beyond every k, whatever the lists' width
+
+
+def check_finite(scores: np.ndarray) -> None:
+    """Raises [`HfGrError`] where a score is NaN or infinite: no order of items follows from it."""
+    if not np.isfinite(scores).all():
+        raise HfGrError(
+            "the model's scores are not finite, so they rank nothing; its training has diverged: train it again with "
+            "a lower learning_rate."
+        )
 
 
 def target_ranks(recommended: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -3,9 +3,10 @@
 One row (Parquet) or line (JSONL) holds the list of one case: `user_id`, and `item_ids`, best first. Leave-one-out has
 one case a user. Under the temporal split a user may have several, in order of time: a column `case` then numbers them
 from 0 for every user; without it a user's rows are taken in the order in which they appear. Rows of users that are not
-judged are ignored.
+judged are ignored. Where there are `scores` beside the items, they must be finite; the order of the list counts.
 """
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +19,10 @@ import pyarrow.parquet as pq
 from ..dataset import Cases, InteractionDataset
 from ..errors import HfGrError, first_line
 from .metrics import INVALID, MISSING
+
+
+USERS_KEY = b"hf_gr.users"  # in the metadata of a file of lists, what they were made from
+WHOLE_HISTORIES = b"whole histories"
 
 
 def read_predictions(
@@ -38,6 +43,7 @@ def read_predictions(
         HfGrError: The file cannot be read, lacks a column, lacks a case (the first one is named), or has one twice.
     """
     table = _read(Path(file))
+    _check_scores(table, file)
     lists = table["item_ids"].combine_chunks()
     ids = lists.flatten()  # leaves null lists out, and a null list has length 0 below
     rows = pc.index_in(ids, pa.array(dataset.item_ids, pa.string()), skip_nulls=True)
@@ -87,12 +93,24 @@ def _running_numbers(users: list[str]) -> list[int]:
 def _read(file: Path) -> pa.Table:
     if not file.is_file():
         raise HfGrError(f"{file} does not exist; name a .parquet or .jsonl file with user_id and item_ids.")
+    if file.suffix == ".csv":
+        raise HfGrError(f"{file}: CSV holds no lists; write .parquet or .jsonl with one row a list (item_ids).")
     if file.suffix not in (".parquet", ".jsonl", ".json"):
         raise HfGrError(f"{file}: cannot read {file.suffix or 'a file without ending'}; write .parquet or .jsonl.")
     try:
         table = pq.read_table(file) if file.suffix == ".parquet" else pj.read_json(file)
     except pa.ArrowInvalid as error:
         raise HfGrError(f"{file} cannot be read ({first_line(error)}); write one row or line per list.") from None
+    if (table.schema.metadata or {}).get(USERS_KEY) == WHOLE_HISTORIES:
+        raise HfGrError(
+            f"{file} was made by `hf-gr recommend` from whole histories, which hold what is to be predicted; evaluate "
+            "the model itself with --model."
+        )
+    if "item_ids" not in table.column_names and {"user_id", "item_id"} <= set(table.column_names):
+        raise HfGrError(
+            f"{file} has one row an item; gather them to one row a list, best first, in pandas: "
+            "frame.groupby('user_id', sort=False)['item_id'].agg(list).rename('item_ids').reset_index()."
+        )
     kinds = {"user_id": pa.string(), "item_ids": pa.list_(pa.string()), "case": pa.int64()}
     for name, kind in kinds.items():
         if name not in table.column_names:
@@ -105,6 +123,16 @@ def _read(file: Path) -> pa.Table:
             raise HfGrError(f"{file}: column {name!r} is {table[name].type}, not {kind}; write it as such.") from None
         table = table.set_column(table.column_names.index(name), name, column)
     return table
+
+
+def _check_scores(table: pa.Table, file: str | Path) -> None:
+    """Refuses scores that are NaN, infinite or null."""
+    if "scores" not in table.column_names or not pa.types.is_list(table["scores"].type):
+        return
+    for row, scores in enumerate(table["scores"].to_pylist()):
+        if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores or []):
+            user = table["user_id"][row].as_py()
+            raise HfGrError(f"{file}: a score of user {user!r} (row {row}) is not finite; such a list has no order.")
 
 
 def _row_of_each_case(table: pa.Table, cases: Cases, file: str | Path) -> np.ndarray:

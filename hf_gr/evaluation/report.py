@@ -124,7 +124,22 @@ def _headline(result: dict[str, Any]) -> str:
             families.append(table([label, *systems], rows))
         tables.append(f'<div class="tables">{"".join(families)}</div>')
     details = [f"<details><summary>SID-level numbers</summary>{hidden}</details>" for hidden in tables[1:]]
-    return "\n".join([tables[0], _differences(result), *details])
+    told = "".join(f"<p>{escape(note)}</p>" for note in notes(result))
+    return "\n".join([tables[0], told, _differences(result), *details])
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """Sentences on what was judged: where targets stand in their own histories, and which item kNN it is."""
+    found = []
+    lost = ": they count as missed, as seen items are removed" if result["settings"]["exclude_seen"] else ""
+    found.append(f"{result['seen_targets']:.1%} of the targets stand in their own history{lost}.")
+    if (knn := result.get("item kNN")) is not None:
+        window = "however far apart" if knn["window"] is None else f"within {knn['window']} events"
+        found.append(
+            f"item kNN: pairs {window}, {knn['neighbours']} neighbours; chosen among {len(knn['trials'])} settings by "
+            "NDCG@10 on the validation part."
+        )
+    return found
 
 
 def _differences(result: dict[str, Any]) -> str:
@@ -148,6 +163,7 @@ def _beyond(systems: dict[str, Any], ks: list[int], k: int) -> str:
         row("invalid answers", (cell(f"{j['invalid_rate']:.2%}") for j in judged)),
         row("repeated answers", (cell(f"{j['duplicate_rate']:.2%}") for j in judged)),
         row("mean length of the lists", (cell(f"{j['mean_length']:.1f}") for j in judged)),
+        row("first item stands in the history", (cell(f"{j['seen_first']:.1%}") for j in judged)),
     ]
     unseen = judged[0]["unseen"]
     note = f"<p>{unseen['items']:,} items have no training event; {unseen['targets']:,} cases have such a target.</p>"

@@ -1,16 +1,17 @@
 """What is judged: the lists of a model, of another system and of the baselines, in rows of the dataset."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..dataset import Cases, Histories, InteractionDataset
+from ..dataset import Cases, Histories, InteractionDataset, Split
 from ..errors import HfGrError
 from . import metrics as m
-from .baselines import ItemKNN, Popularity
+from .baselines import Popularity, tuned_knn
 from .predictions import read_predictions
 from .redistribution import judge_redistribution
 from .thoughts import judge_thoughts
@@ -30,12 +31,13 @@ def all_lists(
     config: "EvaluateConfig",
     paths: dict[str, Path],
     dataset: InteractionDataset,
-    train: Histories,
+    split: Split,
     cases: Cases,
     world: "PartialState | None",
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None, dict[str, Any]]:
     """The lists of every system, the one in question first; with a model its semantic IDs, their figures, what is
-    found of its thoughts, how far its items moved, and with reflection the share of pruned paths."""
+    found of its thoughts, how far its items moved, and with reflection the share of pruned paths; with baselines what
+    was chosen for item kNN."""
     main = world is None or world.is_main_process
     lists: dict[str, np.ndarray] = {}
     codes, figures = None, dict[str, Any](catalogue={})
@@ -49,9 +51,15 @@ def all_lists(
     if config.predictions and main:
         lists["predictions"] = read_predictions(config.predictions, dataset, cases, top_k=config.top_k)
     if config.baselines and main:
-        for name, kind in (("popularity", Popularity), ("item kNN", ItemKNN)):
-            baseline = kind(train, dataset.num_items, exclude_seen=config.exclude_seen)
-            lists[name] = baseline.recommend(cases.histories, config.top_k)
+        settings = {"num_items": dataset.num_items, "exclude_seen": config.exclude_seen}
+        knn, trials = tuned_knn(split.train, split.validation, **settings)
+        lists["item kNN"] = knn.recommend(cases.histories, config.top_k)
+        lists["popularity"] = Popularity(split.train, **settings).recommend(cases.histories, config.top_k)
+        figures["item kNN"] = {
+            "window": knn.window,
+            "neighbours": knn.neighbours,
+            "trials": [asdict(trial) for trial in trials],
+        }
     return lists, codes, figures
 
 
@@ -117,6 +125,7 @@ def _model_lists(
         answers = recommender.answers(
             batch, top_k=config.top_k, num_beams=config.num_beams, exclude=exclude, reflection=config.reflection
         )
+        m.check_finite(answers.scores[answers.items != m.MISSING])
         return answers.items, answers.pruned
 
     return _shared_out(answer, rows, cases, num_items, config, world)

@@ -14,7 +14,7 @@ from ..catalog import SidCatalog
 from ..dataset import Cases
 from ..decoding import beam_search
 from ..errors import HfGrError
-from ..evaluation.metrics import hit_rate, ndcg, target_ranks
+from ..evaluation.metrics import MISSING, check_finite, hit_rate, ndcg, target_ranks
 from ..grammar import SidGrammar
 from ..vocabulary import SidVocabulary
 
@@ -69,7 +69,9 @@ class Validation:
                 num_beams=self.num_beams,
                 top_k=ks[-1],
             )
-            ranks = target_ranks(found.items.cpu().numpy(), self.targets[cases])[: max(0, counted - start)]
+            items = found.items.cpu().numpy()
+            check_finite(found.scores.float().cpu().numpy()[items != MISSING])
+            ranks = target_ranks(items, self.targets[cases])[: max(0, counted - start)]
             sums = [measure(ranks, k).sum() for measure in (hit_rate, ndcg) for k in ks]
             totals += torch.tensor([*sums, len(ranks)], dtype=torch.float32, device=accelerator.device)
         *sums, count = accelerator.reduce(totals, reduction="sum").tolist()

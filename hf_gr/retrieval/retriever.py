@@ -1,5 +1,6 @@
 """The retriever: a dense model with its items, and one call that ranks the whole catalogue."""
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from transformers import AutoModel
 from ..artifacts import read_json
 from ..dataset import Cases, Histories, check_items
 from ..errors import HfGrError
+from ..evaluation.metrics import check_finite, target_ranks
 from ..models.bsarec import BSARecConfig, BSARecModel, log_probabilities
 from ..offline import local_folder
 
@@ -75,7 +77,8 @@ class Retriever:
         only: np.ndarray | None = None,
         batch_size: int = 512,
     ) -> Retrieved:
-        """Ranks every item for every history.
+        """Ranks every item for every history. Items of equal score stand in an order drawn at random, the same
+        whenever the same history is asked for.
 
         Args:
             histories: In rows of the catalogue; an empty one is a cold user.
@@ -85,7 +88,7 @@ class Retriever:
             batch_size: Histories at a time; their scores are float32 [batch_size, N].
 
         Raises:
-            HfGrError: For an item outside the catalogue, or a `top_k` below 1.
+            HfGrError: For an item outside the catalogue, a `top_k` below 1, or scores that are not finite.
         """
         if top_k < 1:
             raise HfGrError(f"top_k is {top_k}; it must be at least 1.")
@@ -99,20 +102,7 @@ class Retriever:
         if only is not None:
             banned[:] = True
             banned[torch.as_tensor(only)] = False
-        items = np.full((len(histories), top_k), MISSING, np.int64)
-        scores = np.full((len(histories), top_k), -np.inf, np.float32)
-        k = min(top_k, num_items)
-        read = list(histories)
-        for start in range(0, len(read), batch_size):
-            batch = slice(start, start + batch_size)
-            found = log_probabilities(self.model, read[batch])
-            found.masked_fill_(banned.to(found.device), -torch.inf)
-            for row, gone in zip(found, exclude[batch] if exclude is not None else (), strict=False):
-                row[torch.as_tensor(gone, device=row.device)] = -torch.inf
-            best, places = found.topk(k)
-            items[batch, :k] = places.masked_fill(best.isneginf(), MISSING).cpu().numpy()
-            scores[batch, :k] = best.cpu().numpy()
-        return Retrieved(items, scores)
+        return _retrieved(self.model, list(histories), top_k, batch_size, banned, exclude)
 
 
 def is_retriever(folder: str | Path) -> bool:
@@ -122,14 +112,51 @@ def is_retriever(folder: str | Path) -> bool:
 
 
 def target_places(model: BSARecModel, cases: Cases, batch_size: int) -> np.ndarray:
-    """Rank of every case's target among all items, counted from 0, int64 [cases]; items on a level with it stand
-    behind."""
-    ranks = np.empty(len(cases), np.int64)
+    """Place of every case's target in the list of 50 that is answered, counted from 0, int64 [cases];
+    [`~hf_gr.evaluation.metrics.MISS`] where it is not in it."""
     order = np.argsort(cases.histories.lengths, kind="stable")  # alike long rows share a batch
     histories = list(cases.histories)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        scores = log_probabilities(model, [histories[case] for case in chosen])
-        target = scores.gather(1, torch.from_numpy(cases.targets[chosen])[:, None].to(scores.device))
-        ranks[chosen] = (scores > target).sum(1).cpu().numpy()
+    lists = _retrieved(model, [histories[case] for case in order], 50, batch_size).items
+    ranks = np.empty(len(cases), np.int64)
+    ranks[order] = target_ranks(lists, cases.targets[order])
     return ranks
+
+
+def _retrieved(
+    model: BSARecModel,
+    histories: Sequence[np.ndarray],
+    top_k: int,
+    batch_size: int,
+    banned: torch.Tensor | None = None,
+    exclude: Sequence[np.ndarray] | None = None,
+) -> Retrieved:
+    """The best items of every history but for `banned` ones (bool [N]) and what `exclude` names for it."""
+    items = np.full((len(histories), top_k), MISSING, np.int64)
+    scores = np.full((len(histories), top_k), -np.inf, np.float32)
+    k = min(top_k, model.config.num_items)
+    for start in range(0, len(histories), batch_size):
+        batch = slice(start, start + batch_size)
+        found = log_probabilities(model, histories[batch])
+        check_finite(found.cpu().numpy())
+        if banned is not None:
+            found.masked_fill_(banned.to(found.device), -torch.inf)
+        for row, gone in zip(found, exclude[batch] if exclude is not None else (), strict=False):
+            row[torch.as_tensor(gone, device=row.device)] = -torch.inf
+        best, places = _ranked(found, k, histories[batch])
+        items[batch, :k] = places.masked_fill(best.isneginf(), MISSING).cpu().numpy()
+        scores[batch, :k] = best.cpu().numpy()
+    return Retrieved(items, scores)
+
+
+def _ranked(scores: torch.Tensor, k: int, histories: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest scores of every row and where they stand, [B, k] each; equal ones in an order that is drawn from
+    the row's history."""
+    more, places = scores.topk(min(k + 1, scores.shape[1]))
+    best, places = more[:, :k].clone(), places[:, :k].clone()
+    equal = (more[:, 1:] == more[:, :-1]) & ~more[:, 1:].isneginf()
+    for row in equal.any(dim=1).nonzero()[:, 0].tolist():
+        drawn = np.random.default_rng(zlib.crc32(histories[row].tobytes())).permutation(scores.shape[1])
+        order = torch.from_numpy(drawn).to(scores.device)
+        places[row] = order[scores[row, order].sort(descending=True, stable=True).indices[:k]]
+        best[row] = scores[row, places[row]]
+    return best, places

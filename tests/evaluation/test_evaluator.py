@@ -69,7 +69,7 @@ def test_station_writes_everything_and_judges_in_dataset_rows(config):
     names = {file.name for file in output.iterdir()}
     assert names == {"metrics.json", "predictions.parquet", "report.html", "manifest.json"}
     assert json.loads((output / "metrics.json").read_text()) == result
-    assert list(result["systems"]) == ["model", "popularity", "item kNN"]
+    assert list(result["systems"]) == ["model", "item kNN", "popularity"]
     split = InteractionDataset.load(config().dataset).split()
     last = np.array([history[-1] for history in split.test.histories])
     hits = (last + 1) % 40 == split.test.targets
@@ -115,7 +115,7 @@ def test_written_predictions_are_judged_alike(config, tmp_path):
         file = tmp_path / f"{split}.parquet"
         file.write_bytes((Path(config().output_dir) / "predictions.parquet").read_bytes())
         by_file = evaluate(config(split=split, model=None, predictions=str(file), output_dir=str(tmp_path / split)))
-        assert list(by_file["systems"]) == ["predictions", "popularity", "item kNN"]
+        assert list(by_file["systems"]) == ["predictions", "item kNN", "popularity"]
         assert by_file["systems"]["predictions"]["item"] == by_model["systems"]["model"]["item"]
         assert by_file["systems"]["popularity"]["item"] == by_model["systems"]["popularity"]["item"]
 
@@ -191,6 +191,51 @@ def test_table_shows_the_intervals(config):
     hr = result["systems"]["item kNN"]["item"]["HR@10"]
     assert f"{hr['value']:.4f} {hr['low']:.4f}–{hr['high']:.4f}".replace(" 0.", " .").replace("–0.", "–.") in text
     assert "out/report.html" in text
+    told = " ".join(text.split())
+    assert "seen items not removed" in told and "of the targets stand in their own history." in told
+    knn = result["item kNN"]
+    assert len(knn["trials"]) == 8 and f"{knn['neighbours']} neighbours; chosen among 8 settings" in told
+    seen = result["systems"]["model"]["seen_first"]
+    assert f"{seen:.2%}" in next(line for line in text.splitlines() if "seen item first" in line)
+
+
+def test_shares_of_seen_items_equal_a_loop(config):
+    result = evaluate(config())
+    cases = InteractionDataset.load(config().dataset).split().test
+    pairs = list(zip(cases.targets, cases.histories, strict=True))
+    assert result["seen_targets"] == pytest.approx(np.mean([target in history for target, history in pairs]))
+    lists = pq.read_table(Path(config().output_dir) / "predictions.parquet")["item_ids"].to_pylist()
+    first = np.mean([int(row[0][1:]) in history for row, history in zip(lists, cases.histories, strict=True)])
+    assert result["systems"]["model"]["seen_first"] == pytest.approx(first)
+    without = evaluate(config(exclude_seen=True))
+    assert all(system["seen_first"] == 0 for system in without["systems"].values())
+
+
+def test_targets_that_no_list_may_hold_are_refused(tmp_path):
+    import pyarrow as pa
+
+    log = {"user_id": [u for u in "abc" for _ in range(4)], "item_id": ["i1", "i1", "i1", "i1"] * 3}
+    items = pa.table({"item_id": ["i0", "i1"], "title": ["", ""]})
+    write_dataset(tmp_path / "same", pa.table(log | {"timestamp": list(range(12))}), items, source="Made.")
+    paths = {"dataset": str(tmp_path / "same"), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(HfGrError, match=r"every target stands in its own history, so with exclude_seen"):
+        evaluate(EvaluateConfig(**paths, exclude_seen=True))
+    assert evaluate(EvaluateConfig(**paths, top_k=2))["seen_targets"] == 1
+
+
+def test_scores_that_are_not_finite_stop_the_run(config, monkeypatch):
+    step = StepRecommender([f"i{n:03d}" for n in range(40)])
+    answers = step.answers
+
+    def broken(histories, **settings):
+        found = answers(histories, **settings)
+        return found._replace(scores=np.full_like(found.scores, np.nan))
+
+    step.answers = broken
+    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, dtype: step))
+    with pytest.raises(HfGrError, match="scores are not finite, so they rank nothing") as error:
+        evaluate(config())
+    assert "\n" not in str(error.value) and not Path(config().output_dir).exists()
 
 
 def test_real_recommender_gives_valid_items(tiny_model, config, monkeypatch):

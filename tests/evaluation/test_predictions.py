@@ -85,6 +85,8 @@ def test_the_case_column_wins_over_the_order_of_rows(tmp_path):
         (lambda rows: [*rows, rows[0]], "'u000' has more lists than cases"),
         (lambda rows: [{"user_id": row["user_id"]} for row in rows], "no column 'item_ids'"),
         (lambda rows: [{**row, "item_ids": "i001"} for row in rows], "'item_ids' is string"),
+        (lambda rows: [{"user_id": "u1", "item_id": "i1"}], r"has one row an item; gather .*groupby\('user_id'"),
+        (lambda rows: [{**row, "scores": [1.0, None]} for row in rows], r"a score of user 'u000' \(row 0\) is not"),
         (lambda rows: [{**row, "case": 0} for row in [*rows, rows[0]]], "two lists for case 0 of user 'u000'"),
     ],
 )
@@ -93,6 +95,30 @@ def test_bad_files_are_refused(tmp_path, dataset, cases, change, message):
     with pytest.raises(HfGrError, match=message) as error:
         read_predictions(file, dataset, cases)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])
+def test_scores_that_are_not_finite_are_refused(tmp_path, dataset, cases, score):
+    rows = rows_for(cases)
+    table = pa.table({name: [row[name] for row in rows] for name in ("user_id", "item_ids")})
+    scores = [[0.5, 0.1]] * len(rows)
+    pq.write_table(table.append_column("scores", pa.array(scores)), tmp_path / "p.parquet")
+    assert (read_predictions(tmp_path / "p.parquet", dataset, cases) == [3, 1]).all()
+    scores[7] = [0.5, score]
+    pq.write_table(table.append_column("scores", pa.array(scores)), tmp_path / "p.parquet")
+    with pytest.raises(HfGrError, match=r"a score of user 'u007' \(row 7\) is not finite"):
+        read_predictions(tmp_path / "p.parquet", dataset, cases)
+
+
+def test_the_pandas_line_of_a_message_makes_what_is_asked_for(tmp_path, dataset, cases):
+    users = cases.histories.user_ids.tolist()
+    frame = pa.table({"user_id": [u for u in users for _ in range(2)], "item_id": ["i003", "i001"] * len(users)})
+    pq.write_table(frame, tmp_path / "long.parquet")
+    with pytest.raises(HfGrError) as error:
+        read_predictions(tmp_path / "long.parquet", dataset, cases)
+    line = str(error.value).partition("in pandas: ")[2].rstrip(".")
+    eval(line, {"frame": frame.to_pandas()}).to_parquet(tmp_path / "lists.parquet")
+    assert (read_predictions(tmp_path / "lists.parquet", dataset, cases) == [3, 1]).all()
 
 
 @pytest.mark.parametrize(

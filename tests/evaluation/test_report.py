@@ -29,6 +29,7 @@ def system(value):
         "invalid_rate": 0.0,
         "duplicate_rate": 0.0,
         "mean_length": 10.0,
+        "seen_first": 0.125,
     }
 
 
@@ -62,6 +63,8 @@ def page(tmp_path_factory):
             "items_per_code": [[3, 2, 0]],
         },
         "provenance": {"commit": EVIL},
+        "seen_targets": 0.0625,
+        "item kNN": {"window": 5, "neighbours": 100, "trials": [{}] * 8},
     }
     example = Example(EVIL, [EVIL], ["first", EVIL, "third"], EVIL, 1)
     logs = {EVIL: [{"step": 1, "loss": 2.0}, {"step": 2, "eval_loss": 1.0}, {"step": 3, "reward": 0.5, EVIL: 1}]}
@@ -127,6 +130,8 @@ def test_every_part_is_there(page, read):
     assert page.count('class="best"') == 1
     assert page.count('class="hit"') == 2  # in the list, and as the truth
     assert "0.2500" in text and "0.2400 – 0.2600" in text
+    assert "6.2% of the targets stand in their own history." in text and "12.5%" in text
+    assert "item kNN: pairs within 5 events, 100 neighbours; chosen among 8 settings" in text
     assert "found at place 2" in text and "not in the list" in text
     assert "prefers-color-scheme: dark" in page and "#010203" not in page
 

@@ -65,12 +65,57 @@ def test_more_than_there_is_is_padded(retriever, histories):
     assert (items[:, ITEMS:] == -1).all() and np.isneginf(scores[:, ITEMS:]).all()
 
 
-def test_places_of_targets(retriever, histories):
+def test_places_of_targets_are_those_in_the_answered_lists(retriever, histories):
+    """Validation and test have one definition."""
     targets = np.random.default_rng(1).integers(0, ITEMS, 10)
     found = target_places(retriever.model, Cases(histories, targets), batch_size=3)
-    for history, target, place in zip(histories, targets, found, strict=True):
-        scores = plain_scores(retriever, history)
-        assert place == (scores > scores[target]).sum()
+    lists = retriever.recommend(histories, top_k=ITEMS).items
+    assert [row[place] for row, place in zip(lists, found, strict=True)] == targets.tolist()
+
+
+def users_at_random(count: int) -> Histories:
+    random = np.random.default_rng(2)
+    ptr = np.arange(count + 1) * 3
+    return Histories(np.arange(count).astype(str), ptr, random.integers(0, ITEMS, ptr[-1]), np.arange(ptr[-1]))
+
+
+def test_a_model_whose_scores_are_all_equal_hits_by_chance(retriever):
+    """A dead model: HR@k is k / items for every target, wherever it stands in the catalogue."""
+    for parameter in retriever.model.parameters():
+        torch.nn.init.zeros_(parameter)
+    many = users_at_random(3000)
+    for target in (0, ITEMS - 1):
+        ranks = target_places(retriever.model, Cases(many, np.full(3000, target)), batch_size=500)
+        lists = retriever.recommend(many, top_k=ITEMS)
+        assert np.array_equal(ranks, np.nonzero(lists.items == target)[1])
+        assert (np.sort(lists.items, axis=1) == np.arange(ITEMS)).all() and np.allclose(lists.scores, -np.log(ITEMS))
+        assert np.mean(ranks < 10) == pytest.approx(10 / ITEMS, abs=0.03)
+        assert np.mean(ranks < 1) == pytest.approx(1 / ITEMS, abs=0.02)
+
+
+def test_half_of_those_on_a_level_with_the_target_stand_before_it(retriever, monkeypatch):
+    scores = torch.tensor([3.0, 2.0, 2.0, 2.0, 2.0, *[1.0] * (ITEMS - 5)])
+    monkeypatch.setattr(
+        "hf_gr.retrieval.retriever.log_probabilities", lambda model, histories: scores.repeat(len(histories), 1)
+    )
+    many = users_at_random(2000)
+    ranks = target_places(retriever.model, Cases(many, np.full(2000, 3)), batch_size=300)
+    assert set(ranks) == {1, 2, 3, 4} and ranks.mean() == pytest.approx(2.5, abs=0.1)
+    three = retriever.recommend(many, top_k=3).items  # equal ones on both sides of the end
+    assert (three[:, 0] == 0).all() and set(three[:, 1:].ravel()) == {1, 2, 3, 4}
+    assert np.mean(three[:, 1] == 4) == pytest.approx(0.25, abs=0.04)
+    alone = users_at_random(1)
+    assert np.array_equal(retriever.recommend(alone).items, retriever.recommend(many).items[:1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_stop_the_run(retriever, histories, value):
+    with torch.no_grad():
+        retriever.model.items.weight[3] = value
+    with pytest.raises(HfGrError, match="scores are not finite, so they rank nothing"):
+        retriever.recommend(histories)
+    with pytest.raises(HfGrError, match="lower learning_rate"):
+        target_places(retriever.model, Cases(histories, np.zeros(10, np.int64)), batch_size=3)
 
 
 @pytest.mark.parametrize(
