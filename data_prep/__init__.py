@@ -1,4 +1,10 @@
-"""Raw logs in, dataset folders out: one file a source, written in Daft (a laptop's cores or a Ray cluster)."""
+"""Raw logs in, dataset folders out: one file a source; filtered in Daft (a laptop's cores or a Ray cluster)."""
+
+import os
+
+
+# Daft otherwise reports every query to its makers, from threads that the end of the process does not wait for.
+os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
 
 from .amazon import prepare_amazon
 from .filters import FilterOptions

@@ -14,7 +14,7 @@ from hf_gr.errors import HfGrError, first_line
 
 from .common import finish, settings_of, up_to_date
 from .events import typed_events
-from .files import check_file, column_names, open_text, pick_columns, read_columns
+from .files import check_file, column_names, open_text, pick_columns, read_table
 from .filters import FilterOptions
 from .items import as_text, items_table
 
@@ -62,8 +62,9 @@ def prepare_amazon(
         return
     found = column_names(reviews)
     edition = "2023" if "parent_asin" in found else "2014/2018"
-    picked = pick_columns(found, _REVIEWS[edition], tuple(_REVIEWS[edition]), (), reviews)
-    events, time = typed_events(read_columns(reviews, picked), reviews, "ms" if edition == "2023" else "s")
+    remedy = "is it a file of Amazon reviews? Other tables are read by `hf-gr prepare table`"
+    picked = pick_columns(found, _REVIEWS[edition], tuple(_REVIEWS[edition]), (), reviews, remedy)
+    events, time = typed_events(read_table(reviews, picked), reviews, "ms" if edition == "2023" else "s")
     finish(
         out,
         events,

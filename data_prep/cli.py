@@ -1,5 +1,6 @@
 """`hf-gr prepare SOURCE … --out DIR`: one command a source."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,13 +12,13 @@ from hf_gr.dataset import InteractionDataset
 from hf_gr.errors import HfGrError
 
 from .amazon import prepare_amazon
-from .events import TimeUnit
 from .filters import Deduplicate, FilterOptions
 from .hub import prepare_hub
-from .minionerec import prepare_minionerec
+from .minionerec import WITH_COLD_ITEMS, prepare_minionerec
 from .movielens import prepare_movielens
 from .sessions import prepare_sessions
 from .table import prepare_table
+from .times import TimeUnit
 
 
 app = typer.Typer(help="Turn raw logs into a dataset folder.")
@@ -26,7 +27,7 @@ Out = Annotated[Path, typer.Option(help="Dataset folder to write.")]
 MinRating = Annotated[float | None, typer.Option(help="Drop interactions rated lower.")]
 KCore = Annotated[int, typer.Option(help="Drop users and items with fewer interactions, until none is left.")]
 MinUserEvents = Annotated[int, typer.Option(help="Drop users with fewer interactions (leave-one-out needs 3).")]
-Dedup = Annotated[Deduplicate, typer.Option(help="Rows of one user, item and time; or only the first of an item.")]
+Dedup = Annotated[Deduplicate, typer.Option(help="One of the events equal in all; or only the first with an item.")]
 KeepCold = Annotated[bool, typer.Option(help="Keep items that end up without interactions.")]
 DropUnknown = Annotated[bool, typer.Option(help="Drop interactions of items that the items table lacks.")]
 Columns = Annotated[
@@ -35,10 +36,12 @@ Columns = Annotated[
 ItemColumns = Annotated[
     list[str] | None, typer.Option("--item-column", help="OURS=THEIRS, where the items file calls it differently.")
 ]
-Separator = Annotated[str, typer.Option(help="What parts the categories in a text cell.")]
+Separator = Annotated[str | None, typer.Option(help="What parts the categories in a text cell; | if left out.")]
 Licence = Annotated[str, typer.Option(help="Licence of the data, for the dataset card.")]
 Source = Annotated[str | None, typer.Option(help="A sentence on where the data comes from, for the dataset card.")]
 Unit = Annotated[TimeUnit, typer.Option(help="Unit of the time column.")]
+AnyYear = Annotated[bool, typer.Option("--any-year", help="Take times before 1970 and after 2100 too.")]
+DropEmpty = Annotated[bool, typer.Option("--drop-empty", help="Drop rows without user, item or time.")]
 
 
 @app.command()
@@ -50,9 +53,10 @@ def movielens(
     min_user_events: MinUserEvents = 0,
     deduplicate: Dedup = "exact",
     keep_cold_items: KeepCold = False,
+    drop_unknown_items: DropUnknown = False,
 ) -> None:
     """MovieLens 100K, 1M, latest or 32M."""
-    options = FilterOptions(min_rating, k_core, min_user_events, deduplicate, keep_cold_items)
+    options = FilterOptions(min_rating, k_core, min_user_events, deduplicate, keep_cold_items, drop_unknown_items)
     prepare_movielens(out, path, options=options)
 
 
@@ -81,7 +85,9 @@ def table(
     column: Columns = None,
     item_column: ItemColumns = None,
     time_unit: Unit = "auto",
-    category_separator: Separator = "|",
+    any_year: AnyYear = False,
+    drop_empty: DropEmpty = False,
+    category_separator: Separator = None,
     flag: Annotated[
         list[str] | None, typer.Option(help="Column of the items that says yes or no, such as in_stock; repeatable.")
     ] = None,
@@ -102,6 +108,8 @@ def table(
         columns=_mapping(column),
         item_columns=_mapping(item_column),
         time_unit=time_unit,
+        any_year=any_year,
+        drop_empty=drop_empty,
         category_separator=category_separator,
         flags=flag or [],
         options=FilterOptions(min_rating, k_core, min_user_events, deduplicate, keep_cold_items, drop_unknown_items),
@@ -151,7 +159,9 @@ def hub(
     column: Columns = None,
     item_column: ItemColumns = None,
     time_unit: Unit = "auto",
-    category_separator: Separator = "|",
+    any_year: AnyYear = False,
+    drop_empty: DropEmpty = False,
+    category_separator: Separator = None,
     min_rating: MinRating = None,
     k_core: KCore = 0,
     min_user_events: MinUserEvents = 0,
@@ -172,6 +182,8 @@ def hub(
         columns=_mapping(column),
         item_columns=_mapping(item_column),
         time_unit=time_unit,
+        any_year=any_year,
+        drop_empty=drop_empty,
         category_separator=category_separator,
         options=FilterOptions(min_rating, k_core, min_user_events, deduplicate, keep_cold_items, drop_unknown_items),
     )
@@ -184,12 +196,14 @@ def minionerec(
     out: Out,
     index: Annotated[Path | None, typer.Option(help="Its index json, with the SIDs.")] = None,
     catalog: Annotated[Path | None, typer.Option(help="Also write the SIDs as a catalogue to this folder.")] = None,
+    drop_unknown_items: DropUnknown = False,
     license: Licence = "unknown",
 ) -> None:
     """MiniOneRec's files, semantic IDs included."""
     if catalog is not None and index is None:
         raise HfGrError("--catalog needs the SIDs; name MiniOneRec's index json with --index.")
-    codes = prepare_minionerec(out, interactions, items, index, license=license)
+    options = replace(WITH_COLD_ITEMS, drop_unknown_items=drop_unknown_items)
+    codes = prepare_minionerec(out, interactions, items, index, options=options, license=license)
     if catalog is not None and codes is not None:
         sizes = (codes.max(axis=0) + 1).tolist()
         dataset = InteractionDataset.load(out)

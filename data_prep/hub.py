@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import daft
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -12,11 +11,12 @@ from hf_gr.errors import HfGrError, first_line
 from . import events as ev
 from . import items as it
 from .common import finish, settings_of
-from .events import TimeUnit, typed_events
-from .files import materialise, pick_columns
+from .events import typed_events
+from .files import pick_columns
 from .filters import DEFAULT, FilterOptions
 from .items import items_table
-from .table import check_map
+from .table import check_map, refuse_item_options, without_spare_position
+from .times import TimeUnit
 
 
 def prepare_hub(
@@ -32,7 +32,9 @@ def prepare_hub(
     columns: Mapping[str, str] | None = None,
     item_columns: Mapping[str, str] | None = None,
     time_unit: TimeUnit = "auto",
-    category_separator: str = "|",
+    any_year: bool = False,
+    drop_empty: bool = False,
+    category_separator: str | None = None,
     options: FilterOptions = DEFAULT,
     license: str = "unknown",
 ) -> None:
@@ -52,8 +54,10 @@ def prepare_hub(
         revision: Branch, tag or commit of `dataset`.
         columns: Our name → the dataset's name, for both.
         item_columns: The same for the items alone.
-        time_unit: What numeric time stamps count; see `data_prep.events.typed_events`.
-        category_separator: Splits `categories` given as one string.
+        time_unit: What numeric time stamps count; see `data_prep.times.read_times`.
+        any_year: Whether times outside the years from 1970 to 2100 are taken rather than refused.
+        drop_empty: Whether rows without user, item or time are dropped rather than refused.
+        category_separator: Splits `categories` given as one string; `|` if left out.
         options: What is kept.
         license: Licence identifier.
 
@@ -61,18 +65,23 @@ def prepare_hub(
         HfGrError: When a dataset cannot be loaded, lacks a column or holds unreadable values.
     """
     columns = check_map(columns, (*ev.REQUIRED, *ev.OPTIONAL, *it.OPTIONAL))
-    item_columns = columns | check_map(item_columns, ("item_id", *it.OPTIONAL))
+    item_columns = check_map(item_columns, ("item_id", *it.OPTIONAL))
+    if not (items_dataset or items_config):
+        refuse_item_options(columns, item_columns, category_separator, (), "--items-dataset or --items-config")
+    item_columns = columns | item_columns
     rows = _load(dataset, config, split, revision, columns, ev.REQUIRED, ev.OPTIONAL)
-    events, time = typed_events(materialise(daft.from_arrow(rows), dataset), dataset, time_unit)
+    rows = rows.select(list(without_spare_position(dict.fromkeys(rows.column_names, ""), columns)))
+    events, time = typed_events(rows, dataset, time_unit, any_year=any_year, drop_empty=drop_empty)
     table = None
     if items_dataset or items_config:
         name = items_dataset or dataset
         commit = None if items_dataset else revision
         records = _load(name, items_config, items_split, commit, item_columns, ("item_id",), it.OPTIONAL)
-        table = items_table(records.to_pylist(), name, separator=category_separator)
+        table = items_table(records.to_pylist(), name, separator=category_separator or "|")
     more = {"dataset": dataset, "config": config, "split": split, "revision": revision, "columns": columns}
     more |= {"items_dataset": items_dataset, "items_config": items_config, "items_split": items_split}
     more |= {"item_columns": item_columns, "time_unit": time_unit, "separator": category_separator}
+    more |= {"any_year": any_year, "drop_empty": drop_empty}
     finish(
         out,
         events,

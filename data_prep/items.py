@@ -9,6 +9,8 @@ import pyarrow as pa
 from hf_gr.dataset import check_items
 from hf_gr.errors import HfGrError
 
+from .values import BLANKS, JsonFloat, is_empty
+
 
 TEXT = ("title", "brand", "description", "image")
 OPTIONAL = ("title", "brand", "categories", "description", "image")
@@ -34,16 +36,30 @@ def items_table(
         flags: Further keys that say yes or no of an item (`in_stock`), kept as boolean columns; nothing counts as no.
     """
     rows: list[dict[str, Any]] = []
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
+    twice: dict[str, list[int]] = {}
+    written: set[str] = set()
     for number, record in enumerate(records, 1):
-        item_id = _item_id(record.get("item_id"), number, where)
-        if repeated == "first" and item_id in seen:
+        raw = record.get("item_id")
+        item_id = _item_id(raw, number, where)
+        written.add(raw if isinstance(raw, str) else item_id)
+        if item_id in seen:
+            twice.setdefault(item_id, [seen[item_id]]).append(number)
             continue
-        seen.add(item_id)
+        seen[item_id] = number
+        _check_plain(record, item_id, where)
         texts = {name: as_text(record.get(name)) for name in TEXT}
         texts["title"] = texts["title"] or item_id
         marks = {name: _as_flag(record.get(name), name, item_id, where) for name in flags}
         rows.append({"item_id": item_id, **texts, "categories": as_list(record.get("categories"), separator), **marks})
+    if twice and repeated == "refuse":
+        item_id, numbers = next(iter(twice.items()))
+        raise HfGrError(
+            f"{where}: item_id {item_id!r} stands in rows {numbers[0]} and {numbers[1]} ({len(twice)} id(s) stand in "
+            "more than one row); keep one row per item."
+        )
+    _say_blanks(written)
+    _say_lists(rows, separator, where)
     kept = ["item_id", "title"] + [name for name in OPTIONAL[1:] if any(row[name] for row in rows)]
     kinds = {name: pa.list_(pa.string()) if name == "categories" else pa.string() for name in kept}
     kinds |= dict.fromkeys(flags, pa.bool_())
@@ -67,10 +83,12 @@ def as_text(value: Any) -> str | None:
 
 
 def as_list(value: Any, separator: str | None = None) -> list[str]:
-    """A list of texts without empty ones."""
+    """A list of texts without empty ones; a number is a list of one."""
     if isinstance(value, str):
         value = value.split(separator) if separator else [value]
-    return [text for text in map(as_text, value or []) if text]
+    elif not isinstance(value, list | tuple):
+        value = [value]
+    return [text for text in map(as_text, value) if text]
 
 
 def _as_flag(value: Any, name: str, item_id: str, where: str | Path) -> bool:
@@ -81,8 +99,46 @@ def _as_flag(value: Any, name: str, item_id: str, where: str | Path) -> bool:
 
 
 def _item_id(value: Any, number: int, where: str | Path) -> str:
-    if isinstance(value, float) and value.is_integer():  # integers with gaps, as pandas writes them
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise HfGrError(f"{where}: item_id of item {number} is {value!r}; give every item a string or a whole number.")
-    return str(value)
+    if isinstance(value, JsonFloat | float) and not is_empty(value) and float(value).is_integer():
+        if abs(float(value)) >= 2**53:
+            raise HfGrError(
+                f"{where}: item_id of item {number} is {value!r}, a float that may stand for several ids (from 2^53 "
+                "on they are not told apart); export the column as text or integers."
+            )
+        value = int(float(value))  # integers with gaps, as pandas writes them
+    if isinstance(value, bool | float | JsonFloat) or not isinstance(value, str | int) or is_empty(value):
+        raise HfGrError(f"{where}: item_id of item {number} is {value!r}; give every item a text or a whole number.")
+    return str(value).strip(BLANKS)
+
+
+def _check_plain(record: Mapping[str, Any], item_id: str, where: str | Path) -> None:
+    for name in OPTIONAL:
+        value = record.get(name)
+        parts = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(part, dict) for part in parts):
+            raise HfGrError(
+                f"{where}: {name!r} of item {item_id!r} holds an object, which is not read; write what is in it to a "
+                "column of its own."
+            )
+
+
+def _say_blanks(ids: set[str]) -> None:
+    blank = sum(item_id != item_id.strip(BLANKS) for item_id in ids)
+    if blank:
+        print(f"[prepare] items: blanks around {blank:,} ids dropped", flush=True)
+
+
+def _say_lists(rows: Sequence[Mapping[str, Any]], separator: str | None, where: str | Path) -> None:
+    """Says where categories are lists written as text, or are parted by commas: each then is one category."""
+    if separator is None:
+        return
+    names = [row["categories"][0] for row in rows if len(row["categories"]) == 1]
+    lists = [name for name in names if name[0] in "[(" and name[-1] in "])"]
+    commas = [name for name in names if ", " in name] if all(len(row["categories"]) < 2 for row in rows) else []
+    for found, what in ((lists, "lists written as text"), (commas if not lists else [], "parted by commas")):
+        if found:
+            print(
+                f"[prepare] warning: categories of {len(found):,} item(s) of {where} are {what} ({found[0]!r}); each "
+                f"is taken as one category: write them as a{separator}b",
+                flush=True,
+            )

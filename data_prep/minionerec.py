@@ -114,7 +114,7 @@ def _sequences(paths: list[Path]) -> pa.Table:
     parts = []
     nothing = daft.lit([]).cast(DataType.list(DataType.string()))
     for number, path in enumerate(paths):
-        picked = pick_columns(column_names(path), {}, _COLUMNS, (), path)
+        picked = pick_columns(column_names(path), {}, _COLUMNS, (), path, "is it a csv file of MiniOneRec?")
         bare = regexp_replace(col("history_item_id"), r"[\[\]'\"\s]", "")
         steps = read_columns(path, picked).select(
             "user_id",

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import daft
-from daft import col
+import pyarrow as pa
 
 from hf_gr.errors import HfGrError
 from hf_gr.offline import from_wheel
 
 from .common import finish, settings_of, up_to_date
+from .delimited import Delimited, read_delimited
 from .events import typed_events
-from .files import check_file, materialise, open_text, read_csv
+from .files import check_file, open_text
 from .filters import DEFAULT, FilterOptions
 from .items import items_table
 
@@ -34,7 +34,6 @@ _GENRES_100K = (
     "|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir|Horror|Musical|"
 )
 _GENRES_100K += "Mystery|Romance|Sci-Fi|Thriller|War|Western"
-_NO_QUOTE = "\x00"  # these files quote nothing
 _SOURCE = "MovieLens ({}), GroupLens Research; cite Harper & Konstan 2015; no commercial use without permission."
 
 
@@ -55,8 +54,7 @@ def prepare_movielens(out: str | Path, path: str | Path | None = None, *, option
         settings = settings_of("movielens", {"ratings": ratings, "movies": movies}, options)
         if up_to_date(out, settings):
             return
-        frame = materialise(_ratings(ratings), ratings.name)
-        events, time = typed_events(frame, ratings.name, "s")
+        events, time = typed_events(_ratings(ratings), ratings.name, "s")
         finish(
             out,
             events,
@@ -93,14 +91,14 @@ def _find(folder: Path, path: str | Path | None) -> tuple[Path, Path]:
     raise HfGrError(f"{path or folder} holds none of {', '.join(_RELEASES)}; give a GroupLens zip file or its folder.")
 
 
-def _ratings(path: Path) -> daft.DataFrame:
+def _ratings(path: Path) -> pa.Table:
     if path.name == "ratings.csv":
-        frame = read_csv(path, ("userId", "movieId", "rating", "timestamp"))
-        return frame.select(col("userId").alias("user_id"), col("movieId").alias("item_id"), "rating", "timestamp")
-    if path.name == "ratings.dat":  # fields end in "::": read with ":", every second column is empty
-        names = [f"{name}{part}" for name in _FIELDS for part in ("", "_")][:-1]
-        return read_csv(path, names, delimiter=":", has_headers=False).select(*_FIELDS)
-    return read_csv(path, _FIELDS, delimiter="\t", has_headers=path.suffix == ".inter", quote=_NO_QUOTE)
+        table = read_delimited(path, 4, range(4), Delimited(","))
+    elif path.name == "ratings.dat":  # fields end in "::": read with ":", every second column is empty
+        table = read_delimited(path, 7, range(0, 7, 2), Delimited(":", header=False, quoted=False))
+    else:
+        table = read_delimited(path, 4, range(4), Delimited("\t", header=path.suffix == ".inter", quoted=False))
+    return table.rename_columns(list(_FIELDS))
 
 
 def _movies(path: Path) -> Iterator[dict[str, Any]]:

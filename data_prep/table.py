@@ -10,12 +10,14 @@ from hf_gr.errors import HfGrError
 from . import events as ev
 from . import items as it
 from .common import finish, settings_of, up_to_date
-from .events import TimeUnit, typed_events
-from .files import JSON_LINES, check_file, column_names, file_kind, json_lines, pick_columns, read_columns
+from .events import typed_events
+from .files import JSON_LINES, check_file, column_names, file_kind, json_lines, pick_columns, read_table
 from .filters import DEFAULT, FilterOptions
 from .items import items_table
+from .times import TimeUnit
 
 
+_REMEDY = "map it: --item-column {name}=THEIR_NAME"
 _KNOWN = (*ev.REQUIRED, *ev.OPTIONAL, *it.OPTIONAL)
 
 
@@ -27,7 +29,9 @@ def prepare_table(
     columns: Mapping[str, str] | None = None,
     item_columns: Mapping[str, str] | None = None,
     time_unit: TimeUnit = "auto",
-    category_separator: str = "|",
+    any_year: bool = False,
+    drop_empty: bool = False,
+    category_separator: str | None = None,
     flags: Sequence[str] = (),
     options: FilterOptions = DEFAULT,
     source: str | None = None,
@@ -40,14 +44,17 @@ def prepare_table(
     Args:
         out: Folder to write.
         interactions: File with `user_id`, `item_id`, `timestamp` or `position` (an order without a clock), optional
-            `rating`, `behavior` and `review` (text); `.csv`, `.tsv`, `.jsonl`, `.json` (one object a line),
-            `.ndjson`, `.parquet`, or one of the text formats with `.gz` after it.
+            `rating`, `behavior` and `review` (text); `.csv`, `.tsv` (quoted or not), `.jsonl`, `.json` (one object a
+            line), `.ndjson`, `.parquet`, or one of the text formats with `.gz` after it. Where there are times, a
+            position counts only if `columns` names it: it then orders the events of one time.
         items: File with `item_id` and optional `title`, `brand`, `categories`, `description`, `image`. Without it the
             items are made from the ids.
         columns: Our name → the files' name, for both files: `{"user_id": "uid"}`.
         item_columns: The same for the items file alone, where it calls a column differently.
-        time_unit: What numeric time stamps count; see `data_prep.events.typed_events`.
-        category_separator: Splits `categories` given as one string.
+        time_unit: What numeric time stamps count; see `data_prep.times.read_times`.
+        any_year: Whether times outside the years from 1970 to 2100 are taken rather than refused.
+        drop_empty: Whether rows without user, item or time are dropped rather than refused.
+        category_separator: Splits `categories` given as one string; `|` if left out.
         flags: Columns of the items file that say yes or no (`in_stock`), mapped or not; requests may filter by them.
         options: What is kept.
         source: Where the data comes from, in a sentence, for the card.
@@ -61,20 +68,23 @@ def prepare_table(
     files = {"interactions": interactions}
     if items is not None:
         files["items"] = check_file(items)
+    item_columns = check_map(item_columns, ("item_id", *it.OPTIONAL, *flags))
     columns = check_map(columns, (*_KNOWN, *flags))
-    item_columns = columns | check_map(item_columns, ("item_id", *it.OPTIONAL, *flags))
+    if items is None:
+        refuse_item_options(columns, item_columns, category_separator, flags, "--items")
+    item_columns = columns | item_columns
     more: dict[str, object] = {"columns": columns, "item_columns": item_columns, "time_unit": time_unit}
-    more["separator"] = category_separator
-    if flags and items is None:
-        raise HfGrError(f"{flags[0]!r} is to be a flag of the items, but there is no table of items; give one.")
+    more |= {"any_year": any_year, "drop_empty": drop_empty, "separator": category_separator}
     if flags:
         more["flags"] = list(flags)
     settings = settings_of("table", files, options, **more)
     if up_to_date(out, settings):
         return
-    picked = pick_columns(column_names(interactions), columns, ev.REQUIRED, ev.OPTIONAL, interactions)
-    events, time = typed_events(read_columns(interactions, picked), interactions, time_unit)
-    table = None if items is None else read_items(files["items"], item_columns, category_separator, flags)
+    picked = pick_events(column_names(interactions), columns, interactions)
+    events, time = typed_events(
+        read_table(interactions, picked), interactions, time_unit, any_year=any_year, drop_empty=drop_empty
+    )
+    table = None if items is None else read_items(files["items"], item_columns, category_separator or "|", flags)
     finish(
         out,
         events,
@@ -88,6 +98,42 @@ def prepare_table(
     )
 
 
+def pick_events(found: Sequence[str], columns: Mapping[str, str], where: str | Path) -> dict[str, str]:
+    """Our name → the file's name of the columns of events; see `data_prep.files.pick_columns`."""
+    return without_spare_position(pick_columns(found, columns, ev.REQUIRED, ev.OPTIONAL, where), columns)
+
+
+def without_spare_position(picked: dict[str, str], columns: Mapping[str, str]) -> dict[str, str]:
+    """The picked columns without a `position` that stands beside times and that the user did not map; says so."""
+    if not {"timestamp", "position"} <= set(picked) or "position" in columns:
+        return picked
+    print(
+        "[prepare] column 'position' left out, as there are times; --column position=position lets it order the "
+        "events of one time",
+        flush=True,
+    )
+    return {ours: theirs for ours, theirs in picked.items() if ours != "position"}
+
+
+def refuse_item_options(
+    columns: Mapping[str, str],
+    item_columns: Mapping[str, str],
+    separator: str | None,
+    flags: Sequence[str],
+    option: str,
+) -> None:
+    """Raises [`HfGrError`] on what only speaks of a table of items, where there is none; `option` would name it."""
+    mapped = [f"the column {name!r} of the items is mapped" for name in columns if name in it.OPTIONAL]
+    mapped += [f"the column {name!r} of the items is mapped" for name in item_columns]
+    mapped += [f"{name!r} is to be a flag of the items" for name in flags]
+    mapped += ["a separator of the items' categories is given"] if separator is not None else []
+    if mapped:
+        raise HfGrError(
+            f"{mapped[0]}, but there is no table of items, and items are not read out of the log; write a file with "
+            f"one row an item and name it with {option}."
+        )
+
+
 def read_items(
     path: Path,
     columns: Mapping[str, str] | None = None,
@@ -97,13 +143,13 @@ def read_items(
     """The items table out of a file in any of the formats of [`prepare_table`]."""
     needed = ("item_id", *flags)
     if file_kind(path) in JSON_LINES:
-        raw = list(json_lines(path))
+        raw = list(json_lines(path, numbers_as_text=True))
         found = list(dict.fromkeys(key for record in raw for key in record))  # an item may lack what a later one has
-        picked = pick_columns(found, columns or {}, needed, it.OPTIONAL, path)
+        picked = pick_columns(found, columns or {}, needed, it.OPTIONAL, path, _REMEDY)
         records = [{name: record.get(theirs) for name, theirs in picked.items()} for record in raw]
     else:
-        picked = pick_columns(column_names(path), columns or {}, needed, it.OPTIONAL, path)
-        records = read_columns(path, picked).to_arrow().to_pylist()
+        picked = pick_columns(column_names(path), columns or {}, needed, it.OPTIONAL, path, _REMEDY)
+        records = read_table(path, picked).to_pylist()
     return items_table(records, path, separator=separator, flags=flags)
 
 

@@ -7,6 +7,7 @@ same commands under `accelerate launch`.
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
@@ -315,6 +316,8 @@ def run_reporting_errors(debug: bool = False) -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. `--debug` anywhere on the line shows the traceback of a failure."""
+    if arguments is None and sys.argv[1:2] == ["prepare"]:
+        _leave_after(sys.argv[1:])
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in ([], ["prepare"]):
         arguments.append("--help")
@@ -324,6 +327,23 @@ def main(arguments: list[str] | None = None) -> None:
             app(given, prog_name="hf-gr", standalone_mode=False) == _INTERRUPTED
         ):  # newer releases of typer catch Ctrl-C
             raise KeyboardInterrupt
+
+
+def _leave_after(arguments: list[str]) -> None:
+    """Runs a command, then ends the process without taking the interpreter apart.
+
+    Threads of Daft that are still at work would crash it: one refusal in forty ended in an abort or a segmentation
+    fault instead of status 1.
+    """
+    status: str | int | None = 0
+    try:
+        main(arguments)
+    except SystemExit as end:
+        status = end.code
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 0 if status is None else 1)
 
 
 def _line(error: BaseException) -> str:

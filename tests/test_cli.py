@@ -480,3 +480,25 @@ def test_recommend_a_file_of_users(road, tmp_path, capfd):
     assert [len(set(items)) for items in table["item_ids"]] == [5, 5, 5]
     known = set(tiny_items()["item_id"].to_pylist())
     assert all(set(items) <= known for items in table["item_ids"])
+
+
+def test_prepare_leaves_without_taking_the_interpreter_apart(monkeypatch, tmp_path, capsys):
+    """Threads of Daft crash an interpreter that ends, so the status is told to the system after all was written."""
+    left = []
+
+    def leave(status):
+        left.append(status)
+        raise SystemExit(status)
+
+    monkeypatch.setattr("os._exit", leave)
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,a,soon\n")
+    for given, status in (
+        (["table", str(tmp_path / "log.csv"), "--out", str(tmp_path / "out")], 1),
+        (["table", "--nonsense"], 2),
+        (["--help"], 0),
+    ):
+        monkeypatch.setattr("sys.argv", ["hf-gr", "prepare", *given])
+        with pytest.raises(SystemExit):
+            main()
+        assert left.pop() == status
+    assert "error: " in capsys.readouterr().err

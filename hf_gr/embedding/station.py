@@ -28,6 +28,7 @@ STATION = "embed"
 INTERESTS_FIELD = "interests"
 SOURCES = ("text", "behavior", "image", "file")
 DEFAULT_SOURCES = ("text", "behavior")
+DEFAULT_BEHAVIOR_DIM = 64
 
 _Part = tuple[np.ndarray, dict[str, Any]]  # vectors [N, d] and what is recorded of them
 
@@ -74,7 +75,12 @@ class EmbedConfig:
         default=None,
         metadata={"help": "Vectors of the source file: Parquet (item_id, vector) or safetensors with item ids."},
     )
-    behavior_dim: int = field(default=64, metadata={"help": "Width of the behaviour vectors."})
+    behavior_dim: int | None = field(
+        default=None,
+        metadata={
+            "help": "Width of the behavior vectors, below the number of items. If left out 64, or what that allows."
+        },
+    )
     window: int = field(
         default=5, metadata={"help": "Events of a history at most this far apart count as used together (1/distance)."}
     )
@@ -130,6 +136,8 @@ def _embed(config: EmbedConfig, weights: dict[str, float], output: Path) -> None
     info: dict[str, Any] = {"sources": config.sources, "weights": list(weights.values()), "missing": config.missing}
     info["items_fingerprint"] = items_fingerprint(dataset.item_ids)
     parts: dict[str, np.ndarray] = {}
+    if "behavior" in config.sources:
+        _behavior_dim(config, dataset)  # refused before an hour of encoding, not after it
     for source in config.sources:
         parts[source], facts = _part(source, config, dataset, cache, inputs)
         info |= facts
@@ -186,8 +194,20 @@ def with_interests(items: pa.Table, path: str | Path) -> pa.Table:
 
 def _behavior(config: EmbedConfig, dataset: InteractionDataset) -> _Part:
     train = dataset.split(config.split).train
-    vectors = behavior_vectors(train, dataset.num_items, config.behavior_dim, config.window, config.seed)
+    dim = _behavior_dim(config, dataset)
+    vectors = behavior_vectors(train, dataset.num_items, dim, config.window, config.seed)
     return vectors, {"split": config.split, "window": config.window}
+
+
+def _behavior_dim(config: EmbedConfig, dataset: InteractionDataset) -> int:
+    """Width of the behavior vectors; raises [`HfGrError`] where there are too few items for it."""
+    most = dataset.num_items - 1
+    if most < 1:
+        raise HfGrError(f"{config.dataset} has 1 item, of which behavior says nothing; leave the source behavior out.")
+    dim = min(DEFAULT_BEHAVIOR_DIM, most) if config.behavior_dim is None else config.behavior_dim
+    if not 0 < dim <= most:
+        raise HfGrError(f"behavior_dim {dim} must be between 1 and the number of items less one ({most}).")
+    return dim
 
 
 def _image(config: EmbedConfig, dataset: InteractionDataset, cache: Path, folder: str | None) -> _Part:
@@ -247,7 +267,7 @@ def _settings(config: EmbedConfig, weights: dict[str, float]) -> dict[str, Any]:
         settings |= {"encoder": config.encoder, "fields": config.fields, "template": config.template}
         settings |= {"missing": config.missing}
     if "behavior" in config.sources:
-        settings |= {"behavior_dim": config.behavior_dim, "seed": config.seed}
+        settings |= {"behavior_dim": config.behavior_dim or DEFAULT_BEHAVIOR_DIM, "seed": config.seed}
     if "image" in config.sources:
         settings |= {"image_encoder": config.image_encoder}
     if config.propagate:

@@ -122,7 +122,7 @@ def test_clean(raw, plain):
         (
             json.dumps(REVIEWS["2014"]),
             "{'asin': 'x'}",
-            r"r\.json: 1 interaction.*'0001' of user 'U1'.*drop_unknown_items",
+            r"r\.json: 1 interaction.*'0001' of user 'U1'.*--drop-unknown-items",
         ),
     ],
 )

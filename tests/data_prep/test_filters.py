@@ -97,7 +97,7 @@ def test_cold_items(keep, expected, capsys):
 def test_unknown_items_are_refused_or_dropped(capsys):
     items = items_table([{"item_id": "a"}], "items.csv")
     events = frame([("u", "a", 1), ("u", "b", 2), ("v", "c", 3)])
-    with pytest.raises(HfGrError, match=r"log\.csv: 2 interaction.*'b' of user 'u'.*drop_unknown_items"):
+    with pytest.raises(HfGrError, match=r"log\.csv: 2 interaction.*'b' of user 'u'.*--drop-unknown-items"):
         filter_events(events, items, FilterOptions(), "log.csv")
     found, _ = filter_events(events, items, FilterOptions(drop_unknown_items=True), "log.csv")
     assert rows(found) == [("u", "a", 1)]
@@ -107,7 +107,7 @@ def test_unknown_items_are_refused_or_dropped(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (FilterOptions(k_core=9), r"log\.csv: no interactions are left after the step 'k-core.*loosen"),
+        (FilterOptions(k_core=9), r"log\.csv: no interactions are left after the step 'k-core.*lower --k-core 9"),
         (FilterOptions(min_rating=3), r"log\.csv has no column 'rating'"),
     ],
 )

@@ -70,7 +70,7 @@ def test_missing_part_is_noticed(tmp_path):
         ({"index": INDEX | {"0": []}}, r"index\.json: item '0' has \[\]"),
         ({"index": []}, r"index\.json holds no JSON object"),
         ({"items": {"0": "x"}}, r"items\.json: item '0' is 'x'"),
-        ({"items": {"0": {"title": "x"}}}, r"5 interaction.*drop_unknown_items"),
+        ({"items": {"0": {"title": "x"}}}, r"5 interaction.*--drop-unknown-items"),
     ],
 )
 def test_bad_files(tmp_path, change, message):

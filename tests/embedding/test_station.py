@@ -44,6 +44,16 @@ def test_the_artefact_is_text_and_behaviour_of_the_training_part(config: EmbedCo
     assert loaded.info["encoder"] == config.encoder
 
 
+def test_the_width_of_behavior_follows_a_small_catalog_and_is_refused_before_texts_are_encoded(config, monkeypatch):
+    items = InteractionDataset.load(config.dataset).num_items
+    assert items < 64
+    loaded = ItemVectors.load(embed(replace(config, sources=["behavior"], weights=[1.0], behavior_dim=None)))
+    assert loaded.info["dims"] == {"behavior": items - 1}
+    monkeypatch.setattr(station, "encode_text", lambda *_, **__: pytest.fail("texts were encoded"))
+    with pytest.raises(HfGrError, match=f"behavior_dim {items} must be between 1 and"):
+        embed(replace(config, behavior_dim=items))
+
+
 def test_a_second_run_is_up_to_date_and_a_changed_setting_is_not(config: EmbedConfig, capsys):
     embed(config)
     assert "wrote" in capsys.readouterr().out
