@@ -1,8 +1,9 @@
 """Filters against the model's own order: does a filtered search rank what is left as the whole list does?
 
-Ranks every item for some test users once, without a filter. Then asks for the 10 best of the target and 99 random other
-items (`allow`), and of random 50, 25 and 10 % of all items with the target among them (`only`), and compares each list
-with the whole one, filtered afterwards: HR@10 of both, shared items among the 10, lists that begin with the same item.
+Ranks every item for some test users once, without a filter. Then asks for the 10 best of the target and 99 random
+others (`allow`), and of random 50, 25 and 10 % of all items with the target among them (`only`), and compares each
+list with the whole one, filtered afterwards: HR@10 of both, shared items among the 10,
+lists that begin with the same item.
 
     python benchmarks/filters.py --model scientific/sft/model --dataset scientific/dataset --lists lists.npz
 
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--users", type=int, default=400, help="test users, drawn at random")
     parser.add_argument("--split", default="leave_one_out", choices=("leave_one_out", "temporal"))
     parser.add_argument("--beams", type=int, default=50, help="of the filtered searches")
-    parser.add_argument("--length", type=int, default=0, help="of the whole lists and their beams (default: all items)")
+    parser.add_argument("--length", type=int, default=0, help="of the whole lists and their beams (0: all items)")
     parser.add_argument("--batch", type=int, default=16, help="users of a filtered search")
     parser.add_argument("--lists", type=Path, metavar="FILE", help="keeps the whole lists, or takes them from there")
     parser.add_argument("--seed", type=int, default=0)

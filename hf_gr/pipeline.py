@@ -57,8 +57,8 @@ def answer(
         num_beams: Width of the search; raised to `top_k`.
         max_per_category: At most so many items of one category (our choice: an item counts for the first of its
             categories; items without any are not capped). While a list is short the search goes on without the items
-            found and the categories that are full; the lists are shorter than `top_k` only when nothing is left. A
-            score is a log-probability among what its own search allowed, so it need not fall where a new one began.
+            found and the categories that are full; the lists are shorter than `top_k` only when nothing is left.
+            Scores are those without any filter; one rises only where a later search saw what few beams had missed.
         batch_size: Requests per call of the model; similar lengths go together.
         reflection: Paths whose codes agree less than this in their categories are dropped, from 0 (off) to 1 (CORP).
     """

@@ -63,6 +63,15 @@ def recursive(
     return found, replace(vocabulary, form=RECURSIVE, first_item_id=found.config.first_item_id)
 
 
+def hybrid(share: float = 0.4, read: str = "sum", **settings: object) -> Case:
+    """A model that ranks by item vectors too."""
+    catalog, lm = tiny_catalog(), tiny_lm(Qwen3Config)
+    vocabulary = add_vocabulary(tiny_tokenizer(), lm, catalog, max_history=10, form=RECURSIVE)
+    settings = {"read": read, "dense": 1.0, "dense_share": share} | settings
+    model, vocabulary = recursive(lm, vocabulary, catalog, **settings)
+    return Case(model, vocabulary.grammar(catalog), vocabulary, catalog)
+
+
 @torch.no_grad()
 def every_sid(
     case: Case, prompt: list[int], live: list[int] | None = None, feed: nn.Linear | None = None

@@ -15,12 +15,12 @@ from . import choose
 from .exhaustive import exhaustive_search
 from .generate import generate_search
 from .graphs import SearchGraphs
-from .hybrid import hybrid_ranking, is_hybrid
+from .hybrid import ItemVectors, hybrid_ranking, is_hybrid
 from .prefix_cache import PrefixCache
 from .ranking import Ranking, ranked
 from .reflection import Reflection
 from .support import tree_support
-from .tree import Beams, Merge, Method, check_filter, merged, tree_search
+from .tree import Beams, Merge, Method, check_filter, check_prompts, merged, tree_search
 from .trunk import Score, Trunk
 
 
@@ -55,6 +55,7 @@ def search(
     Args and returns: as [`tree_search`]. Where the tree is not to be had (`generate`, slower), generator, prefix
     cache and graphs are not used, sets that merge do so at the end, and a reflection is refused ([`HfGrError`]).
     """
+    check_prompts(prompts)
     supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
     logger.debug("%s: %s", "tree search" if supported else "generate, slower", reason)
     if supported:
@@ -95,6 +96,7 @@ def beam_search(
     prefix_cache: PrefixCache | None = None,
     graphs: SearchGraphs | None = None,
     feed: nn.Linear | None = None,
+    item_vectors: ItemVectors | None = None,
 ) -> Ranking:
     """The items that best continue each prompt.
 
@@ -112,11 +114,35 @@ def beam_search(
         method: `"beam"`; `"sample"` and `"gumbel"`: draws from the policy, in order of score; `"exhaustive"`: every
             item is scored (for catalogues of up to some thousand).
         score, temperature, item_filter, generator, merge, reflection, prefix_cache, graphs, feed: As for
-            [`tree_search`]. With hidden feedback or a reflection nothing is scored exhaustively ([`HfGrError`]).
+            [`tree_search`]. With hidden feedback or a reflection nothing is scored exhaustively. A model with several
+            outputs takes none of them but filters and the prefix cache: its beams are not what ranks, nor drawn from.
+        item_vectors: Keeps the item vectors of a model with a dense output from one call to the next.
+
+    Returns:
+        Items in order of their scores; with a reflection, those that the repeat found stand after the others. A filter
+        changes no score and no order: the list is the whole list without what is filtered out, as far as beams reach.
 
     Raises:
-        HfGrError: If a request's filter leaves no live item.
+        HfGrError: If a request's filter leaves no live item, the model's scores are not finite, or options do not go
+            together.
     """
+    check_filter(item_filter, grammar, len(prompts))
+    grammar = grammar.to(model.device)
+    if not prompts:
+        return Ranking.empty(top_k, grammar.num_codes, model.device)
+    exhaustive = method == "exhaustive"
+    if is_hybrid(model):
+        _check_hybrid(method, score, temperature, reflection, graphs, feed)
+        assert isinstance(grammar, TrieGrammar)
+        return hybrid_ranking(
+            Trunk.of(model, prompts, prefix_cache),
+            prompts,
+            grammar,
+            num_beams=None if exhaustive else num_beams,
+            top_k=top_k,
+            item_filter=None if item_filter is None else item_filter.to(model.device),
+            item_vectors=item_vectors,
+        )
     if method == "exhaustive":
         if feed is not None:
             raise HfGrError('hidden feedback needs the tree search; use method="beam" instead of "exhaustive".')
@@ -126,19 +152,6 @@ def beam_search(
             model, prompts, grammar, score=score, temperature=temperature, item_filter=item_filter
         )
         return ranked(beams, grammar, item_filter, top_k)
-
-    grammar = grammar.to(model.device)
-    if method == "beam" and is_hybrid(model):
-        check_filter(item_filter)
-        assert isinstance(grammar, TrieGrammar)
-        return hybrid_ranking(
-            Trunk.of(model, prompts, prefix_cache),
-            prompts,
-            grammar,
-            num_beams=num_beams,
-            top_k=top_k,
-            item_filter=None if item_filter is None else item_filter.to(model.device),
-        )
 
     settings: SearchSettings = {
         "method": method,
@@ -166,9 +179,41 @@ def beam_search(
     live = grammar.num_items if item_filter is None else item_filter.live.to(model.device)
     wanted = torch.as_tensor(live, device=model.device).clamp(max=top_k).expand(len(prompts))
     while len(short := ((found.items >= 0).sum(1) < wanted).nonzero()[:, 0]):
-        rest = _without(found.items[short], grammar, item_filter, short)
-        found = _joined(found, short, once(short, rest, None))
+        more = once(short, _without(found.items[short], grammar, item_filter, short), None)
+        if (stuck := (more.items < 0).all(1).nonzero()[:, 0]).numel():
+            row = int(short[stuck[0]])
+            raise HfGrError(
+                f"the search of prompt {row} found {int((found.items[row] >= 0).sum())} items and then none, but "
+                f"{int(wanted[row])} are there: the model gives the others a probability of 0. Its logits are -inf "
+                "(load it with dtype float32 or bfloat16)."
+            )
+        found = _joined(found, short, more, by_score=reflection is None)
     return found
+
+
+def _check_hybrid(
+    method: Method | Literal["exhaustive"],
+    score: Score,
+    temperature: float,
+    reflection: Reflection | None,
+    graphs: SearchGraphs | None,
+    feed: nn.Linear | None,
+) -> None:
+    """Raises [`HfGrError`] on what has no meaning, or none yet, where several outputs rank together."""
+    refused = {
+        f'method="{method}"': method not in ("beam", "exhaustive"),
+        f'score="{score}"': score != "constrained",
+        f"temperature={temperature}": temperature != 1,
+        "reflection": reflection is not None,
+        "graphs": graphs is not None,
+        "feed": feed is not None,
+    }
+    for name, given in refused.items():
+        if given:
+            raise HfGrError(
+                f"{name} is for models that rank by semantic IDs alone; this one mixes them with item vectors or a "
+                f"retriever: leave it out."
+            )
 
 
 def _without(
@@ -183,14 +228,16 @@ def _without(
     return grammar.filter(deny, asked.allow, asked.only)
 
 
-def _joined(found: Ranking, rows: torch.Tensor, more: Ranking) -> Ranking:
-    """`found` with the items of `more` after those of its rows `rows`."""
+def _joined(found: Ranking, rows: torch.Tensor, more: Ranking, by_score: bool) -> Ranking:
+    """`found` with the items of `more` among those of its rows `rows`: the best of all, or after them."""
     top_k = found.items.shape[1]
     items, scores, sids = torch.clone(found.items), torch.clone(found.scores), torch.clone(found.sids)
     together = torch.cat([items[rows], more.items], dim=1)
-    order = (together < 0).sort(dim=1, stable=True).indices[:, :top_k]
-    items[rows] = together.gather(1, order)
-    scores[rows] = torch.cat([scores[rows], more.scores], dim=1).gather(1, order)
-    place = order[..., None].expand(-1, -1, sids.shape[2])
+    every = torch.cat([scores[rows], more.scores], dim=1)  # −inf where there is no item
+    order = every.sort(dim=1, descending=True, stable=True) if by_score else (together < 0).sort(dim=1, stable=True)
+    best = order.indices[:, :top_k]
+    items[rows] = together.gather(1, best)
+    scores[rows] = every.gather(1, best)
+    place = best[..., None].expand(-1, -1, sids.shape[2])
     sids[rows] = torch.cat([sids[rows], more.sids], dim=1).gather(1, place)
     return replace(found, items=items, scores=scores, sids=sids)

@@ -49,6 +49,12 @@ def best(totals: torch.Tensor, width: int) -> torch.Tensor:
     return totals.topk(width, dim=1).indices
 
 
+def renormalized(log_probs: torch.Tensor) -> torch.Tensor:
+    """What draws under a filter come from: log-probabilities (float [..., D], −inf where filtered out) among what is
+    left, −inf likewise."""
+    return torch.log_softmax(log_probs, -1).masked_fill(log_probs.isneginf(), -torch.inf)
+
+
 def draw(log_probs: torch.Tensor, width: int, source: Source) -> torch.Tensor:
     """One option for every beam, drawn from its distribution; `width` options where there is one beam yet.
 

@@ -6,10 +6,10 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import DEAD, ItemFilter, SidGrammar, UnorderedGrammar
+from ..grammar import DEAD, ItemFilter, SidGrammar, UnorderedGrammar, check_scores
 from ..models import recursion_of
 from .support import tree_support
-from .tree import Beams, check_filter
+from .tree import Beams, check_filter, check_prompts
 from .trunk import Score, Trunk, path_log_probs
 
 
@@ -31,10 +31,11 @@ def exhaustive_search(
     Costs SIDs × tokens of an answer a prompt, and with an unordered grammar all C! orders of every SID, whose
     probabilities add up. Args and returns: as [`tree_search`], with one beam for every SID, the best first.
     """
+    check_prompts(prompts)
     supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
     if not supported:
         raise HfGrError(f"exhaustive search is not for this model: {reason}; use generate with enough beams.")
-    check_filter(item_filter)
+    check_filter(item_filter, grammar, len(prompts))
     grammar = grammar.to(model.device)
     item_filter = None if item_filter is None else item_filter.to(model.device)
     answers = _answers(grammar)  # [orders, SIDs, T]
@@ -52,6 +53,7 @@ def exhaustive_search(
             for order in answers
         ]
     ).logsumexp(0)
+    check_scores(scores)
     scores, best = scores.sort(dim=1, descending=True, stable=True)
     tokens = answers[0][best]
     states = grammar.walk(answers[0])[best]

@@ -6,8 +6,8 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import DEAD, ItemFilter, SidGrammar, generation_config
-from .tree import Beams, Method, check_filter
+from ..grammar import DEAD, ItemFilter, SidGrammar, check_scores, generation_config
+from .tree import Beams, Method, check_filter, check_prompts, check_score
 from .trunk import Score, pad_left
 
 
@@ -30,7 +30,9 @@ def generate_search(
     """
     if method == "gumbel":
         raise HfGrError('method="gumbel" needs the tree search, which this model does not take; use "sample".')
-    check_filter(item_filter)
+    check_score(method, score)
+    check_prompts(prompts)
+    check_filter(item_filter, grammar, len(prompts))
     grammar = grammar.to(model.device)
     item_filter = None if item_filter is None else item_filter.to(model.device)
     fill = int(grammar.step_tokens(0)[0])  # hidden by the attention mask
@@ -61,13 +63,12 @@ def generate_search(
     if config.num_beams > 1:
         scores = output.sequences_scores.float()
     else:
-        plain = score == "model" and not sample
-        read = [logits / temperature for logits in output.logits] if plain else output.scores
-        scores = _chosen_scores(read, answers, grammar)
+        scores = _chosen_scores(output.logits, answers, grammar, score, temperature)
     # `generate` fills up with impossible beams where fewer SIDs are live than beams
     dead = ~grammar.alive(states) | (scores < -1e8)
     if item_filter is not None:
         dead |= (grammar.items(states, item_filter, limit=1) < 0).all(1)
+    check_scores(scores.masked_fill(dead, 0))
     shape = len(prompts), num_beams
     scores = scores.masked_fill(dead, -torch.inf).view(shape)
     return Beams(
@@ -78,10 +79,18 @@ def generate_search(
     )
 
 
-def _chosen_scores(scores: Sequence[torch.Tensor], answers: torch.Tensor, grammar: SidGrammar) -> torch.Tensor:
-    """Log-probability of the codes of answers (int64 [rows, T]) under the scores of every token, float32 [rows]."""
-    chosen = [
-        torch.log_softmax(scores[column].float(), -1).gather(1, answers[:, column, None])
-        for column in grammar.code_columns
-    ]
-    return torch.cat(chosen, 1).sum(1)
+def _chosen_scores(
+    logits: Sequence[torch.Tensor], answers: torch.Tensor, grammar: SidGrammar, score: Score, temperature: float
+) -> torch.Tensor:
+    """Log-probability float32 [rows] of answers (int64 [rows, T]) under the logits of each token, without a filter."""
+    total, index = torch.zeros(len(answers), device=answers.device), grammar.step_index(answers)
+    for step, column in enumerate(grammar.code_columns):
+        read = logits[column].float() / temperature
+        if score == "model":
+            total = total + torch.log_softmax(read, -1).gather(1, answers[:, column, None])[:, 0]
+            continue
+        options = grammar.successors(grammar.walk(answers[:, :column]), step)
+        option = options.option_of(index[:, column])
+        chosen = options.log_probs(read[:, grammar.step_tokens(step)]).gather(1, option.clamp(min=0)[:, None])[:, 0]
+        total = total + chosen.masked_fill(option < 0, -torch.inf)
+    return total

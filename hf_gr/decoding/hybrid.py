@@ -9,14 +9,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from ..grammar import ItemFilter, TrieGrammar
-from ..models import IntRRForCausalLM, dense_logits, recursion_of
+from ..grammar import ItemFilter, TrieGrammar, check_scores
+from ..models import IntRRForCausalLM, recursion_of
 from ..models.bsarec import log_probabilities
 from .ranking import Ranking, ranked
 from .tree import search_from
 from .trunk import Trunk, path_log_probs
+
+
+CHUNK_ITEMS = 4096  # items whose semantic IDs are scored at once
 
 
 def is_hybrid(model: PreTrainedModel) -> bool:
@@ -25,21 +29,44 @@ def is_hybrid(model: PreTrainedModel) -> bool:
     return recursive is not None and recursive.config.shares[0] < 1
 
 
+class ItemVectors:
+    """Vectors of all items of a model with a dense output, made once for a state of its weights. Threads may share it.
+
+    They are made anew after weights moved or were changed in place, as PyTorch counts changes; it does not count what
+    is written through `.data`. Memory: N × d numbers on the model's device.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[tuple, torch.Tensor] | None = None
+
+    def of(self, model: IntRRForCausalLM) -> torch.Tensor:
+        """float [N, d]."""
+        parts = [*model.model.items.parameters(), *model.get_input_embeddings().parameters(), model.model.sids]
+        state = tuple((id(part), part.data_ptr(), part.dtype, _version(part)) for part in parts)
+        kept = self._kept
+        if kept is None or kept[0] != state:
+            items = torch.arange(model.config.num_items, device=model.device)
+            self._kept = kept = state, model.model.vectors(items)
+        return kept[1]
+
+
 @torch.no_grad()
 def hybrid_ranking(
     trunk: Trunk,
     prompts: Sequence[Sequence[int]],
     grammar: TrieGrammar,
     *,
-    num_beams: int,
+    num_beams: int | None,
     top_k: int,
     item_filter: ItemFilter | None = None,
+    item_vectors: ItemVectors | None = None,
 ) -> Ranking:
     """The items that best continue prompts that were read.
 
     With log p the log-probability of an item's semantic ID under the grammar, and log q and log r those of the item in
     softmaxes over all live items of the model's own vectors and of its retriever, a candidate scores
-    (1 − v) · ((1 − w) · log p + w · log q) + v · log r; w is the model's `dense_share`, v its `retriever_share`.
+    (1 − v) · ((1 − w) · log p + w · log q) + v · log r; w is the model's `dense_share`, v its `retriever_share`. A
+    filter changes none of the three.
     Candidates are the items of the best `num_beams` semantic IDs and as many items of the largest q and of the largest
     r: at least min(top_k, live items). Items that share a semantic ID have equal p.
 
@@ -47,29 +74,44 @@ def hybrid_ranking(
         trunk: Of a model with a dense output or a retriever.
         prompts: Token ids of each prompt, from which the retriever takes the history.
         grammar: What may follow, on its device.
-        num_beams: Width of the search; raised to `top_k`.
+        num_beams: Width of the search; raised to `top_k`. `None`: every item is a candidate, which is exact, and for
+            catalogues of some thousand items.
         top_k: Items wanted.
         item_filter: One row per prompt, each with live items.
+        item_vectors: Keeps the model's item vectors from one call to the next.
+
+    Raises [`HfGrError`] if scores are not finite.
     """
     model = trunk.model
     assert isinstance(model, IntRRForCausalLM)
-    width, (sid_share, *shares) = max(num_beams, top_k), model.config.shares
-    found = ranked(search_from(trunk, grammar, num_beams=width, item_filter=item_filter), grammar, item_filter, width)
-    live, items = grammar.live(item_filter), found.items
+    sid_share, *shares = model.config.shares
+    live, every = grammar.live(item_filter), grammar.live()
     others = [
-        (share, logits.masked_fill(~live, -torch.inf).log_softmax(1))
-        for share, logits in _logits(trunk, prompts, shares, grammar.catalog_size)
+        (share, logits.masked_fill(~every, -torch.inf).log_softmax(1))
+        for share, logits in _logits(trunk, prompts, shares, item_vectors or ItemVectors())
     ]
-    for _, dense in others:
-        closest = dense.topk(min(width, dense.shape[1]), dim=1)
-        added = torch.where(closest.values.isneginf(), -1, closest.indices)
-        again = (added[:, :, None] == items[:, None]).any(2)
-        items = torch.cat([items, added.masked_fill(again, -1)], dim=1)
+    if num_beams is None:
+        rows = torch.arange(grammar.catalog_size, device=trunk.device)
+        items = torch.where(live, rows, -1).expand(len(prompts), -1)
+        items = F.pad(items, (0, max(0, top_k - items.shape[1])), value=-1)
+    else:
+        width = max(num_beams, top_k)
+        beams = search_from(trunk, grammar, num_beams=width, item_filter=item_filter)
+        check_scores(beams.scores)
+        items = ranked(beams, grammar, item_filter, width).items
+        for _, log_probs in others:
+            closest = log_probs.masked_fill(~live, -torch.inf).topk(min(width, live.shape[1]), dim=1)
+            added = torch.where(closest.values.isneginf(), -1, closest.indices)
+            again = (added[:, :, None] == items[:, None]).any(2)
+            items = torch.cat([items, added.masked_fill(again, -1)], dim=1)
     tokens, place = model.model.sids[items.clamp(min=0)], items.clamp(min=0)
-    scores = sid_share * sid_log_probs(trunk, tokens, grammar, item_filter)
-    for share, dense in others:
-        scores = scores + share * dense.gather(1, place)
-    best = scores.masked_fill(items < 0, -torch.inf).topk(min(top_k, items.shape[1]), dim=1)
+    parts = tokens.split(CHUNK_ITEMS, dim=1)
+    scores = sid_share * torch.cat([sid_log_probs(trunk, part, grammar, item_filter) for part in parts], dim=1)
+    for share, log_probs in others:
+        scores = scores + share * log_probs.gather(1, place)
+    scores = scores.masked_fill(items < 0, -torch.inf)
+    check_scores(scores)
+    best = scores.topk(top_k, dim=1)
     gone = best.values.isneginf()
     chosen = items.gather(1, best.indices).masked_fill(gone, -1)
     sids = grammar.codes(tokens.gather(1, best.indices[..., None].expand(-1, -1, tokens.shape[2])))
@@ -77,18 +119,24 @@ def hybrid_ranking(
 
 
 def _logits(
-    trunk: Trunk, prompts: Sequence[Sequence[int]], shares: Sequence[float], num_items: int
+    trunk: Trunk, prompts: Sequence[Sequence[int]], shares: Sequence[float], item_vectors: ItemVectors
 ) -> Iterator[tuple[float, torch.Tensor]]:
     """Share and logits float32 [B, N] of the model's own vectors and of its retriever, of those that count."""
     model, (own, other) = trunk.model, shares
     assert isinstance(model, IntRRForCausalLM)
     if own:
-        yield own, dense_logits(model, trunk.hidden[:, 0], torch.arange(num_items, device=trunk.device))
+        vectors = item_vectors.of(model)
+        yield own, F.linear(trunk.hidden[:, 0].to(vectors.dtype), vectors).float()
     if other:
         assert model.retriever is not None
         first = model.config.first_item_id
         histories = [np.array([token - first for token in prompt if token >= first], np.int64) for prompt in prompts]
         yield other, log_probabilities(model.retriever, histories)
+
+
+def _version(part: torch.Tensor) -> int:
+    """How often a tensor was changed in place, as PyTorch counts; tensors of inference mode cannot be changed."""
+    return 0 if part.is_inference() else part._version
 
 
 def sid_log_probs(

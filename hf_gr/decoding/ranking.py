@@ -14,8 +14,8 @@ class Ranking:
 
     Attributes:
         items: int64 [B, K], catalogue rows: min(K, live items) distinct ones, then −1.
-        scores: float32 [B, K], log-probability of the item's SID under the search that found it, of a model with two
-            outputs the mixture of [`hybrid_ranking`]; −inf after the last.
+        scores: float32 [B, K], log-probability of the item's SID under the grammar, whatever the filter, of a model
+            with several outputs the mixture of [`hybrid_ranking`]; −inf after the last.
         sids: int64 [B, K, C], its SID; −1 likewise.
         pruned: float32 [B], only with a reflection: as in [`Beams`], of the search that found the first items.
     """
@@ -24,6 +24,12 @@ class Ranking:
     scores: torch.Tensor
     sids: torch.Tensor
     pruned: torch.Tensor | None = None
+
+    @classmethod
+    def empty(cls, top_k: int, num_codes: int, device: torch.device | str) -> "Ranking":
+        """Of no prompts."""
+        items = torch.empty(0, top_k, dtype=torch.int64, device=device)
+        return cls(items, items.float(), items[..., None].expand(-1, -1, num_codes))
 
 
 def ranked(beams: Beams, grammar: SidGrammar, item_filter: ItemFilter | None, top_k: int) -> Ranking:

@@ -20,9 +20,10 @@ from ..models.thinking import THINKING_FILES
 from ..offline import local_folder, resolve
 from ..vocabulary import SidVocabulary, encode_text, reads_text
 from .beam import beam_search
+from .hybrid import ItemVectors
 from .prefix_cache import PrefixCache
 from .reflection import Reflection, check_threshold
-from .session import Session, Sessions
+from .session import Session, Sessions, check_lengths
 
 
 MAX_KEPT = 64  # masks, and reflections, kept at once; the oldest goes first
@@ -39,8 +40,9 @@ class Answers(NamedTuple):
 
     Attributes:
         items: int64 [B, K], catalogue rows, best first: min(K, live items) distinct ones, then −1.
-        scores: float32 [B, K], log-probability of the item's SID under the grammar, of a model with two outputs the
-            mixture of [`hybrid_ranking`]; −inf after the last.
+        scores: float32 [B, K], log-probability of the item's SID under the catalog's grammar, of a model with several
+            outputs the mixture of [`hybrid_ranking`]; −inf after the last. No filter changes them, so that scores of
+            several calls may be compared, and the list without page 1 begins where page 1 ended.
         pruned: float32 [B], with reflection: the share of paths that it dropped (as in [`Beams`]); NaN where filters
             left no item.
     """
@@ -85,6 +87,7 @@ class Recommender:
         self.vocabulary = vocabulary
         self.prefix_cache = prefix_cache
         self.thinking = None if thinking is None else thinking.to(model.device)
+        self.item_vectors = ItemVectors()
         self._served = _Served(catalog, vocabulary.grammar(catalog).to(model.device), {}, {})
         self._lock = threading.Lock()
 
@@ -184,8 +187,11 @@ class Recommender:
                 (CORP, see [`Reflection`]).
 
         Returns:
-            Items int64 [B, top_k] and scores float32 [B, top_k] (log-probability of the SID under the grammar), best
-            first: min(top_k, live items) distinct items, then −1 and −inf.
+            Items int64 [B, top_k] and scores float32 [B, top_k] (log-probability of the SID under the catalog's
+            grammar, whatever the filters), best first: min(top_k, live items) distinct items, then −1 and −inf.
+
+        Raises:
+            HfGrError: If filters or queries are not as many as histories, or the model's scores are not finite.
         """
         answers = self.answers(
             histories,
@@ -212,6 +218,7 @@ class Recommender:
         reflection: float = 0.0,
     ) -> Answers:
         """As [`recommend`], with what is known of the search beside the lists."""
+        check_lengths(len(histories), "histories", exclude=exclude, allow=allow, only=only, queries=queries)
         grammar, reflecting = self.grammar, self.reflection(reflection)
         prompts = self.prompts(histories, queries)
         items = np.full((len(prompts), top_k), -1, np.int64)
@@ -237,6 +244,7 @@ class Recommender:
                 reflection=reflecting,
                 prefix_cache=self.prefix_cache,
                 feed=None if self.thinking is None else self.thinking.feed,
+                item_vectors=self.item_vectors,
             )
             items[rows], scores[rows] = found.items.cpu().numpy(), found.scores.float().cpu().numpy()
             if pruned is not None and found.pruned is not None:

@@ -7,7 +7,7 @@ sessions are searched as one batch. (Session, window in blocks and memory budget
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from ..catalog import SidCatalog
 from ..dataset import Histories
 from ..errors import HfGrError
-from ..grammar import ItemMask, TrieGrammar
+from ..grammar import ItemMask, TrieGrammar, check_scores
 from .hybrid import hybrid_ranking, is_hybrid
 from .ranking import ranked
 from .tree import search_from
@@ -130,8 +130,8 @@ class Session:
             only: Mask of the items that may be answers ([`Recommender.mask`]). Filters compose.
 
         Returns:
-            Item ids with their scores (log-probability of the SID under the grammar), best first: min(top_k, live
-            items) distinct ones.
+            Item ids with their scores (log-probability of the SID under the catalog's grammar, whatever the filters),
+            best first: min(top_k, live items) distinct ones.
         """
         return recommend_many(
             [self],
@@ -298,7 +298,14 @@ def recommend_many(
 
     Returns:
         Answers of each; none where its filters leave no live item.
+
+    Raises:
+        HfGrError: If sessions are of several recommenders or none, filters are not as many as they, or the model's
+            scores are not finite.
     """
+    if not sessions:
+        raise HfGrError("there are no sessions to answer; give at least one.")
+    check_lengths(len(sessions), "sessions", exclude=exclude, allow=allow, only=only)
     if any(session.recommender is not sessions[0].recommender for session in sessions):
         raise HfGrError("sessions of several recommenders cannot be answered as one batch; call once for each.")
     recommender = sessions[0].recommender.snapshot()
@@ -322,14 +329,30 @@ def recommend_many(
         if is_hybrid(recommender.model):
             assert isinstance(grammar, TrieGrammar)
             read = [states[row][2] for row in rows]
-            found = hybrid_ranking(ends, read, grammar, num_beams=num_beams, top_k=top_k, item_filter=item_filter)
+            found = hybrid_ranking(
+                ends,
+                read,
+                grammar,
+                num_beams=num_beams,
+                top_k=top_k,
+                item_filter=item_filter,
+                item_vectors=recommender.item_vectors,
+            )
         else:
             beams = search_from(ends, grammar, num_beams=max(num_beams, top_k), item_filter=item_filter)
+            check_scores(beams.scores)
             found = ranked(beams, grammar, item_filter, top_k)
         items, scores = found.items.cpu().numpy(), found.scores.float().cpu().numpy()
         for row, own, own_scores in zip(rows, items, scores, strict=True):
             answers[row] = [(catalog.item_ids[i], float(s)) for i, s in zip(own, own_scores, strict=True) if i >= 0]
     return answers
+
+
+def check_lengths(number: int, of: str, **lists: Sized | None) -> None:
+    """Raises [`HfGrError`] where a list that has an entry for each of something has more or fewer."""
+    for name, given in lists.items():
+        if given is not None and len(given) != number:
+            raise HfGrError(f"{name} has {len(given)} entries for {number} {of}; give one for each (None: nothing).")
 
 
 def _rows(item_ids: Sequence[str], catalog: SidCatalog) -> np.ndarray:

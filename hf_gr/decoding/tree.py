@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import DEAD, ItemFilter, SidGrammar, Successors, UnorderedGrammar
+from ..grammar import DEAD, ItemFilter, SidGrammar, Successors, UnorderedGrammar, check_scores
 from ..models import feedback, recursion_of
 from . import choose
 from .prefix_cache import PrefixCache
@@ -42,7 +42,8 @@ class Beams:
         log_probs: float32 [B, W, C], log-probability of every code in the order written; empty ([B, W, 0]) from
             `generate_search`.
         keys: float32 [B, W], Gumbel keys, falling (`method="gumbel"` only): the answers with the largest of all keys,
-            each being its log-probability plus standard Gumbel noise of its own.
+            each being its log-probability (under a filter, that among what it leaves) plus standard Gumbel noise of
+            its own.
         pruned: float32 [B], only with a reflection: of the paths that would have been kept without it, over all steps
             after the first, the share that it dropped.
     """
@@ -83,10 +84,13 @@ def tree_search(
         num_beams: W.
         method: `"beam"`; `"sample"` for W independent draws from the constrained policy; `"gumbel"` for W draws
             without replacement (stochastic beams).
-        score: `"constrained"`: log-probabilities renormalised over what is allowed (the policy that GRPO trains);
-            `"model"`: over the whole vocabulary, then masked, as `generate` with a logits processor has them.
+        score: `"constrained"`: log-probabilities among what the catalog has (the policy that GRPO trains);
+            `"model"`: among the whole vocabulary, as `generate` with a logits processor has them.
         temperature: Divides the logits.
-        item_filter: One row per prompt. A row without live items raises [`HfGrError`].
+        item_filter: Of this grammar, one row per prompt. It masks: no score depends on it, so that a filtered list is
+            the whole list without what is filtered out. Draws, too, have the scores of the whole policy; what is drawn
+            is each code among those that the filter leaves, in proportion to their probabilities. A row without live
+            items raises [`HfGrError`].
         generator: Source of the draws: a generator on the model's device, or [`Draws`] that processes share.
         merge: What becomes of beams of an unordered grammar that hold the same codes, with `method="beam"`. `"step"`:
             they are merged after every step (their probabilities add up, the best order's cache goes on). `"end"`:
@@ -101,13 +105,16 @@ def tree_search(
         feed: Of a model with hidden feedback ([`models.read`]): each thinking token is fed the projected hidden state
             of the token before it. A code and the thought after it then take two passes instead of one. Not with
             `graphs`.
+
+    Raises:
+        HfGrError: If the model's scores are not finite, or options do not go together.
     """
+    check_prompts(prompts)
     supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
     if not supported:
         raise HfGrError(f"tree search is not for this model: {reason}; use generate_search.")
-    check_filter(item_filter)
-    if method != "beam" and score == "model":
-        raise HfGrError(f'method="{method}" draws from the constrained policy; it has no score="model".')
+    check_filter(item_filter, grammar, len(prompts))
+    check_score(method, score)
     if method != "beam" and reflection is not None:
         raise HfGrError(f'reflection drops paths of a beam search, not draws; leave it out of method="{method}".')
     if feed is None:  # else the first thought waits for the prompt's hidden state
@@ -119,22 +126,23 @@ def tree_search(
     plain = method == "beam" and item_filter is None and prefix_cache is None and reflection is None
     if graphs is not None and plain and not isinstance(grammar, UnorderedGrammar):
         settings = {"num_beams": num_beams, "score": score, "temperature": temperature, "merge": merge}
-        return graphs.search(model, prompts, grammar, **settings)
-    item_filter = None if item_filter is None else item_filter.to(model.device)
-    trunk = Trunk.of(model, prompts, prefix_cache)
-    return search_from(
-        trunk,
-        grammar,
-        num_beams=num_beams,
-        method=method,
-        score=score,
-        temperature=temperature,
-        item_filter=item_filter,
-        generator=generator,
-        merge=merge,
-        reflection=None if reflection is None else reflection.to(model.device),
-        feed=feed,
-    )
+        beams = graphs.search(model, prompts, grammar, **settings)
+    else:
+        beams = search_from(
+            Trunk.of(model, prompts, prefix_cache),
+            grammar,
+            num_beams=num_beams,
+            method=method,
+            score=score,
+            temperature=temperature,
+            item_filter=None if item_filter is None else item_filter.to(model.device),
+            generator=generator,
+            merge=merge,
+            reflection=None if reflection is None else reflection.to(model.device),
+            feed=feed,
+        )
+    check_scores(beams.scores)
+    return beams
 
 
 def search_from(
@@ -153,7 +161,8 @@ def search_from(
 ) -> Beams:
     """[`tree_search`] from prompts that were read; nothing waits for the device.
 
-    The first thinking token is among what was read, unless there is a `feed`.
+    The first thinking token is among what was read, unless there is a `feed`. Where scores were not finite, all of the
+    prompt's are NaN ([`check_scores`]).
     """
     if feed is not None and not grammar.think_ids:
         raise HfGrError("hidden feedback is for answers with a thinking token before each code; leave feed out.")
@@ -171,7 +180,9 @@ def merged(beams: Beams, grammar: SidGrammar) -> Beams:
         return beams
     batch, width = beams.scores.shape
     keys = choose.set_keys(grammar, beams.states.flatten(0, 1)).view(batch, width)
+    broken = beams.scores.isnan().any(1, keepdim=True)
     scores, order = choose.merge_sets(beams.scores, keys).sort(dim=1, descending=True, stable=True)
+    scores = scores.masked_fill(broken, torch.nan)
     dead = torch.isneginf(scores)[..., None]
 
     def ordered(values: torch.Tensor, fill: int) -> torch.Tensor:
@@ -186,14 +197,37 @@ def merged(beams: Beams, grammar: SidGrammar) -> Beams:
     )
 
 
-def check_filter(item_filter: ItemFilter | None) -> None:
-    """Raises [`HfGrError`] where a request has no live item."""
-    if item_filter is not None and (dead := (item_filter.live == 0).nonzero()[:, 0]).numel():
+def check_prompts(prompts: list[list[int]]) -> None:
+    """Raises [`HfGrError`] where there is no prompt, or one without tokens."""
+    if not prompts:
+        raise HfGrError("there are no prompts to search from; give at least one.")
+    if not all(prompts):
+        raise HfGrError(
+            f"prompt {[len(prompt) for prompt in prompts].index(0)} has no token; a prompt has at least one."
+        )
+
+
+def check_filter(item_filter: ItemFilter | None, grammar: SidGrammar, requests: int) -> None:
+    """Raises [`HfGrError`] where a filter is not of this grammar and so many requests, or one has no live item."""
+    if item_filter is None:
+        return
+    item_filter.check(grammar.identity, requests)
+    if (dead := (item_filter.live == 0).nonzero()[:, 0]).numel():
         raise HfGrError(f"the filter of request {dead[0]} leaves no live item; allow more or exclude less.")
 
 
+def check_score(method: Method, score: Score) -> None:
+    """Raises [`HfGrError`] where draws are to have scores of another policy than theirs."""
+    if method != "beam" and score == "model":
+        raise HfGrError(f'method="{method}" draws from the constrained policy; it has no score="model".')
+
+
 class _TreeSearch:
-    """State of one search: B prompts and up to W beams each; `ancestors` are a beam's columns since the prompts."""
+    """State of one search: B prompts and up to W beams each.
+
+    `ancestors` are a beam's columns since the prompts, `scores` log-probabilities of beams under the policy, `drawn`
+    those under what draws come from: the same, unless there is a filter. `broken` prompts had scores that are NaN.
+    """
 
     def __init__(
         self,
@@ -213,7 +247,8 @@ class _TreeSearch:
         self.states = self.grammar.initial(self.batch).view(self.batch, 1, -1)
         self.tokens = self.ancestors = torch.empty(self.batch, 1, 0, dtype=torch.int64, device=self.device)
         self.log_probs = torch.empty(self.batch, 1, 0, device=self.device)
-        self.scores = torch.zeros(self.batch, 1, device=self.device)
+        self.scores = self.drawn = torch.zeros(self.batch, 1, device=self.device)
+        self.broken = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
         self.keys: torch.Tensor | None = None
         self.wanted = self.dropped = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
 
@@ -227,13 +262,14 @@ class _TreeSearch:
         ).view(self.batch, beams, -1)
         num_options = log_probs.shape[2]
         totals = (self.scores[..., None] + log_probs).flatten(1)
+        self.broken = self.broken | totals.amax(1).isnan()
         width = min(self.width, beams * num_options)
-        keys = None
+        keys, share = None, log_probs if item_filter is None else choose.renormalized(log_probs)
         if method == "sample":
-            chosen = choose.draw(log_probs, self.width, generator)
+            chosen = choose.draw(share, self.width, generator)
         elif method == "gumbel":
             before = choose.gumbel(self.scores.shape, self.device, generator) if self.keys is None else self.keys
-            keys = choose.perturb(self.scores, before, log_probs, generator).flatten(1)
+            keys = choose.perturb(self.drawn, before, share, generator).flatten(1)
             chosen = choose.best(keys, width)
         else:
             every, totals = totals, self._merged(totals, step)
@@ -247,7 +283,9 @@ class _TreeSearch:
         def inherit(history: torch.Tensor) -> torch.Tensor:
             return history.gather(1, parent[..., None].expand(-1, -1, history.shape[2]))
 
-        self.keys = None if keys is None else keys.gather(1, chosen)
+        if keys is not None:
+            self.keys = keys.gather(1, chosen)
+            self.drawn = (self.drawn[..., None] + share).flatten(1).gather(1, chosen)
         self.scores = totals.gather(1, chosen)
         newest = log_probs.flatten(1).gather(1, chosen)
         self.log_probs = torch.cat([inherit(self.log_probs), newest[..., None]], dim=2)
@@ -296,6 +334,7 @@ class _TreeSearch:
         missing = self.width - self.scores.shape[1]
         scores = F.pad(self.scores, (0, missing), value=-torch.inf)
         dead = torch.isneginf(scores)[..., None]
+        scores = scores.masked_fill(self.broken[:, None], torch.nan)
         return Beams(
             F.pad(tokens, (0, 0, 0, missing)).masked_fill(dead, -1),
             F.pad(self.states, (0, 0, 0, missing)).masked_fill(dead, DEAD),

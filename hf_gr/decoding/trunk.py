@@ -131,17 +131,15 @@ def step_log_probs(
 
     Args:
         hidden: float [rows, d], what the step's code is read from.
-        score: `"constrained"`: renormalised over what is allowed, which takes only the step's rows of the LM head;
-            `"model"`: over the whole vocabulary, then masked.
+        score: `"constrained"`: among what the grammar has, which takes only the step's rows of the LM head; `"model"`:
+            among the whole vocabulary. A request's filter then masks, and changes neither.
         temperature: Divides the logits.
     """
     tokens = grammar.step_tokens(step)
     if score == "model":
         logits = model.get_output_embeddings()(hidden).float() / temperature
         return options.masked(torch.log_softmax(logits, -1)[:, tokens])
-    logits = options.masked(code_logits(model, hidden, tokens) / temperature)
-    # rows without an allowed option are beams that died before: they stay −inf instead of NaN
-    return torch.log_softmax(logits, -1).masked_fill(~options.allowed, -torch.inf)
+    return options.log_probs(code_logits(model, hidden, tokens) / temperature)
 
 
 def path_log_probs(

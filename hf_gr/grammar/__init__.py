@@ -1,6 +1,6 @@
 """What may follow: a vectorised state machine over partial answers, with filters of the request."""
 
-from .base import DEAD, SidGrammar, Successors
+from .base import DEAD, SidGrammar, Successors, check_scores
 from .filters import ItemFilter, ItemMask
 from .logits_process import SidLogitsProcessor, generation_config
 from .trie import TrieGrammar
@@ -16,5 +16,6 @@ __all__ = [
     "Successors",
     "TrieGrammar",
     "UnorderedGrammar",
+    "check_scores",
     "generation_config",
 ]

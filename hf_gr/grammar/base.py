@@ -4,7 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
@@ -26,21 +26,43 @@ class Successors:
     Attributes:
         index: int64 [rows, D], which of the step's tokens each option is; `None`: option i is token i.
         allowed: bool [rows, D]; options that are False are padding or have no live item below them.
+        possible: bool [rows, D], what would be allowed without the request's filter: probabilities are shares of all
+            of it, so that a filter takes answers away and leaves the others as they were. `None`: there is no filter.
     """
 
     index: torch.Tensor | None
     allowed: torch.Tensor
+    possible: torch.Tensor | None = None
 
     def masked(self, logits: torch.Tensor) -> torch.Tensor:
         """The options' logits [rows, D], −inf where not allowed, from those of the step's tokens [rows, K]."""
-        options = logits if self.index is None else logits.gather(1, self.index)
-        return options.masked_fill(~self.allowed, -torch.inf)
+        return self._options(logits).masked_fill(~self.allowed, -torch.inf)
+
+    def log_probs(self, logits: torch.Tensor) -> torch.Tensor:
+        """The options' log-probabilities [rows, D] among all that is possible, −inf where not allowed, from the logits
+        of the step's tokens [rows, K]."""
+        possible = self.allowed if self.possible is None else self.possible
+        log_probs = torch.log_softmax(self._options(logits).masked_fill(~possible, -torch.inf), -1)
+        # rows without any option are beams that died before: they stay −inf instead of NaN
+        return log_probs.masked_fill(~self.allowed, -torch.inf)
+
+    def _options(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits if self.index is None else logits.gather(1, self.index)
 
     def option_of(self, token_index: torch.Tensor) -> torch.Tensor:
         """Number of the option that is the step's token `token_index` (int64 [rows]), int64 [rows]; −1 if none is."""
         columns = torch.arange(self.allowed.shape[1], device=self.allowed.device)
         match = ((columns if self.index is None else self.index) == token_index[:, None]) & self.allowed
         return torch.where(match.any(1), match.int().argmax(1), -1)
+
+
+def check_scores(scores: torch.Tensor) -> None:
+    """Raises [`HfGrError`] where a score (float, any shape) is NaN or +inf; −inf says that something may not be."""
+    if (scores.isnan() | scores.isposinf()).any():
+        raise HfGrError(
+            "the model's scores are not finite (NaN or inf), so it can recommend nothing: its weights diverged in "
+            "training (train again with a lower learning_rate), or overflow (load it with dtype float32 or bfloat16)."
+        )
 
 
 class SidGrammar(ABC):
@@ -57,6 +79,9 @@ class SidGrammar(ABC):
         think_ids: Token ids of the C thinking tokens, or none.
         popularity: int [N]; on a shared SID the more popular item is returned first, then the lower row.
         items: Rows that can be an answer (default: all).
+
+    Attributes:
+        identity: What masks and filters are known by to be of this grammar; its copies on other devices have the same.
 
     Raises [`HfGrError`] where tokens and SIDs do not match, or no row can be an answer.
     """
@@ -76,6 +101,8 @@ class SidGrammar(ABC):
                 f"SIDs have {codes.shape[1]} codes, but tokens are given for {len(token_ids)} codebooks and "
                 f"{len(think_ids)} thinking tokens."
             )
+        self.identity = object()
+        self._copies: dict[torch.device, SidGrammar] = {}  # shared by the copies
         self.think_ids = tuple(think_ids)
         self.catalog_size = len(codes)
         flat = [token for ids in token_ids for token in ids]
@@ -112,12 +139,15 @@ class SidGrammar(ABC):
         return self._tokens.device
 
     def to(self, device: torch.device | str) -> Self:
-        """The grammar on another device (this one if it is there already)."""
-        if torch.device(device) == self.device:
+        """The grammar on another device (this one if it is there already), moved once and kept."""
+        device = torch.device(device)
+        if device == self.device:
             return self
-        moved = copy.copy(self)
-        vars(moved).update({name: _moved(value, device) for name, value in vars(self).items()})
-        return moved
+        if device not in self._copies:
+            moved = copy.copy(self)
+            vars(moved).update({name: _moved(value, device) for name, value in vars(self).items()})
+            self._copies |= {self.device: self, device: moved, moved.device: moved}  # "cuda" is "cuda:0"
+        return cast(Self, self._copies[device])
 
     @property
     @abstractmethod
@@ -190,7 +220,7 @@ class SidGrammar(ABC):
     def mask(self, live: np.ndarray) -> ItemMask:
         """A filter that many requests share, from bool [N] over the catalogue's rows (a category, what is in stock).
 
-        It belongs to this grammar: after [`with_items`] it has to be made again.
+        It belongs to this grammar, and any other refuses it: after [`with_items`] it has to be made again.
         """
 
     def step(self, state: torch.Tensor, step: int, token_index: torch.Tensor) -> torch.Tensor:

@@ -18,11 +18,13 @@ class ItemMask:
     """Live items, one flag each: for filters that many requests share or that name a large part of the catalogue.
 
     Attributes:
+        grammar: Identity of the grammar that made it ([`SidGrammar.identity`]).
         below: int32 [n + 1], `below[p]` is the number of live items among the first p positions (on the host).
         nodes: Per depth of the trie, whether a live item lies below each node, bool [nodes]; positions are the last.
         tables: Live items by code and by pair of codes, where an unordered grammar keeps such tables.
     """
 
+    grammar: object
     below: np.ndarray
     nodes: list[torch.Tensor]
     tables: list[torch.Tensor] = field(default_factory=list)
@@ -41,6 +43,7 @@ class ItemFilter:
     """The filters of R requests. Made by [`SidGrammar.filter`].
 
     Attributes:
+        grammar: Identity of the grammar that made it ([`SidGrammar.identity`]).
         deny, allow, only: What was asked, per request.
         live: int64 [R], number of items that can be an answer.
         restricted: bool [R], whether `listed` names the live items (True) or the dead ones (False).
@@ -53,6 +56,7 @@ class ItemFilter:
         widths: Per depth, how many marked nodes one parent has at most.
     """
 
+    grammar: object
     deny: Sequence[np.ndarray | None]
     allow: Sequence[np.ndarray | None]
     only: Sequence[ItemMask | None]
@@ -96,6 +100,13 @@ class ItemFilter:
             tables=[table.to(device) for table in self.tables],
             marked=[nodes.to(device) for nodes in self.marked],
         )
+
+    def check(self, grammar: object, requests: int | None = None) -> None:
+        """Raises [`HfGrError`] where the filter is not of the grammar of this identity, or not of so many requests."""
+        if self.grammar is not grammar:
+            raise HfGrError("a filter belongs to the grammar that made it; make it again with this one's `filter`.")
+        if requests is not None and len(self) != requests:
+            raise HfGrError(f"the filter is of {len(self)} request(s), but there are {requests} prompt(s).")
 
     def beams(self, rows: int) -> int:
         """How many of so many rows each request has; the rows of one request stand together."""

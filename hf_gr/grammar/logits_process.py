@@ -6,7 +6,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor
 
 from ..errors import HfGrError
-from .base import SidGrammar
+from .base import SidGrammar, check_scores
 from .filters import ItemFilter
 
 
@@ -28,8 +28,8 @@ class SidLogitsProcessor(LogitsProcessor):
         item_filter: Filter of each prompt; rows of `input_ids` are a multiple of its rows (beams).
         raise_on_dead: Whether an answer that nothing may follow raises [`HfGrError`]. Off for beam search, where
             `generate` carries impossible beams along when there are fewer answers than beams.
-        renormalize: Whether the scores of what is allowed become log-probabilities among themselves: beams then follow
-            the constrained policy, as `tree_search(score="constrained")` does.
+        renormalize: Whether scores become log-probabilities among all that the catalog has, of which the filter then
+            takes its part away: beams then follow the constrained policy, as `tree_search(score="constrained")` does.
         temperature: Divides the logits, for beams; where `generate` samples, it has a temperature of its own.
     """
 
@@ -43,6 +43,8 @@ class SidLogitsProcessor(LogitsProcessor):
         renormalize: bool = False,
         temperature: float = 1.0,
     ):
+        if item_filter is not None:
+            item_filter.check(grammar.identity)
         self.grammar, self.raise_on_dead, self.item_filter = grammar, raise_on_dead, item_filter
         self.renormalize, self.temperature = renormalize, temperature
         self.prompt_length, self.eos_token_id = prompt_length, eos_token_id
@@ -80,9 +82,9 @@ class SidLogitsProcessor(LogitsProcessor):
                 f"row {row}: no live item continues the answer {answer[row].tolist()}; the filter leaves nothing, or "
                 "the tokens are not a SID of this catalogue."
             )
-        chosen = options.masked(scores[:, tokens])
-        if self.renormalize:
-            chosen = torch.log_softmax(chosen, -1).masked_fill(~options.allowed, -torch.inf)
+        read = scores[:, tokens]
+        chosen = options.log_probs(read) if self.renormalize else options.masked(read)
+        check_scores(chosen)
         index = tokens.expand(len(scores), -1) if options.index is None else tokens[options.index]
         return masked.scatter_reduce_(1, index, chosen, "amax")  # a padding option may repeat an allowed token
 

@@ -31,7 +31,7 @@ def make_filter(
             f"filters are given for {len(deny)} (deny), {len(allow)} (allow) and {len(only)} (only) requests; "
             "they must be as many."
         )
-    if any(mask is not None and len(mask.below) != trie.num_items + 1 for mask in only):
+    if any(mask is not None and mask.grammar is not trie.identity for mask in only):
         raise HfGrError("a mask belongs to the grammar that made it; make it again with this one's `mask`.")
     short = [_long_lists(trie, *request) for request in zip(deny, allow, only, strict=True)]
     short_deny, short_allow, masks = [x[0] for x in short], [x[1] for x in short], [x[2] for x in short]
@@ -45,6 +45,7 @@ def make_filter(
     counts = np.bincount(row, minlength=rows)
     marked, widths = _marked(trie, row, position, restricted, masks)
     return ItemFilter(
+        trie.identity,
         deny,
         allow,
         only,
@@ -66,7 +67,7 @@ def make_mask(trie: "TrieGrammar", live: np.ndarray) -> ItemMask:
     for depth in range(1, trie.num_codes + 2):
         begin = trie.begin(depth)
         nodes.append(torch.from_numpy(below[begin[1:]] > below[begin[:-1]]).to(trie.device))
-    return ItemMask(below, nodes)
+    return ItemMask(trie.identity, below, nodes)
 
 
 def _long_lists(

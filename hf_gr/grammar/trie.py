@@ -116,9 +116,10 @@ class TrieGrammar(SidGrammar):
             child = first[:, None] + columns
             index = self._code[step].unfold(0, width, 1).index_select(0, first).long()  # faster than code[child]
             allowed = columns < count[:, None]
-        if item_filter is not None:
-            allowed &= self._live(item_filter, step + 1, first, count, child, dense=len(dense) > 0)
-        return Successors(index, allowed)
+        if item_filter is None:
+            return Successors(index, allowed)
+        live = self._live(item_filter, step + 1, first, count, child, dense=len(dense) > 0)
+        return Successors(index, allowed & live, possible=allowed)
 
     def advance(self, state: torch.Tensor, step: int, option: torch.Tensor) -> torch.Tensor:
         first, count = self._range(state, step)

@@ -62,7 +62,7 @@ class UnorderedGrammar(SidGrammar):
     def _index(self, trie: TrieGrammar) -> None:
         """Takes the trie and makes tables and lists of its items, which are known by their position there."""
         sizes, codes = self.codebook_sizes, _narrow(trie.item_codes)
-        self._trie = trie
+        self._trie, self.identity = trie, trie.identity
         self._codes = torch.from_numpy(codes)
         self._codebook = torch.repeat_interleave(torch.arange(self.num_codes), torch.tensor(sizes))
         self._totals, *pair_table = _count_tables(codes, sizes)
@@ -123,10 +123,12 @@ class UnorderedGrammar(SidGrammar):
         return torch.full((rows, self.num_codes), OPEN, dtype=torch.int64, device=self.device)
 
     def successors(self, state: torch.Tensor, step: int, item_filter: ItemFilter | None = None) -> Successors:
-        counts = self._counts(state, step, item_filter)
-        if item_filter is not None:
-            self._count_listed(counts, state, item_filter)
-        return Successors(None, (counts > 0) & self.alive(state)[:, None])
+        counts, live = self._counts(state, step, item_filter)
+        alive = self.alive(state)[:, None]
+        if item_filter is None:
+            return Successors(None, (counts > 0) & alive)
+        self._count_listed(live, state, item_filter)
+        return Successors(None, (live > 0) & alive, possible=(counts > 0) & alive)
 
     def advance(self, state: torch.Tensor, step: int, option: torch.Tensor) -> torch.Tensor:
         number = option.clamp(min=0)[:, None]
@@ -143,49 +145,50 @@ class UnorderedGrammar(SidGrammar):
             node = self._trie.step(node, codebook, state[:, codebook])
         return self._trie.items(node, item_filter, limit)
 
-    def _counts(self, state: torch.Tensor, step: int, item_filter: ItemFilter | None) -> torch.Tensor:
-        """Items that satisfy each row's set, by their codes of unused codebooks, integers [rows, ΣK].
+    def _counts(
+        self, state: torch.Tensor, step: int, item_filter: ItemFilter | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Items that satisfy each row's set, by their codes of unused codebooks, integers [rows, ΣK] each: all of
+        them, and those that pass the row's mask.
 
-        Only those that pass the row's mask. The filter's lists do not count yet; where it has an allow-list, no item.
+        In the second, the filter's lists do not count yet; where it has an allow-list, no item.
         """
-        if step == 0:
-            return self._first_counts(state, item_filter)
-        tabled = step == 1 and len(self._together) > 0
-        number = torch.where(state >= 0, state + self.first_numbers, 0).sum(1)
-        if tabled:
-            counts = self._together[number]
+        if step == 0 or (step == 1 and len(self._together)):
+            counts, live = self._tabled_counts(state, step, item_filter)
         else:
-            counts = torch.zeros(len(state), len(self._tokens), dtype=torch.int32, device=self.device)
-        scanned = self.alive(state)
+            counts, live = self._scanned_counts(state, item_filter)
         if item_filter is not None:
-            beams = item_filter.beams(len(state))
-            if tabled and item_filter.masks:
-                mask = item_filter.mask_row.repeat_interleave(beams)
-                counts = torch.where(mask[:, None] >= 0, item_filter.tables[1][mask.clamp(min=0), number], counts)
-            restricted = item_filter.restricted.repeat_interleave(beams)
-            counts = counts.int().masked_fill_(restricted[:, None], 0)
-            scanned = scanned & ~restricted
-        if not tabled:
-            for row, position in self._candidates(state, scanned):
-                if item_filter is not None and item_filter.masks:
-                    mask = item_filter.mask_row[row // beams]
-                    live = item_filter.masks[-1][mask.clamp(min=0), position] | (mask < 0)
-                    kept = live.nonzero()[:, 0]
-                    row, position = row[kept], position[kept]
-                self._tally(counts, state, row, position, 1)
-        return counts
+            restricted = item_filter.restricted.repeat_interleave(item_filter.beams(len(state)))
+            live = live.int().masked_fill(restricted[:, None], 0)
+        return counts, live
 
-    def _first_counts(self, state: torch.Tensor, item_filter: ItemFilter | None) -> torch.Tensor:
-        """[`_counts`] before the first code: of the whole catalogue or of a mask's items."""
-        totals = self._totals.expand(len(state), -1)
-        if item_filter is None:
-            return totals
-        beams = item_filter.beams(len(state))
-        counts = torch.where(item_filter.restricted.repeat_interleave(beams)[:, None], 0, totals)
-        if item_filter.masks:
-            mask = item_filter.mask_row.repeat_interleave(beams)
-            counts = torch.where(mask[:, None] >= 0, item_filter.tables[0][mask.clamp(min=0)], counts)
-        return counts
+    def _tabled_counts(
+        self, state: torch.Tensor, step: int, item_filter: ItemFilter | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[`_counts`] of no code and of one, from the tables of the catalogue and of masks."""
+        number = torch.where(state >= 0, state + self.first_numbers, 0).sum(1)
+        counts = self._together[number] if step else self._totals.expand(len(state), -1)
+        if item_filter is None or not item_filter.masks:
+            return counts, counts
+        mask = item_filter.mask_row.repeat_interleave(item_filter.beams(len(state)))
+        table, row = item_filter.tables[step], mask.clamp(min=0)
+        return counts, torch.where(mask[:, None] >= 0, table[row, number] if step else table[row], counts)
+
+    def _scanned_counts(
+        self, state: torch.Tensor, item_filter: ItemFilter | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[`_counts`] of sets for which there is no table, from lists of items."""
+        counts = torch.zeros(len(state), len(self._tokens), dtype=torch.int32, device=self.device)
+        masked = item_filter is not None and len(item_filter.masks) > 0
+        live = torch.zeros_like(counts) if masked else counts
+        for row, position in self._candidates(state, self.alive(state)):
+            self._tally(counts, state, row, position, 1)
+            if item_filter is not None and masked:
+                mask = item_filter.mask_row[row // item_filter.beams(len(state))]
+                passes = item_filter.masks[-1][mask.clamp(min=0), position] | (mask < 0)
+                kept = passes.nonzero()[:, 0]
+                self._tally(live, state, row[kept], position[kept], 1)
+        return counts, live
 
     def _count_listed(self, counts: torch.Tensor, state: torch.Tensor, item_filter: ItemFilter) -> None:
         """Takes the denied items out of `counts` (int32 [rows, ΣK]), or adds those of an allow-list, in place."""

@@ -4,33 +4,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from searching import RECURSIVE, Case, build, every_sid, recursive
-from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
+from searching import RECURSIVE, Case, build, every_sid, hybrid
 from transformers import Qwen3Config
 
 from hf_gr.decoding import beam_search
 from hf_gr.errors import HfGrError
 from hf_gr.models import RecursionConfig, dense_loss
-from hf_gr.vocabulary import add_vocabulary
-
-
-def hybrid(share: float = 0.4, read: str = "sum", **settings: object) -> Case:
-    catalog, lm = tiny_catalog(), tiny_lm(Qwen3Config)
-    vocabulary = add_vocabulary(tiny_tokenizer(), lm, catalog, max_history=10, form=RECURSIVE)
-    settings = {"read": read, "dense": 1.0, "dense_share": share} | settings
-    model, vocabulary = recursive(lm, vocabulary, catalog, **settings)
-    return Case(model, vocabulary.grammar(catalog), vocabulary, catalog)
 
 
 @torch.no_grad()
 def listed(case: Case, prompt: list[int], live: list[int], share: float) -> dict[int, float]:
-    """{item: score} of the live items, each by itself."""
+    """{item: score} of the live items, each by itself, in softmaxes over all items."""
     model = case.model
     hidden = model.model(torch.tensor([prompt])).last_hidden_state[0, -1]
-    rows = model.model.items.project.weight @ model.model.items.embedding.weight[live].T
-    vectors = rows.T + model.model.token_rows[case.vocabulary.item_tokens(case.catalog, np.array(live))].sum(1)
-    dense = torch.log_softmax(vectors @ hidden, 0)
-    sids = every_sid(case, prompt, live)
+    rows = model.model.items.project.weight @ model.model.items.embedding.weight.T
+    vectors = rows.T + model.model.token_rows[case.vocabulary.item_tokens(case.catalog)].sum(1)
+    dense = torch.log_softmax(vectors @ hidden, 0)[live]
+    sids = every_sid(case, prompt)
     generative = [sids[tuple(case.catalog.codes[item])] for item in live]
     return {item: (1 - share) * g + share * float(d) for item, g, d in zip(live, generative, dense, strict=True)}
 

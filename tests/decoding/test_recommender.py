@@ -57,7 +57,8 @@ def code_scores(prompt: list[int], form: str = "flat") -> dict[tuple, torch.Tens
 
 
 def ranked_by_hand(logits: dict[tuple, torch.Tensor], live: set[int]) -> list[tuple[int, float]]:
-    """Every live item with its score, best first: SIDs by log-probability over the live ones, then buckets."""
+    """The items of `live` with their scores, best first: SIDs by log-probability over all live ones, then buckets."""
+    sids = {tuple(CATALOG.codes[item].tolist()) for item in LIVE}
     buckets: dict[tuple, list[int]] = {}
     for item in sorted(live, key=lambda item: (-CATALOG.popularity[item], item)):
         buckets.setdefault(tuple(CATALOG.codes[item].tolist()), []).append(item)
@@ -65,7 +66,7 @@ def ranked_by_hand(logits: dict[tuple, torch.Tensor], live: set[int]) -> list[tu
     for sid, bucket in buckets.items():
         total = 0.0
         for level in range(len(SIZES)):
-            following = sorted({other[level] for other in buckets if other[:level] == sid[:level]})
+            following = sorted({other[level] for other in sids if other[:level] == sid[:level]})
             row = torch.log_softmax(logits[sid[:level]][following], -1)
             total += float(row[following.index(sid[level])])
         scored.append((total, bucket))
@@ -93,6 +94,14 @@ def check(
 @pytest.mark.parametrize("top_k", [1, 10, 37, 60])
 def test_answers_equal_the_exhaustive_ranking(top_k):
     check(*RECOMMENDER.recommend(histories_of(HISTORIES), top_k=top_k), [LIVE] * 3, top_k)
+
+
+def test_lists_are_as_many_as_histories():
+    histories = histories_of(HISTORIES)
+    for name in ("exclude", "allow", "only", "queries"):
+        for entries in (2, 4):
+            with pytest.raises(HfGrError, match=f"{name} has {entries} entries for 3 histories; give one for each"):
+                RECOMMENDER.recommend(histories, **{name: [None] * entries})
 
 
 def test_a_stepwise_model_answers_by_its_thinking():

@@ -281,3 +281,23 @@ def test_threads_share_sessions():
     assert sessions.found + sessions.made == 48
     for session, counted in sessions._kept.values():
         assert counted == POSITION * session.positions + HIDDEN and session.positions == session.num_events + 1
+
+
+def test_filters_are_as_many_as_sessions():
+    sessions = [RECOMMENDER.session(), RECOMMENDER.session(["i001"])]
+    for name in ("exclude", "allow", "only"):
+        for entries in (1, 3):
+            with pytest.raises(HfGrError, match=f"{name} has {entries} entries for 2 sessions; give one for each"):
+                recommend_many(sessions, 3, **{name: [None] * entries})
+    with pytest.raises(HfGrError, match="there are no sessions to answer"):
+        recommend_many([], 3)
+
+
+def test_filters_of_a_session_mask_its_list():
+    session = RECOMMENDER.session(STREAM[:4])
+    whole = session.recommend(40, num_beams=40)
+    agree(session.recommend(10, num_beams=40, exclude=[item for item, _ in whole[:10]]), whole[10:20])
+    agree(
+        session.recommend(40, num_beams=40, **FILTERS),
+        [pair for pair in whole if pair[0] in FILTERS["allow"] and pair[0] not in FILTERS["exclude"]],
+    )

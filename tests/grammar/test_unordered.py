@@ -377,7 +377,8 @@ def test_all_orders_together_are_the_exhaustive_ranking(small, filtered):
     assert torch.isneginf(whole.scores[:, grammar.num_sids :]).all()
     live = torch.isfinite(every.scores)
     assert torch.equal(whole.states[:, : grammar.num_sids][live], every.states[live])
-    assert torch.allclose(every.scores.exp().sum(1), torch.ones(3), atol=1e-4)
+    if not filtered:
+        assert torch.allclose(every.scores.exp().sum(1), torch.ones(3), atol=1e-4)
 
 
 def test_merged_beams_hold_a_set_once(small):
