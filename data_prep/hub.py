@@ -78,7 +78,13 @@ def prepare_hub(
         commit = None if items_dataset else revision
         records = _load(name, items_config, items_split, commit, item_columns, ("item_id",), it.OPTIONAL)
         table = items_table(records.to_pylist(), name, separator=category_separator or "|")
-    more = {"dataset": dataset, "config": config, "split": split, "revision": revision, "columns": columns}
+    more: dict[str, object] = {
+        "dataset": dataset,
+        "config": config,
+        "split": split,
+        "revision": revision,
+        "columns": columns,
+    }
     more |= {"items_dataset": items_dataset, "items_config": items_config, "items_split": items_split}
     more |= {"item_columns": item_columns, "time_unit": time_unit, "separator": category_separator}
     more |= {"any_year": any_year, "drop_empty": drop_empty}

@@ -193,12 +193,12 @@ def _unit(values: np.ndarray, billionths: np.ndarray, where: str | Path, unit: T
         )
     if (_calendar(values) & (billionths == 0)).mean() >= 0.98:
         raise HfGrError(
-            f"{where}: the times look like dates written as numbers (such as {_shown(values[0])}); write "
-            f"{_dashed(values[0])}, or {remedy}."
+            f"{where}: the times look like dates written as numbers (such as {_shown(float(values[0]))}); write "
+            f"{_dashed(float(values[0]))}, or {remedy}."
         )
-    if _days(np.array([1970])) + 25_569 <= ends.min() and ends.max() <= 73_050 + 366:
+    if ends.min() >= 25_569 and ends.max() < 73_416:  # days of 1970 to 2100, counted from 1899-12-30
         raise HfGrError(
-            f"{where}: the times look like Excel's day numbers (such as {_shown(values[0])}); write dates as "
+            f"{where}: the times look like Excel's day numbers (such as {_shown(float(values[0]))}); write dates as "
             f"2024-03-01T10:00:00, or {remedy}."
         )
     return low

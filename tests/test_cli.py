@@ -107,14 +107,14 @@ TABLES = {
     "missing column": (
         "user_id,item_id\nann,a\n",
         ITEMS,
-        r"interactions.csv has neither a column 'timestamp' nor 'position'; map one",
+        r"interactions.csv has neither a column 'timestamp' nor 'position'; map the time",
     ),
     "missing id": (
         "who,item_id,timestamp\na,b,1\n",
         ITEMS,
         r"no column 'user_id' \(it has: who, item_id, timestamp\)",
     ),
-    "duplicate item ids": (INTERACTIONS, ITEMS + "a,Again\n", r"items.csv.*'a' occurs 2 times"),
+    "duplicate item ids": (INTERACTIONS, ITEMS + "a,Again\n", r"items.csv.*'a' stands in rows 1 and 4"),
     "unknown item": (INTERACTIONS + "bob,zebra,4\n", ITEMS, r"interactions.csv.*'zebra' of user 'bob'"),
     "no number": (INTERACTIONS + "bob,a,soon\n", ITEMS, r"interactions.csv.*'soon'"),
 }
