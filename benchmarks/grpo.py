@@ -175,7 +175,6 @@ def trainer_of(side: str, chosen: argparse.Namespace, world: World, output: str,
         "num_generations": chosen.generations,
         "per_device_train_batch_size": chosen.prompts * chosen.generations,
         "steps_per_generation": spg,
-        "max_completion_length": CODEBOOKS,
         "loss_type": "dapo",
         "scale_rewards": "group",
         "beta": chosen.beta,
@@ -200,7 +199,7 @@ def trainer_of(side: str, chosen: argparse.Namespace, world: World, output: str,
     texts = [" ".join(f"t{token}" for token in prompt) for prompt in prompts]
     rows = Dataset.from_dict({"prompt": texts, "target": targets})
     constrain(model, world.grammar)
-    config = GRPOConfig(**settings)
+    config = GRPOConfig(**settings, max_completion_length=CODEBOOKS)
     return GRPOTrainer(model, hit(world), args=config, train_dataset=rows, processing_class=tokenizer)
 
 

@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 from trl import TrlParser
 
 from .errors import HfGrError
+from .settings import read_yaml, typed, types_of
 
 
 Config = TypeVar("Config")
@@ -31,37 +33,43 @@ def parse_config(kind: type[Config], arguments: Sequence[str] | None = None) -> 
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     file = _config_file(given)
+    parser = _Parser((kind,))
     try:
-        return _Parser((kind,)).parse_args_and_config(given)[0]
-    except yaml.YAMLError as error:
-        raise HfGrError(
-            f"{file} is not valid YAML ({' '.join(str(error).split())}); write one `key: value` a line."
-        ) from None
-    except OSError as error:
-        raise HfGrError(f"{file} cannot be read ({error.strerror}); give --config an existing YAML file.") from None
+        if file is not None:
+            parser.set_defaults_with_config(**_from_file(file, kind))
+        return parser.parse_args_and_config(given)[0]
     except ValueError as error:  # of the parser or of the config's own checks
         raise HfGrError(f"{' '.join(str(error).split())} (--help lists the options)") from None
 
 
 def _config_file(arguments: list[str]) -> str | None:
+    """The file after `--config`; takes both words out of the command line."""
     if "--config" not in arguments:
         return None
     place = arguments.index("--config") + 1
     if place == len(arguments):
         raise HfGrError("--config names no file; give it a YAML file.")
-    return arguments[place]
+    file = arguments[place]
+    del arguments[place - 1 : place + 1]
+    return file
 
 
-def mapping(name: str, text: str) -> dict[str, Any]:
-    """A setting that is a mapping, from the words of a command line: `{key: 1, other: 2}` as YAML or JSON.
-
-    Raises:
-        HfGrError: If it is not one.
-    """
+def _from_file(file: str, kind: type) -> dict[str, Any]:
+    """The settings in a YAML file, with their types checked; words are left to the parser, as on a command line."""
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
-        found = None
-    if not isinstance(found, dict):
-        raise HfGrError(f"{name} is {text!r}; give keys and values, such as {{key: 1, other: 2}}.")
-    return found
+        settings = read_yaml(Path(file).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise HfGrError(
+            f"{file} is not valid YAML ({' '.join(str(error).split())}); write one `key: value` a line."
+        ) from None
+    except OSError as error:
+        raise HfGrError(f"{file} cannot be read ({error.strerror}); give --config an existing YAML file.") from None
+    if not isinstance(settings, dict):
+        raise HfGrError(f"{file} holds no keys and values; write one `key: value` a line.")
+    types = types_of(kind)
+    if unknown := [key for key in settings if key not in types]:
+        raise HfGrError(f"{file}: there is no setting {unknown[0]!r}; --help lists the options.")
+    return {
+        key: value if isinstance(value, str) else typed(f"{file}: {key}", value, types[key])
+        for key, value in settings.items()
+    }

@@ -16,6 +16,7 @@ from .errors import HfGrError
 from .hub import carry, save_repo
 from .models import BSARecModel, recursion_of
 from .offline import local_folder
+from .provenance import joined
 from .retrieval import Retriever
 from .vocabulary import SidVocabulary
 
@@ -47,6 +48,7 @@ def blend(model: str | Path, retriever: str | Path, out: str | Path, *, share: f
     if is_current(out, STATION, settings, inputs):
         report(STATION, paths, out, current=True)
         return out
+    learned = joined(model, retriever)
     vocabulary, catalog = SidVocabulary.load(source), SidCatalog.load(source)
     found = Retriever.from_pretrained(other, device="cpu")
     lm = recursion_of(AutoModelForCausalLM.from_pretrained(source, dtype="auto"))
@@ -58,6 +60,8 @@ def blend(model: str | Path, retriever: str | Path, out: str | Path, *, share: f
     with writing(out) as folder:
         save_repo(folder, lm, AutoTokenizer.from_pretrained(source), catalog, vocabulary, base_model=str(model))
         carry(source, folder)
+        if learned is not None:
+            learned.save(folder)
         write_manifest(folder, STATION, settings, inputs)
     report(STATION, paths, out)
     return out

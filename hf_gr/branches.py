@@ -233,7 +233,7 @@ def fit(row: Row, max_columns: int) -> list[Row]:
         if end == start:
             raise HfGrError(
                 f"a history with one answer takes {_columns(part)} tokens, but rows have at most {max_columns}; raise "
-                "max_columns or lower max_history."
+                "max_length or lower max_history."
             )
         found.append(best)
         start = end

@@ -27,6 +27,7 @@ from .errors import HfGrError, first_line
 from .interests.table import INTERESTS_FILE
 from .models import IntRRForCausalLM, grown
 from .offline import local_folder
+from .provenance import TRAINING_DATA_FILE
 from .vocabulary import SidVocabulary
 
 
@@ -51,6 +52,7 @@ _REPO_FILES = (
     "catalog.json",
     "items.parquet",
     "vocabulary.json",
+    TRAINING_DATA_FILE,
     "thinking.json",
     INTERESTS_FILE,
     "quantizer/*.json",
@@ -60,9 +62,9 @@ _REPO_FILES = (
     REMOTE_CODE_FILE,
     "README.md",
 )
-# What a model carries on: folders that new items need; thinking heads and interests of items.
+# What a model carries on: folders that new items need; thinking heads, interests of items, and what taught it.
 _CARRIED = ("quantizer", "embedder")
-_CARRIED_FILES = ("thinking.json", "thinking.safetensors", INTERESTS_FILE)
+_CARRIED_FILES = ("thinking.json", "thinking.safetensors", INTERESTS_FILE, TRAINING_DATA_FILE)
 
 _REMOTE_CODE = '''"""Lets `pipeline(model=..., trust_remote_code=True)` find the installed package hf_gr."""
 

@@ -1,16 +1,16 @@
 """What trainings share: starting models, adapters, resumable runs, and the finished model."""
 
 import contextlib
+import copy
 import dataclasses
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType
 from peft import LoraConfig, PeftModel
 from transformers import (
     AutoModelForCausalLM,
@@ -31,21 +31,38 @@ from .interests import Interests
 from .models import ThinkingHeads, recursion_of
 from .models.intrr import OWN_PARTS
 from .offline import resolve
+from .options import RUN_ONLY, check_idle, check_range, default_of
+from .provenance import TrainingData
+from .safeguards import SHARDED, check_finite, is_whole
 from .vocabulary import SidVocabulary
 
 
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 Finetune = Literal["full", "lora", "qlora"]
 
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+# Of our own settings those that do not change the model a run ends with: inputs count by their content.
+_RUN_ONLY = RUN_ONLY | {"force", "dataset", "catalog", "attention"}
 
-# Settings that do not change the model a run ends with.
-_RUN_ONLY = {
-    "output_dir", "force", "run_name", "report_to", "logging_dir", "logging_steps", "logging_first_step",
-    "logging_strategy", "log_level", "disable_tqdm", "save_steps", "save_strategy", "save_total_limit",
-    "dataloader_num_workers", "dataloader_pin_memory", "push_to_hub", "hub_model_id", "hub_token", "dataset",
-    "catalog", "attention", "use_cpu", "project", "log_completions", "local_rank", "ddp_backend",
-    "resume_from_checkpoint",
-}  # fmt: skip
+# Lowest and highest value of numbers that every training takes.
+_LIMITS = {
+    "learning_rate": (0, 1e30),
+    "weight_decay": (0, 1e6),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_epsilon": (0, 1),
+    "max_grad_norm": (0, 1e30),
+    "warmup_steps": (0, 1e12),
+    "num_train_epochs": (1e-9, 1e9),
+    "max_steps": (-1, 1e12),
+    "per_device_train_batch_size": (1, 1e9),
+    "per_device_eval_batch_size": (1, 1e9),
+    "gradient_accumulation_steps": (1, 1e9),
+    "logging_steps": (1e-12, 1e12),
+    "save_steps": (1e-12, 1e12),
+    "eval_steps": (1e-12, 1e12),
+    "save_total_limit": (1, 1e9),
+}
+_LORA_LIMITS = {"lora_r": (1, 2**16), "lora_alpha": (1, 2**16), "lora_dropout": (0, 0.95)}
 
 
 def has_fast_bf16() -> bool:
@@ -75,6 +92,16 @@ class DataArguments:
         default=not torch.accelerator.is_available(),
         metadata={"help": "Train on the CPU; the default where there is no accelerator."},
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Never: a run stops at a loss that is not finite."}
+    )
+
+    def _check_training(self) -> None:
+        """Raises [`HfGrError`] on numbers that no training can have, and on evaluation options without evaluation."""
+        check_range(self, _LIMITS)
+        evaluates = vars(self)["eval_strategy"] != "no"
+        names = ("eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size")
+        check_idle(self, dict.fromkeys(names, (evaluates, "an eval_strategy")))
 
 
 @dataclass
@@ -101,7 +128,15 @@ class RunArguments(DataArguments):
     )
 
     save_steps: float = field(default=0.25, metadata={"help": "Steps between checkpoints, or a share of all below 1."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    # None, lest transformers warn of a deprecated option that nobody has set
+    gradient_checkpointing: bool | None = field(
+        default=None,
+        metadata={"help": "Recompute activations to save memory: the older name of activation_checkpointing."},
+    )
+    # 0, lest TRL let a model of experts return what the loss does not use
+    router_aux_loss_coef: float | None = field(
+        default=0.0, metadata={"help": "Never: the loss has no term that balances experts."}
+    )
     bf16: bool | None = field(
         default=None,
         metadata={
@@ -114,6 +149,12 @@ class RunArguments(DataArguments):
         if self.bf16 is None:
             self.bf16 = has_fast_bf16() and not self.fp16  # type: ignore[attr-defined]  # a field of TRL's
         super().__post_init__()  # type: ignore[misc]  # TRL's, which stands behind in the bases
+
+    def _check_training(self) -> None:
+        super()._check_training()
+        check_range(self, _LORA_LIMITS)
+        names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+        check_idle(self, dict.fromkeys(names, (self.finetune != "full", "finetune: lora or qlora")))
 
 
 def load_lm(path: str, attention: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -202,7 +243,7 @@ def plain_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether weights are shared out between processes (FSDP, DeepSpeed)."""
-    return accelerator.distributed_type in _SHARDED
+    return accelerator.distributed_type in SHARDED
 
 
 def check_sharding(accelerator: Accelerator, finetune: Finetune) -> None:
@@ -243,7 +284,7 @@ class Run:
 
     @classmethod
     def of(cls, station: str, config: TrainingArguments, inputs: dict[str, str | Path]) -> "Run":
-        """The run of a config whose `output_dir` is the folder the user named; the trainer gets the run folder."""
+        """The run of a config, whose `output_dir` is the folder the user named."""
         found = {name: fingerprint(path) for name, path in inputs.items()}
         paths = {str(path) for path in inputs.values()}  # an input counts by its content, not by where it lies
         settings = {
@@ -251,9 +292,14 @@ class Run:
             for name, value in changed_settings(config).items()
             if not (isinstance(value, str) and value in paths)
         }
-        run = cls(station, Path(config.output_dir), settings, found, inputs)
-        config.output_dir = str(run.folder)
-        return run
+        return cls(station, Path(config.output_dir), settings, found, inputs)
+
+    def arguments(self, config: Arguments) -> Arguments:
+        """A trainer's own copy of a config, whose `output_dir` is the run folder: the config that was given may be run
+        again."""
+        own = copy.copy(config)
+        own.output_dir = str(self.folder)
+        return own
 
     @property
     def model(self) -> Path:
@@ -280,12 +326,18 @@ class Run:
             report(self.station, self.paths, self.model, current=current)
 
     def last_checkpoint(self) -> str | None:
-        """The newest complete checkpoint; the trainer's state is what it writes last."""
-        complete = [path.parent for path in self.folder.glob("checkpoint-*/trainer_state.json")]
-        newest = max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
-        if newest is not None and PartialState().is_main_process:
-            print(f"[{self.station}] resuming from {newest}", flush=True)
-        return None if newest is None else str(newest)
+        """The newest whole checkpoint; one that a kill or a full disk has cut short is none, and is told."""
+        # the trainer's state is what it writes last
+        written = [path.parent for path in self.folder.glob("checkpoint-*/trainer_state.json")]
+        main = PartialState().is_main_process
+        for checkpoint in sorted(written, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+            if is_whole(checkpoint):
+                if main:
+                    print(f"[{self.station}] resuming from {checkpoint}", flush=True)
+                return str(checkpoint)
+            if main:
+                print(f"[{self.station}] {checkpoint} was cut short and is left out", flush=True)
+        return None
 
     @contextlib.contextmanager
     def finishing(self, log: list[dict[str, Any]]) -> Iterator[Path]:
@@ -308,13 +360,15 @@ class Run:
         source: str | Path | None = None,
         heads: ThinkingHeads | None = None,
         interests: Interests | None = None,
+        learned: TrainingData | None = None,
     ) -> None:
         """Writes the finished model atomically, keeps the log, and clears what only a resume would need.
 
         `source` is the catalogue or model whose quantizer, if it has one, the model carries on, and so its thinking
-        heads and interests of items, unless `heads` or `interests` are given.
+        heads and interests of items, unless `heads` or `interests` are given; `learned` is what taught the model.
         """
         plain = merged(model, self.base)
+        check_finite(plain)
         with self.finishing(log) as folder:
             save_repo(folder, plain, tokenizer, catalog, vocabulary, base_model=base_model)
             if source is not None:
@@ -323,16 +377,22 @@ class Run:
                 heads.save(folder)
             if interests is not None:
                 interests.items.save(folder)  # with what was turned down, of which q is made
+            if learned is not None:
+                learned.save(folder)
 
 
 def changed_settings(config: TrainingArguments) -> dict[str, Any]:
-    """Fields of a config that differ from its defaults and shape the result."""
+    """Fields of a config that differ from its defaults and shape the result, and always the split.
+
+    Where the best checkpoint is taken, when checkpoints are written shapes it too.
+    """
+    run_only = _RUN_ONLY - ({"save_strategy", "save_steps"} if config.load_best_model_at_end else set())
     settings = {}
     for item in dataclasses.fields(config):
-        if item.name in _RUN_ONLY or item.name.startswith("_"):
+        if item.name in run_only or item.name.startswith("_"):
             continue
-        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-        value = getattr(config, item.name)  # the fields are the dataclass's own
-        if value != default and isinstance(value, (str, int, float, bool, list, dict, type(None))):
+        value = vars(config)[item.name]
+        changed = item.name == "split" or value != default_of(item)
+        if changed and isinstance(value, (str, int, float, bool, list, dict, type(None))):
             settings[item.name] = value
     return settings

@@ -23,6 +23,7 @@ from .offline import local_folder
 
 
 VOCABULARY_FILE = "vocabulary.json"
+UNKNOWN = "unknown"  # context of an event without one, and of one whose value no training event has
 START = "<items>"  # opens every history; a cold user's prompt is this token alone
 
 ContextKind = Literal["none", "rating", "behavior"]
@@ -42,7 +43,8 @@ class SidVocabulary:
         think_ids: Token ids of the L thinking tokens.
         start_id: Token id of `<items>`.
         context: What stands after an item: nothing, its rating (rounded), or its behaviour.
-        context_ids: Token id of every context value.
+        context_ids: Token id of every context value of training events, and of `"unknown"` for all others (models of
+            the first releases have none).
         max_history: Events of a history that a prompt keeps, the most recent ones.
         catalog_fingerprint: The catalogue that these codes belong to.
         form: How the model writes an item: `"flat"` (its codes), `"stepwise"` (a thinking token before each),
@@ -101,12 +103,14 @@ class SidVocabulary:
         values = context_values(histories, self.context)
         known, inverse = np.unique(values, return_inverse=True)
         for value in known:
-            if value not in self.context_ids:
+            if value not in self.context_ids and UNKNOWN not in self.context_ids:
                 raise HfGrError(
                     f"{self.context} {str(value)!r} is not among those the model knows "
-                    f"({', '.join(self.context_ids)})."
+                    f"({', '.join(self.context_ids)}), and it is of a release whose models have no token for unknown "
+                    "ones; train it again, or leave such events out."
                 )
-        return np.array([self.context_ids[value] for value in known], np.int64)[inverse]
+        ids = [self.context_ids.get(value, self.context_ids.get(UNKNOWN)) for value in known]
+        return np.array(ids, np.int64)[inverse]
 
     def prompts(self, histories: Histories, catalog: SidCatalog) -> list[list[int]]:
         """Token ids of every history's prompt: the opening and the most recent `max_history` events.
@@ -176,7 +180,7 @@ def context_values(histories: Histories, context: ContextKind) -> np.ndarray:
         return np.rint(np.nan_to_num(histories.ratings)).astype(np.int64).astype(str)
     if histories.behaviors is None:
         raise HfGrError("context is 'behavior', but the dataset has no behavior column; set context: none.")
-    return np.array([value or "unknown" for value in histories.behaviors], dtype=object)
+    return np.array([value or UNKNOWN for value in histories.behaviors], dtype=object)
 
 
 def add_vocabulary(
@@ -216,7 +220,9 @@ def add_vocabulary(
             f"the tokenizer of {tokenizer.name_or_path} already holds SID tokens; continue that model with --from, or "
             "start from a plain LM."
         )
-    values = [] if context == "none" or histories is None else np.unique(context_values(histories, context)).tolist()
+    values: list[str] = []
+    if context != "none" and histories is not None:
+        values = np.unique([*context_values(histories, context), UNKNOWN]).tolist()
     codes = [[_code_token(level, code) for code in range(size)] for level, size in enumerate(catalog.codebook_sizes)]
     thinks = [f"<think_{level}>" for level in range(catalog.num_levels)]
     contexts = [f"<{context}_{value}>" for value in values]

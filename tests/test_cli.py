@@ -252,7 +252,7 @@ def test_a_model_whose_parts_do_not_match(damage, tmp_path, road, refused):
         (["embed", "--config", "/nowhere.yaml"], 1, "/nowhere.yaml cannot be read"),
         (["embed", "--config", "broken.yaml"], 1, "broken.yaml is not valid YAML"),
         (["embed", "--config", "unknown.yaml"], 1, "colour"),
-        (["embed", "--config", "list.yaml"], 1, "must contain a YAML mapping"),
+        (["embed", "--config", "list.yaml"], 1, "list.yaml holds no keys and values"),
         (["sft", "--output_dir", "x", "--colour", "red"], 1, "['--colour', 'red']"),
         (["sft", "--output_dir", "x", "--max_steps", "many"], 1, "invalid int value: 'many'"),
         (["sft", "--output_dir", "x", "--loss", "small"], 1, "invalid choice: 'small'"),

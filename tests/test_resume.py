@@ -130,8 +130,9 @@ def test_a_changed_setting_never_goes_on_from_a_foreign_checkpoint(data, tmp_pat
     assert [entry["step"] for entry in log_of(model) if "grad_norm" in entry] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_torn_checkpoint_is_passed_over(data, tmp_path, capsys):
-    """The trainer writes its state last: a folder without it was cut off."""
+@pytest.mark.parametrize("torn", ["no state", "half a state", "half an optimizer"])
+def test_a_torn_checkpoint_is_passed_over(data, tmp_path, capsys, torn):
+    """The trainer writes its state last: a folder without it was cut off; a full disk cuts any file."""
     settings = data.sft(tmp_path / "run", max_steps=6, save_strategy="steps", save_steps=2)
 
     class Killed(BaseException):
@@ -144,7 +145,11 @@ def test_a_torn_checkpoint_is_passed_over(data, tmp_path, capsys):
         patch.setattr("hf_gr.training.Run.finish", kill)
         sft(SidSFTConfig(**settings))
     (state,) = (tmp_path / "run").glob("run-*/checkpoint-6/trainer_state.json")
-    state.unlink()
+    if torn == "no state":
+        state.unlink()
+    else:
+        cut = state if torn == "half a state" else state.with_name("optimizer.pt")
+        cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     capsys.readouterr()
     model = sft(SidSFTConfig(**settings))
     assert f"resuming from {state.parents[1] / 'checkpoint-4'}" in capsys.readouterr().out

@@ -1,12 +1,16 @@
+import copy
+
 import pytest
 import torch
+from tiny_runs import QUIET, tiny_data
 
-from hf_gr.grpo import SidGRPOConfig
-from hf_gr.sft import SidSFTConfig
+from hf_gr.grpo import SidGRPOConfig, grpo
+from hf_gr.retrieval import RetrieveConfig, retrieve
+from hf_gr.sft import SidSFTConfig, sft
 from hf_gr.training import Run, changed_settings
 
 
-class _Saved:
+class _Saved(torch.nn.Module):
     """Stands for a trained model: `finish` hands it to `save_repo`, which the test replaces."""
 
 
@@ -32,3 +36,26 @@ def test_bf16_is_left_to_the_machine_unless_it_is_asked_for(config, fast, tmp_pa
     assert changed_settings(config(**given))["bf16"] is fast  # what was run with is told, asked for or not
     assert config(**given, bf16=not fast).bf16 is not fast
     assert config(**given, fp16=True).bf16 is False
+
+
+def settings_of(config):
+    """Everything in a config but the state of its processes, which accelerate puts there."""
+    return {name: value for name, value in vars(config).items() if name != "distributed_state"}
+
+
+def test_a_config_is_unchanged_by_its_run_and_runs_again_as_up_to_date(tmp_path, capsys):
+    data = tiny_data(tmp_path)
+    quiet = QUIET | {"dataset": str(data.dataset), "hidden_size": 16, "max_steps": 1, "patience": 0}
+    model = tmp_path / "sft" / "model"
+    configs = {
+        sft: SidSFTConfig(**data.sft(tmp_path / "sft", max_steps=1)),
+        grpo: SidGRPOConfig(**data.grpo(tmp_path / "grpo", model, max_steps=1)),
+        retrieve: RetrieveConfig(**quiet, output_dir=str(tmp_path / "retrieve"), eval_strategy="no"),
+    }
+    for station, config in configs.items():
+        before = copy.deepcopy(settings_of(config))
+        made = station(config)
+        assert settings_of(config) == before
+        capsys.readouterr()
+        assert station(config) == made
+        assert "up to date" in capsys.readouterr().out and settings_of(config) == before

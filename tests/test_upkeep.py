@@ -61,10 +61,17 @@ def made(tmp_path_factory, vectors_file: Path) -> dict[str, Path]:
     vectors = embed(
         EmbedConfig(str(folder / "data"), str(folder / "v"), sources=["file"], vectors_file=str(vectors_file))
     )
-    settings = {"levels": 2, "codebook_size": 8, "spare_digits": 2}
+    settings = {"levels": 2, "codebook_size": 8}
+    spare = {"digit": {"spare_digits": 2}}
     return {
         method: quantize(
-            QuantizeConfig(str(folder / "data"), str(vectors), str(folder / method), collisions=method, **settings)
+            QuantizeConfig(
+                str(folder / "data"),
+                str(vectors),
+                str(folder / method),
+                collisions=method,
+                **settings | spare.get(method, {}),
+            )
         )
         for method in METHODS
     }

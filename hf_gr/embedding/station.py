@@ -14,6 +14,7 @@ from ..dataset import InteractionDataset, SplitKind
 from ..errors import HfGrError
 from ..interests.table import Interests
 from ..processes import main_process_first
+from ..provenance import learned_from
 from .behavior import behavior_vectors, cooccurrence
 from .fusion import fuse
 from .image import DEFAULT_IMAGE_ENCODER, VisionEncoder, encode_images, item_images
@@ -133,6 +134,10 @@ def _embed(config: EmbedConfig, weights: dict[str, float], output: Path) -> None
     dataset = InteractionDataset.load(config.dataset)
     # chunks of encoded texts and images; an encoder folder that was trained again must not find its old ones
     cache = output.with_name(f".{output.name}.cache")
+    learned = None
+    if "behavior" in config.sources or config.propagate or config.interests is not None:
+        train = dataset.split(config.split).train
+        learned = learned_from(config.split, train, dataset.item_ids, config.interests)
     info: dict[str, Any] = {"sources": config.sources, "weights": list(weights.values()), "missing": config.missing}
     info["items_fingerprint"] = items_fingerprint(dataset.item_ids)
     parts: dict[str, np.ndarray] = {}
@@ -152,6 +157,8 @@ def _embed(config: EmbedConfig, weights: dict[str, float], output: Path) -> None
     with writing(output) as folder:
         ItemVectors(vectors, info).save(folder)
         save_maps(maps, folder)
+        if learned is not None:
+            learned.save(folder)
         write_manifest(folder, STATION, settings, inputs)
     shutil.rmtree(cache, ignore_errors=True)
     report(STATION, {"dataset": config.dataset}, output)

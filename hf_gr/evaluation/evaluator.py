@@ -26,6 +26,7 @@ from ..dataset import Cases, Histories, InteractionDataset
 from ..errors import HfGrError
 from ..offline import local_folder
 from ..processes import joined, launched
+from ..provenance import check_judged
 from . import metrics as m
 from .judging import compare, in_history, judge, usable_ks, user_numbers
 from .predictions import write_predictions
@@ -137,6 +138,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return result
     dataset = InteractionDataset.load(config.dataset)
     split = dataset.split(config.split)
+    if config.model and (told := check_judged(config.model, config.split, split.train, dataset.item_ids)) and main:
+        print(f"[evaluate] {told}", flush=True)
     cases = _sample(split.test if config.part == "test" else split.validation, config)
     seen = float(in_history(cases, cases.targets).mean())
     if config.exclude_seen and seen == 1:

@@ -6,9 +6,28 @@ from typing import Literal
 from trl import GRPOConfig
 
 from ..errors import HfGrError
+from ..options import REFUSED_BY_GRPO, USED_BY_GRPO, check_idle, check_inherited, check_range
 from ..rewards import parse_mix
 from ..training import RunArguments
 from .validation import VALIDATION_KS
+
+
+_LIMITS = {
+    "num_generations": (2, 2**20),
+    "temperature": (1e-3, 1e3),
+    "beta": (0, 1e6),
+    "prompts_per_user": (1, 1e9),
+    "target_steps": (1, 100),
+    "target_decay": (0, 1),
+    "max_refills": (1, 100),
+    "eval_users": (1, 1e9),
+    "eval_beams": (10, 1000),
+    "patience": (0, 1e9),
+}
+_OF_LOSSES = {
+    "sapo": ("sapo_temperature_neg", "sapo_temperature_pos"),
+    "vespo": ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+}
 
 
 @dataclass
@@ -91,6 +110,12 @@ class SidGRPOConfig(RunArguments, GRPOConfig):
         super().__post_init__()
 
     def _check(self) -> None:
+        check_inherited(self, GRPOConfig, USED_BY_GRPO, REFUSED_BY_GRPO)
+        self._check_training()
+        check_range(self, _LIMITS)
+        if self.num_generations is None:
+            raise HfGrError("num_generations is not set; give the number of rollouts a prompt, such as 16.")
+        self._check_idle()
         parse_mix(self.rewards)  # raises on what there is not
         needed = {"leave_one_out": "sample", "without_replacement": "gumbel"}.get(self.estimator)
         if needed is not None and (self.rollout != needed or self.scale_rewards != "none"):
@@ -106,12 +131,24 @@ class SidGRPOConfig(RunArguments, GRPOConfig):
                 raise HfGrError(
                     f"metric_for_best_model is {self.metric_for_best_model}; there are {', '.join(known)}."
                 )
-        for name, low, high in (
-            ("target_steps", 1, 100),
-            ("target_decay", 0.0, 1.0),
-            ("max_refills", 1, 100),
-            ("eval_users", 1, 10**9),
-            ("eval_beams", 10, 1000),
-        ):
-            if not low <= vars(self)[name] <= high:
-                raise HfGrError(f"{name} is {vars(self)[name]}; it lies between {low} and {high}.")
+
+    def _check_idle(self) -> None:
+        evaluates = self.eval_strategy != "no"
+        measured = (evaluates, "an eval_strategy")
+        entropy = (self.use_adaptive_entropy, "use_adaptive_entropy")
+        needs = {
+            "target_decay": (self.target_steps > 1, "target_steps above 1"),
+            "max_refills": (self.zero_variance == "refill", "zero_variance: refill"),
+            "eval_users": measured,
+            "eval_beams": measured,
+            "metric_for_best_model": measured,
+            "save_steps": (not evaluates, "no eval_strategy: else checkpoints come with measurements"),
+            "sync_ref_model": (self.beta > 0, "beta above 0"),
+            "use_bias_correction_kl": (self.beta > 0, "beta above 0"),
+            "ref_model_mixup_alpha": (self.sync_ref_model, "sync_ref_model"),
+            "ref_model_sync_steps": (self.sync_ref_model, "sync_ref_model"),
+        }
+        needs |= {f"entropy_{name}": entropy for name in ("coef_min", "coef_max", "coef_delta", "target")}
+        for kind, names in _OF_LOSSES.items():
+            needs |= dict.fromkeys(names, (self.loss_type == kind, f"loss_type: {kind}"))
+        check_idle(self, needs)

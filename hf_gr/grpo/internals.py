@@ -9,10 +9,11 @@ import torch
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
+from ..safeguards import FiniteTrainer
 from .advantages import uniform_groups
 
 
-class GroupedGRPOTrainer(GRPOTrainer):
+class GroupedGRPOTrainer(FiniteTrainer, GRPOTrainer):
     """TRL's trainer with openings: how answers are scored, what their advantages are, what is logged of them, and what
     becomes of groups that teach nothing. A prompt's rollouts stay together in one micro-batch."""
 
@@ -72,6 +73,13 @@ class GroupedGRPOTrainer(GRPOTrainer):
             batch = self._generate_and_score_completions(generation_batch)
             self._buffered_inputs = split_tensor_dict(batch, self.args.steps_per_generation)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """TRL's, less its figures of lengths: semantic IDs are all as long, and never end as texts do."""
+        for metrics in self._metrics.values():
+            for name in [name for name in metrics if name.startswith("completions/")]:
+                del metrics[name]
+        super().log(logs, *args, **kwargs)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> torch.Tensor:
         for name, value in self.measured(inputs, completion_ids).items():

@@ -1,11 +1,12 @@
 """The station: from a model of `hf_gr.sft` to one that learned from rewards."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..arguments import parse_config
 from ..catalog import SidCatalog
@@ -14,6 +15,7 @@ from ..decoding import load_thinking
 from ..errors import HfGrError
 from ..interests import Interests
 from ..offline import resolve
+from ..provenance import learned_from
 from ..rewards import ItemKnowledge
 from ..training import Run, load_lm, trained_model, tuned
 from ..vocabulary import SidVocabulary
@@ -52,6 +54,8 @@ def grpo(config: SidGRPOConfig) -> Path:
         )
     interests = Interests.load(config.interests) if config.interests else Interests.of_model(path)
     split = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split)
+    made_of = (path, config.embeddings, config.interests)
+    learned = learned_from(config.split, split.train, catalog.item_ids, *made_of)
     policy, adapter = tuned(model, vocabulary, config, run.base)
     validation = None
     if config.eval_strategy != "no":
@@ -67,20 +71,34 @@ def grpo(config: SidGRPOConfig) -> Path:
     trainer = SidGRPOTrainer(
         policy,
         vocabulary.grammar(catalog),
-        args=config,
+        args=run.arguments(config),
         items=ItemKnowledge.of(catalog, split.train, config.embeddings, interests),
         validation=validation,
         train_dataset=training_prompts(split.train, catalog, vocabulary, config.prompts_per_user, config.target_steps),
-        processing_class=tokenizer,
+        processing_class=padding(tokenizer, vocabulary),
         peft_config=adapter,
     )
     trainer.train(resume_from_checkpoint=run.last_checkpoint())
+    trainer.warn_of_one_reward()
     trained = best_model(trainer, path)
+    if tokenizer.pad_token_id is None and trained.config.get_text_config().pad_token_id == vocabulary.start_id:
+        trained.config.get_text_config().pad_token_id = None  # it was for the trainer alone
     if PartialState().is_main_process:
-        run.finish(trained, tokenizer, catalog, vocabulary, trainer.state.log_history, config.model, path)
+        log = trainer.state.log_history
+        run.finish(trained, tokenizer, catalog, vocabulary, log, config.model, path, learned=learned)
         run.report()
     PartialState().wait_for_everyone()
     return run.model
+
+
+def padding(tokenizer: PreTrainedTokenizerBase, vocabulary: SidVocabulary) -> PreTrainedTokenizerBase:
+    """The tokenizer or, where it has neither a padding nor an end-of-text token, a copy that pads with `<items>`:
+    what pads is outside of attention and loss."""
+    if tokenizer.pad_token_id is not None or tokenizer.eos_token_id is not None:
+        return tokenizer
+    padded = copy.deepcopy(tokenizer)
+    padded.pad_token = padded.convert_ids_to_tokens(vocabulary.start_id)
+    return padded
 
 
 def best_model(trainer: SidGRPOTrainer, start: str) -> PreTrainedModel:

@@ -1,5 +1,7 @@
 """GRPO on TRL's trainer: constrained rollouts, constrained log-probabilities, shared prompts."""
 
+import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,9 @@ from .internals import GroupedGRPOTrainer
 from .policy import policy_log_probs
 from .rollouts import draws_of, roll_out
 from .validation import Validation
+
+
+_FLAT_LOGS = 10  # log lines without any variance of rewards before a warning; fewer in a shorter run
 
 
 class SidGRPOTrainer(GroupedGRPOTrainer):
@@ -48,22 +53,26 @@ class SidGRPOTrainer(GroupedGRPOTrainer):
         **kwargs: Any,
     ):
         self.grammar, self.validation = grammar, validation
+        self._flat_logs = 0  # log lines so far, if in all of them every group had one reward; else negative
         self._turns = (-1, 0)  # step of the last generation, and how many there were in it
         add_inner_call(model)
+        args = copy.copy(args)  # the caller's stays as it is
         args.max_completion_length = grammar.answer_length
         group = args.num_generations or 0  # TRL refuses fewer than two
         mix = parse_mix(args.rewards)
         functions = trl_rewards(mix, grammar, items, group, args.target_decay)
         functions += [trl_reward(own, grammar, items, group, decay=args.target_decay) for own, _ in rewards]
         args.reward_weights = [given.weight for given in mix.values()] + [weight for _, weight in rewards]
-        super().__init__(
-            model,
-            functions,
-            args=args,
-            rollout_func=constrained_rollouts,
-            eval_dataset=None if validation is None else kwargs["train_dataset"].select([0]),  # evaluate() is ours
-            **kwargs,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*'rollout_func'.*experimental")  # TRL's range is pinned for it
+            super().__init__(
+                model,
+                functions,
+                args=args,
+                rollout_func=constrained_rollouts,
+                eval_dataset=None if validation is None else kwargs["train_dataset"].select([0]),  # evaluate() is ours
+                **kwargs,
+            )
         check_sharding(self.accelerator, self.args.finetune)
         if self.args.per_device_train_batch_size % self.num_generations:
             raise HfGrError(
@@ -89,7 +98,8 @@ class SidGRPOTrainer(GroupedGRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         plain = plain_lm(self.accelerator.unwrap_model(model))
         grammar = self.grammar.to(prompts.device)
-        return policy_log_probs(model, plain, prompts, prompt_mask, answers, grammar, self.temperature)
+        with self.accelerator.autocast():  # the reference is wrapped after accelerate: its forward enters none
+            return policy_log_probs(model, plain, prompts, prompt_mask, answers, grammar, self.temperature)
 
     # Advantages
 
@@ -121,6 +131,23 @@ class SidGRPOTrainer(GroupedGRPOTrainer):
             "group_hit_rate": float((items == targets).any(axis=1).mean()),
             "distinct_items": float(np.mean([len(np.unique(group)) for group in items])),
         }
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log(logs, *args, **kwargs)
+        if "frac_reward_zero_std" in logs and self._flat_logs >= 0:
+            self._flat_logs = self._flat_logs + 1 if logs["frac_reward_zero_std"] == 1 else -1
+        if self._flat_logs == _FLAT_LOGS:
+            self.warn_of_one_reward()
+
+    def warn_of_one_reward(self) -> None:
+        """Says so, once, if no group of rollouts so far has had different rewards."""
+        if self._flat_logs > 0 and self.accelerator.is_main_process:
+            print(
+                "[grpo] warning: in every group of rollouts all had one reward, from which nothing is learned; take "
+                "other rewards, a higher temperature, or a model that is right now and then.",
+                flush=True,
+            )
+        self._flat_logs = -1
 
     # Validation
 

@@ -11,11 +11,12 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from ..artifacts import MANIFEST, fingerprint, is_current, read_json, report, write_json, write_manifest, writing
+from ..artifacts import fingerprint, is_current, report, write_json, write_manifest, writing
 from ..dataset import Histories, InteractionDataset, SplitKind
 from ..embedding.text import DEFAULT_ENCODER, Encoder, SentenceEncoder, encode_text
 from ..errors import HfGrError
 from ..processes import main_process_first
+from ..provenance import learned_from
 from ..quantizers.metrics import unit_rows
 from .classifier import Description, InterestClassifier, fit_classifier
 from .evidence import Evidence, gather_evidence
@@ -170,9 +171,9 @@ def _label(config: LabelConfig, output: Path) -> None:
     if not config.force and is_current(output, STATION, settings, inputs):
         report(STATION, read, output, current=True)
         return
-    _check_mined(config)
     interests, dataset = Interests.load(config.interests), InteractionDataset.load(config.dataset)
     train = dataset.split(config.split).train
+    learned = learned_from(config.split, train, dataset.item_ids, config.interests)
     cache = output.with_name(f".{output.name}.cache")
     found = label_interests(
         interests,
@@ -190,6 +191,7 @@ def _label(config: LabelConfig, output: Path) -> None:
     with writing(output) as folder:
         found.interests.save(folder)
         found.classifier.save(folder)
+        learned.save(folder)
         write_json(folder / LABELLING_FILE, found.figures)
         write_labelling_page(folder / PAGE_FILE, found.figures, settings, *examples(found.interests, dataset))
         write_manifest(folder, STATION, settings, inputs)
@@ -315,18 +317,6 @@ def _check(config: LabelConfig) -> None:
             raise HfGrError(f"{name} is {vars(config)[name]}; it must be 1 or more.")
     if not 0 < config.threshold < 1:
         raise HfGrError(f"threshold is {config.threshold}; it is a probability above 0 and below 1.")
-
-
-def _check_mined(config: LabelConfig) -> None:
-    """Interests that were mined from another training part may hold what this one keeps out."""
-    manifest = Path(config.interests) / MANIFEST
-    if manifest.is_file():
-        split = read_json(manifest)["settings"].get("split", config.split)
-        if split != config.split:
-            raise HfGrError(
-                f"{config.interests} was mined with --split {split}, and is to be labelled with {config.split}, whose "
-                "training part is another; use the same split for both."
-            )
 
 
 def _settings(config: LabelConfig) -> dict[str, Any]:

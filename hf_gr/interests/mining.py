@@ -1,17 +1,18 @@
 """The mine station: dataset folder → interests of its items and users, found by one or several miners (MLIM)."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .. import offline
-from ..arguments import mapping
 from ..artifacts import MANIFEST, fingerprint, is_current, read_json, report, write_json, write_manifest, writing
 from ..dataset import InteractionDataset, SplitKind
 from ..embedding.text import DEFAULT_ENCODER, DEFAULT_FIELDS, SentenceEncoder
 from ..errors import HfGrError
 from ..processes import main_process_first
+from ..provenance import TrainingData, learned_from
+from ..settings import mapping, nested
 from .answer_cache import AnswerCache
 from .asking import Asker, ask_all, cost
 from .interviews import Interview, Manner, hear_kept
@@ -156,7 +157,7 @@ def _mine(config: MineConfig, miners: dict[str, Settings], output: Path) -> None
     if not config.force and is_current(output, STATION, settings, inputs) and read_json(output / MANIFEST)["complete"]:
         report(STATION, {"dataset": config.dataset}, output, current=True)
         return
-    subjects = _subjects(config)
+    subjects, learned = _subjects(config)
     encoder = SentenceEncoder(config.encoder)
     mined = _asked(config, miners, subjects)
     for name, own in miners.items():
@@ -169,6 +170,7 @@ def _mine(config: MineConfig, miners: dict[str, Settings], output: Path) -> None
     complete = not any(one.missing for one in mined.values())
     with writing(output) as folder:
         interests.save(folder)
+        learned.save(folder)
         _write_failures(mined, folder / FAILURES_FILE)
         counts = {name: {"findings": sum(map(len, one.findings))} | one.counts for name, one in mined.items()}
         write_json(folder / COUNTS_FILE, {"subjects": len(subjects), "interests": len(interests), "miners": counts})
@@ -178,7 +180,8 @@ def _mine(config: MineConfig, miners: dict[str, Settings], output: Path) -> None
     report(STATION, {"dataset": config.dataset}, output)
 
 
-def _subjects(config: MineConfig) -> list[Subject]:
+def _subjects(config: MineConfig) -> tuple[list[Subject], TrainingData]:
+    """Whose interests are mined, and what they are told by."""
     dataset = InteractionDataset.load(config.dataset)
     train = dataset.split(config.split).train
     found = []
@@ -187,7 +190,7 @@ def _subjects(config: MineConfig) -> list[Subject]:
         found += items[: config.limit]
     if "users" in config.subjects:
         found += user_subjects(dataset, train, max_items=config.max_items)[: config.limit]
-    return found
+    return found, learned_from(config.split, train, dataset.item_ids)
 
 
 def _asked(config: MineConfig, miners: dict[str, Settings], subjects: list[Subject]) -> dict[str, _Mined]:
@@ -309,14 +312,10 @@ def _miner(name: str, given: object) -> Settings:
         raise HfGrError(f"miner {name!r} needs settings with a `kind`: {', '.join(KINDS)}.")
     kind = KINDS[given["kind"]]
     values = {key: value for key, value in given.items() if key != "kind"}
-    known = [one.name for one in fields(kind)]
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        raise HfGrError(f"miner {name!r} has no setting {unknown[0]!r}; {given['kind']} has {', '.join(known)}.")
-    if "model" in known and not (isinstance(values.get("model"), str) and values["model"]):
+    if kind is not KeyphraseSettings and not (isinstance(values.get("model"), str) and values["model"]):
         raise HfGrError(f"miner {name!r} needs the name of a model; set its `model`.")
     try:
-        return kind(**values)
+        return nested(kind, values, given["kind"])
     except HfGrError as error:
         raise HfGrError(f"miner {name!r}: {error}") from None
 

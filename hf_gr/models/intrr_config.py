@@ -1,12 +1,13 @@
 """What an IntRR model is made of: the settings of its recursion, and the config that is saved with its weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..errors import HfGrError
+from ..settings import nested
 
 
 Read = Literal["assigned", "sum"]
@@ -56,11 +57,7 @@ class RecursionConfig:
     @classmethod
     def of_dict(cls, settings: Mapping[str, Any]) -> Self:
         """From a mapping, as a YAML file has it. Raises [`HfGrError`] on unknown keys and values."""
-        known = [field.name for field in fields(cls)]
-        unknown = [key for key in settings if key not in known]
-        if unknown:
-            raise HfGrError(f"recursion has no key {unknown[0]!r}; it may have {', '.join(known)}.")
-        return cls(**settings)
+        return nested(cls, settings, "recursion")
 
 
 class IntRRConfig(PreTrainedConfig):

@@ -1,7 +1,7 @@
 """Small language models from scratch, for the papers' sizes and for quick trials."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..errors import HfGrError
+from ..settings import nested
 from .architectures import TREE_MODEL_TYPES
 
 
@@ -55,11 +56,7 @@ class ScratchConfig:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "ScratchConfig":
         """From a mapping, as a YAML file has it. Raises [`HfGrError`] on unknown keys and values."""
-        known = [field.name for field in fields(cls)]
-        unknown = [key for key in settings if key not in known]
-        if unknown:
-            raise HfGrError(f"model: a model from scratch has no key {unknown[0]!r}; it may have {', '.join(known)}.")
-        return cls(**settings)
+        return nested(cls, settings, "model")
 
     @property
     def head_shape(self) -> tuple[int, int]:

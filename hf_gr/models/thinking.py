@@ -8,7 +8,7 @@ paper]; sizes, temperatures and the centring are our choice.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,6 +23,7 @@ from ..artifacts import read_json, write_json
 from ..branches import Packed
 from ..catalog import SidCatalog
 from ..errors import HfGrError, first_line
+from ..settings import nested
 from .interest import InterestHead
 
 
@@ -80,10 +81,7 @@ class ThinkingConfig:
     @classmethod
     def of_dict(cls, settings: Mapping[str, Any]) -> "ThinkingConfig":
         """From the keys of a recipe; [`HfGrError`] on one that there is not."""
-        names = [field.name for field in fields(cls)]
-        if unknown := [name for name in settings if name not in names]:
-            raise HfGrError(f"thinking has no setting {unknown[0]!r}; its settings are: {', '.join(names)}.")
-        return cls(**settings)
+        return nested(cls, settings, "thinking")
 
 
 class ThinkingHeads(nn.Module):

@@ -1,8 +1,9 @@
 """What every quantizer is: a `PreTrainedModel` that turns vectors into codes and back."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,6 +14,7 @@ from ..errors import HfGrError
 from .vectors import check_distinct, check_vectors
 
 
+POSITIVE = (math.nextafter(0, 1), math.inf)  # limits of a number above 0
 BATCH_SIZE = 8192  # rows in memory at a time: vectors may be a memory-mapped file larger than memory
 
 
@@ -22,16 +24,35 @@ class QuantizerConfig(PreTrainedConfig):
     Args:
         dim: d, width of the vectors.
         codebook_sizes: K_l, the number of codes of each of the L levels.
+
+    Attributes:
+        limits: Lowest and highest value of numbers (of a list: of each of them); a subclass adds those of its own.
+
+    Raises:
+        HfGrError: On a number outside its limits.
     """
 
     model_type = "hf_gr_quantizer"
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {"dim": (1, math.inf), "codebook_sizes": (1, math.inf)}
 
     dim: int = 384
     codebook_sizes: list[int] | tuple[int, ...] = (256, 256, 256)
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.codebook_sizes = list(self.codebook_sizes)
+        for kind in type(self).__mro__:
+            for name, (low, high) in vars(kind).get("limits", {}).items():
+                self._check_limits(name, low, high)
         super().__post_init__(**kwargs)
+
+    def _check_limits(self, name: str, low: float, high: float) -> None:
+        value = vars(self)[name]
+        if not all(low <= number <= high for number in (value if isinstance(value, list) else [value])):
+            if high < math.inf:
+                told = f"numbers from {low} to {high}" if isinstance(value, list) else f"a number from {low} to {high}"
+            else:
+                told = "above 0" if (low, high) == POSITIVE else f"at least {low}"
+            raise HfGrError(f"{name} is {value}; it must be {told}.")
 
 
 class Quantizer(PreTrainedModel):

@@ -9,7 +9,8 @@ the load (roles known, forms ours where marked).
   an item alone gets the code that it gets among others.
 """
 
-from typing import Literal
+import math
+from typing import ClassVar, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -41,6 +42,15 @@ class CoBaConfig(RQVAEConfig):
     delta: float = 0.5
     gamma: float = 0.3
     rho: float = 0.2
+
+    limits: ClassVar = {
+        "alpha": (0, 1),
+        "hops": (0, math.inf),
+        "uniformity": (0, math.inf),
+        "delta": (0, math.inf),
+        "gamma": (0, math.inf),
+        "rho": (0, math.inf),
+    }
 
 
 class CoBa(RQVAE):

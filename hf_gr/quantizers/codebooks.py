@@ -1,6 +1,7 @@
 """Codebooks beside an encoder: how they start, follow what chose them, and get dead codes back into use."""
 
-from typing import Literal
+import math
+from typing import ClassVar, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -31,6 +32,8 @@ class CodebookQuantizerConfig(NeuralQuantizerConfig):
     codebook_update: Literal["ema", "gradient"] = "ema"
     ema_decay: float = 0.99
     revive: bool = True
+
+    limits: ClassVar = {"beta": (0, math.inf), "ema_decay": (0, 1)}
 
 
 class CodebookQuantizer(NeuralQuantizer):

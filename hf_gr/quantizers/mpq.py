@@ -5,7 +5,9 @@ router h = softmax(W x) says how much each counts: x̂ = Dec(Σ_r h_r z_{r,c_r})
 set of M codes that may be written in any order. The loss is ‖x − x̂‖² + β Σ_r ‖e_r − sg(z_r)‖² + λ_o·dependence.
 """
 
+import math
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -42,6 +44,8 @@ class MPQConfig(CodebookQuantizerConfig):
     side_dropout: float = 0.5
     alpha: float = 0.2
     hops: int = 3
+
+    limits: ClassVar = {"orthogonality": (0, math.inf), "side_dropout": (0, 1), "alpha": (0, 1), "hops": (0, math.inf)}
 
 
 class MPQ(CodebookQuantizer):

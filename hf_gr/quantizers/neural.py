@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import initialization
 
 from ..errors import HfGrError
-from .base import BATCH_SIZE, Quantizer, QuantizerConfig
+from .base import BATCH_SIZE, POSITIVE, Quantizer, QuantizerConfig
 from .vectors import CHUNK, sample_rows, shuffled_batches
 
 
@@ -41,6 +41,16 @@ class NeuralQuantizerConfig(QuantizerConfig):
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     sample_size: int = 65_536
+
+    limits: ClassVar = {
+        "hidden_sizes": (1, math.inf),
+        "latent_dim": (1, math.inf),
+        "epochs": (1, math.inf),
+        "batch_size": (1, math.inf),
+        "learning_rate": POSITIVE,
+        "weight_decay": (0, math.inf),
+        "sample_size": (1, math.inf),
+    }
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.hidden_sizes = list(self.hidden_sizes)

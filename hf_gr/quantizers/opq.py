@@ -3,7 +3,9 @@
 The codes of an item are of one rank, none refines another: each says where the item is in its own part of the space.
 """
 
+import math
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +33,8 @@ class OPQConfig(QuantizerConfig):
     rounds: int = 20
     n_iter: int = 25
     max_points_per_code: int = 256
+
+    limits: ClassVar = {"rounds": (0, math.inf), "n_iter": (1, math.inf), "max_points_per_code": (1, math.inf)}
 
 
 class OPQ(Quantizer):

@@ -15,15 +15,16 @@ What is ours:
   untrained encoder, codes and latents fall together on one point.
 """
 
+import math
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .base import BATCH_SIZE
+from .base import BATCH_SIZE, POSITIVE
 from .kmeans import kmeans, nearest
 from .neural import NeuralQuantizer, NeuralQuantizerConfig, one_hot, revive
 
@@ -64,6 +65,14 @@ class R3VAEConfig(NeuralQuantizerConfig):
     warm_up: float = 0.1
     start: Literal["kmeans", "random"] = "kmeans"
     revive: bool = True
+
+    limits: ClassVar = {
+        "temperature": POSITIVE,
+        "sc_weight": (0, math.inf),
+        "pd_weight": (0, math.inf),
+        "side_dropout": (0, 1),
+        "warm_up": (0, 1),
+    }
 
 
 class R3VAE(NeuralQuantizer):

@@ -5,8 +5,9 @@ The first code says roughly what an item is, every further one refines it. Every
 [`~hf_gr.quantizers.kmeans.balanced_kmeans`].
 """
 
+import math
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -37,6 +38,12 @@ class RQKMeansConfig(QuantizerConfig):
     max_points_per_code: int = 256
     balance: Literal["none", "last", "all"] = "none"
     balance_rounds: int = 5
+
+    limits: ClassVar = {
+        "n_iter": (1, math.inf),
+        "max_points_per_code": (1, math.inf),
+        "balance_rounds": (1, math.inf),
+    }
 
 
 class RQKMeans(Quantizer):

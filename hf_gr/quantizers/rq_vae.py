@@ -6,12 +6,13 @@ codes that follow a moving average of their items (EMA, van den Oord et al., 201
 item chose. Everything can be switched off, to see what it does.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch.nn import functional as F
 
 from ..errors import HfGrError
+from .base import POSITIVE
 from .codebooks import CodebookQuantizer, CodebookQuantizerConfig
 from .kmeans import nearest, residual_of, squared_distances
 
@@ -32,6 +33,8 @@ class RQVAEConfig(CodebookQuantizerConfig):
 
     estimator: Literal["straight_through", "rotation", "gumbel"] = "straight_through"
     temperature: float = 0.03
+
+    limits: ClassVar = {"temperature": POSITIVE}
 
 
 class RQVAE(CodebookQuantizer):

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ..arguments import mapping
 from ..artifacts import fingerprint, is_current, report, settings_key, write_json, write_manifest, writing
 from ..catalog import SidCatalog
 from ..dataset import InteractionDataset, SplitKind, popularity
@@ -16,7 +15,10 @@ from ..embedding.behavior import cooccurrence
 from ..embedding.newcomers import RECIPE_FILES
 from ..embedding.store import ItemVectors, items_fingerprint
 from ..errors import HfGrError
+from ..options import check_idle
 from ..processes import main_process_first
+from ..provenance import learned_from
+from ..settings import checked, mapping, types_of
 from .base import Quantizer
 from .coba import CoBa
 from .collisions import SPARE_DIGITS, CollisionMethod, check_room, digit_vectors, resolve_collisions
@@ -116,6 +118,7 @@ def _quantize(config: QuantizeConfig, output: Path) -> None:
         return
     dataset = InteractionDataset.load(config.dataset)
     split = dataset.split(config.split)
+    learned = learned_from(config.split, split.train, dataset.item_ids, config.embeddings)
     item_vectors = _load_vectors(config.embeddings, dataset)
     check_room(config.collisions, dataset.num_items, [config.codebook_size] * config.levels)
     quantizer = new_quantizer(config, item_vectors.dim).to(_device())
@@ -141,6 +144,7 @@ def _quantize(config: QuantizeConfig, output: Path) -> None:
         quantizer.save_pretrained(folder / "quantizer")
         _copy_recipe(Path(config.embeddings), folder / "embedder")
         catalog.save(folder)
+        learned.save(folder)
         if isinstance(quantizer, NeuralQuantizer):
             write_json(folder / "fit_log.json", quantizer.fit_log)
         write_manifest(folder, STATION, settings, inputs, collisions=found)
@@ -150,6 +154,7 @@ def _quantize(config: QuantizeConfig, output: Path) -> None:
 
 
 def _check(config: QuantizeConfig) -> None:
+    check_idle(config, {"spare_digits": (config.collisions == "digit", "collisions: digit")})
     if config.method not in METHODS:
         raise HfGrError(f"method {config.method!r} is unknown; use one of {', '.join(METHODS)}.")
     if config.levels < 1 or config.codebook_size < 2:
@@ -163,13 +168,9 @@ def new_quantizer(config: QuantizeConfig, dim: int) -> Quantizer:
     """The quantizer that a config names, not fitted yet. Raises [`HfGrError`] on settings its method does not have."""
     method = METHODS[config.method]
     given = config.method_config if isinstance(config.method_config, dict) else {}
-    known = {item.name for item in fields(method.config_class)} - {item.name for item in fields(PreTrainedConfig)}
-    unknown = sorted(set(given) - (known - {"dim", "codebook_sizes"}))
-    if unknown:
-        raise HfGrError(
-            f"method_config holds {', '.join(unknown)}, which {config.method} does not have; "
-            f"it has {', '.join(sorted(known - {'dim', 'codebook_sizes'}))}."
-        )
+    inherited = {item.name for item in fields(PreTrainedConfig)} | {"dim", "codebook_sizes"}
+    types = {name: kind for name, kind in types_of(method.config_class).items() if name not in inherited}
+    given = checked(given, types, f"method_config of {config.method}")
     sizes = [config.codebook_size] * config.levels
     return method(method.config_class(dim=dim, codebook_sizes=sizes, **given))
 

@@ -6,7 +6,21 @@ from transformers import TrainingArguments
 
 from ..errors import HfGrError
 from ..models import BSARecConfig
+from ..options import REFUSED_BY_RETRIEVE, USED, check_idle, check_inherited, check_range
 from ..training import DataArguments
+
+
+VALIDATION_KS = (1, 10, 50)  # of HR and NDCG on validation
+_LIMITS = {
+    "hidden_size": (1, 2**16),
+    "num_hidden_layers": (1, 1000),
+    "max_history": (1, 2**16),
+    "alpha": (0, 1),
+    "hidden_dropout": (0, 0.95),
+    "attention_dropout": (0, 0.95),
+    "negatives": (0, 2**24),
+    "patience": (0, 2**24),
+}
 
 
 @dataclass
@@ -68,9 +82,9 @@ class RetrieveConfig(DataArguments, TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check()
-        if self.patience:
-            self.load_best_model_at_end, self.metric_for_best_model = True, "NDCG@10"
-            self.greater_is_better = True
+        if self.patience or self.load_best_model_at_end:
+            self.load_best_model_at_end = self.greater_is_better = True
+            self.metric_for_best_model = self.metric_for_best_model or "NDCG@10"
         super().__post_init__()
 
     def model_config(self, num_items: int) -> BSARecConfig:
@@ -80,18 +94,14 @@ class RetrieveConfig(DataArguments, TrainingArguments):
         return BSARecConfig(num_items, **{name: vars(self)[name] for name in names})
 
     def _check(self) -> None:
-        for name, low, high in (
-            ("hidden_size", 1, 2**16),
-            ("num_hidden_layers", 1, 1000),
-            ("max_history", 1, 2**16),
-            ("alpha", 0.0, 1.0),
-            ("hidden_dropout", 0.0, 0.95),
-            ("attention_dropout", 0.0, 0.95),
-            ("negatives", 0, 2**24),
-            ("patience", 0, 2**24),
-        ):
-            if not low <= vars(self)[name] <= high:
-                raise HfGrError(f"{name} is {vars(self)[name]}; it lies between {low} and {high}.")
+        check_inherited(self, TrainingArguments, USED, REFUSED_BY_RETRIEVE)
+        self._check_training()
+        check_range(self, _LIMITS)
+        best = bool(self.patience) or self.load_best_model_at_end
+        check_idle(self, {"metric_for_best_model": (best, "patience or load_best_model_at_end")})
+        metrics = [f"{name}@{k}" for name in ("HR", "NDCG") for k in VALIDATION_KS]
+        if (self.metric_for_best_model or metrics[0]).removeprefix("eval_") not in metrics:
+            raise HfGrError(f"metric_for_best_model is {self.metric_for_best_model}; there are {', '.join(metrics)}.")
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise HfGrError(
                 f"num_attention_heads is {self.num_attention_heads}, which does not divide hidden_size "

@@ -10,6 +10,8 @@ from ..arguments import parse_config
 from ..dataset import InteractionDataset
 from ..errors import HfGrError
 from ..models import BSARecModel
+from ..provenance import learned_from
+from ..safeguards import check_finite
 from ..training import Run
 from .config import RetrieveConfig
 from .data import training_rows
@@ -29,19 +31,22 @@ def retrieve(config: RetrieveConfig) -> Path:
         return run.model
     dataset = InteractionDataset.load(config.dataset)
     split = dataset.split(config.split)
+    learned = learned_from(config.split, split.train, dataset.item_ids)
     set_seed(config.seed)
     model = BSARecModel(config.model_config(dataset.num_items))
     trainer = RetrieverTrainer(
         model,
-        args=config,
+        args=run.arguments(config),
         train_dataset=training_rows(split.train, dataset.num_items, config.max_history, config.causal),
         validation=split.validation,
     )
     trainer.train(resume_from_checkpoint=run.last_checkpoint())
     if PartialState().is_main_process:
+        check_finite(trainer.accelerator.unwrap_model(trainer.model))
         with run.finishing(trainer.state.log_history) as folder:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
             pq.write_table(dataset.items, folder / ITEMS_FILE)
+            learned.save(folder)
         run.report()
     PartialState().wait_for_everyone()
     return run.model

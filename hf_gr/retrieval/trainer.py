@@ -5,20 +5,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback
 
 from ..dataset import Cases
 from ..evaluation.metrics import hit_rate, ndcg
 from ..models.bsarec import PADDING, BSARecModel
-from .config import RetrieveConfig
+from ..safeguards import FiniteTrainer
+from .config import VALIDATION_KS, RetrieveConfig
 from .data import AlikeLengths, TrainingRows, collate
 from .retriever import target_places
 
 
-VALIDATION_KS = (1, 10, 50)
-
-
-class RetrieverTrainer(Trainer):
+class RetrieverTrainer(FiniteTrainer):
     """Args:
     model: A new one.
     args: Settings.

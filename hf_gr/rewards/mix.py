@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..arguments import mapping
 from ..errors import HfGrError
+from ..settings import mapping
 from .interest import interest
 from .knowledge import Reward
 from .reasoning import category_hit, global_path, step_consistency, step_hit

@@ -5,9 +5,10 @@ from typing import Literal
 
 from trl import SFTConfig
 
-from ..arguments import mapping
 from ..errors import HfGrError
 from ..models import RecursionConfig, ScratchConfig, ThinkingConfig
+from ..options import REFUSED_BY_SFT, USED_BY_SFT, check_idle, check_inherited, check_range
+from ..settings import mapping, typed
 from ..training import RunArguments
 from ..vocabulary import ContextKind, Form, RowStart
 from .interest_tasks import INTEREST_TASKS
@@ -15,6 +16,15 @@ from .loss import Credit
 from .tasks import TASKS
 
 
+_LIMITS = {
+    "max_history": (1, 2**20),
+    "target_steps": (1, 100),
+    "target_decay": (0, 1),
+    "hidden_dropout": (0, 0.9),
+    "trunk_weight": (0, 100),
+    "confident_orders": (0, 1),
+    "patience": (0, 1e9),
+}
 RECURSIVE_TASKS = ("next_item", "title_to_sid", "query_to_sid")  # whose answers are items, after nothing else
 
 
@@ -165,7 +175,7 @@ class SidSFTConfig(RunArguments, SFTConfig):
             if isinstance(value, str) and (name != "model" or value.lstrip().startswith("{")):  # of the command line
                 setattr(self, name, mapping(name, value))
         self._check()
-        if self.patience:
+        if self.patience or self.load_best_model_at_end:
             self.load_best_model_at_end, self.metric_for_best_model = True, "eval_loss"
         super().__post_init__()
 
@@ -185,6 +195,8 @@ class SidSFTConfig(RunArguments, SFTConfig):
         return RecursionConfig.of_dict({} if self.recursion is None else self.recursion)  # type: ignore[arg-type]
 
     def _check(self) -> None:
+        check_inherited(self, SFTConfig, USED_BY_SFT, REFUSED_BY_SFT)
+        self._check_training()
         if not self.tasks or not self.model:
             raise HfGrError(f"{'tasks' if self.model else 'model'} is empty; leave it out for the default.")
         for name in (name for name in self.tasks if name not in TASKS | INTEREST_TASKS):
@@ -193,21 +205,30 @@ class SidSFTConfig(RunArguments, SFTConfig):
             )
         for name in (name for name in self.tasks if name in INTEREST_TASKS and self.interests is None):
             raise HfGrError(f"task {name!r} needs interests; name the folder of `hf-gr mine` or `hf-gr label`.")
+        for name, weight in self.tasks.items():
+            if typed(f"tasks.{name}", weight, float) < 0:
+                raise HfGrError(f"tasks.{name} is {weight}; give 0 or more.")
         form = self.form or (None if self.continue_from else "flat")
         self._check_recursion(form)
         if self.thinking is not None and form in ("flat", "unordered", "recursive"):
             raise HfGrError(f"thinking is set, but form is {form!r} and has no thinking tokens; set form: stepwise.")
         if self.max_length is None or self.max_length < 8:
             raise HfGrError(f"max_length is {self.max_length}; rows of branches need a bound of at least 8 tokens.")
-        for name, low, high in (
-            ("target_steps", 1, 100),
-            ("target_decay", 0.0, 1.0),
-            ("hidden_dropout", 0.0, 0.9),
-            ("trunk_weight", 0.0, 100.0),
-            ("confident_orders", 0.0, 1.0),
-        ):
-            if not low <= vars(self)[name] <= high:
-                raise HfGrError(f"{name} is {vars(self)[name]}; it lies between {low} and {high}.")
+        check_range(self, _LIMITS)
+        unordered = (form in ("unordered", None), "form: unordered")
+        best = bool(self.patience) or self.load_best_model_at_end
+        needs = {
+            "target_decay": (self.target_steps > 1, "target_steps above 1"),
+            "trunk_weight": (form != "flat", "answers on branches: form stepwise, upfront or unordered"),
+            "confident_orders": unordered,
+            "set_credit": unordered,
+            "metric_for_best_model": (best, "patience or load_best_model_at_end"),
+        }
+        check_idle(self, needs)
+        if self.metric_for_best_model not in (None, "loss", "eval_loss"):
+            raise HfGrError(f"metric_for_best_model is {self.metric_for_best_model!r}; there is eval_loss alone.")
+        if self.train_rows_only and self.finetune != "full":
+            raise HfGrError("train_rows_only trains rows of the model itself, not adapters; set finetune: full.")
         if self.rows_first < 0 or (self.rows_first and self.train_rows_only):
             raise HfGrError("rows_first is a number of steps or a share of them, and not for train_rows_only.")
         if self.heads is not None and self.heads.feedback == "hidden" and self.form == "upfront":

@@ -4,21 +4,21 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, LargeList, Value
 
 from ..dataset import Histories
 
 
-Answers = tuple[pa.ListArray, pa.ListArray]  # tokens and labels of some answers
+Answers = tuple[pa.LargeListArray, pa.LargeListArray]  # tokens and labels of some answers
 
-_TOKENS = List(Value("int64"))
+_TOKENS = LargeList(Value("int64"))  # int64 offsets: a data set may hold more than 2³¹ tokens
 FEATURES = Features(
     {
         "input_ids": _TOKENS,
         "attach": _TOKENS,
-        "answers": List(_TOKENS),
-        "labels": List(_TOKENS),
-        "weights": List(Value("float64")),
+        "answers": LargeList(_TOKENS),
+        "labels": LargeList(_TOKENS),
+        "weights": LargeList(Value("float64")),
     }
 )
 
@@ -49,8 +49,8 @@ def following(
 
 
 def rows_of(
-    fronts: pa.ListArray,
-    events: pa.ListArray,
+    fronts: pa.LargeListArray,
+    events: pa.LargeListArray,
     windows: tuple[np.ndarray, np.ndarray],
     row: np.ndarray,
     position: np.ndarray,
@@ -99,15 +99,15 @@ def offsets(lengths: np.ndarray | pa.Array) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def split(values: np.ndarray | pa.Array, begins: np.ndarray) -> pa.ListArray:
+def split(values: np.ndarray | pa.Array, begins: np.ndarray) -> pa.LargeListArray:
     """Values cut into lists at [`offsets`]."""
-    return pa.ListArray.from_arrays(pa.array(begins, pa.int32()), values)
+    return pa.LargeListArray.from_arrays(pa.array(begins, pa.int64()), values)
 
 
-def matrix(values: np.ndarray) -> pa.ListArray:
+def matrix(values: np.ndarray) -> pa.LargeListArray:
     """The rows of an array [n, m] as lists."""
     return split(values.ravel(), np.arange(len(values) + 1) * values.shape[1])
 
 
-def lists(values: Iterable[Sequence[int]]) -> pa.ListArray:
-    return pa.array(values, pa.list_(pa.int64()))
+def lists(values: Iterable[Sequence[int]]) -> pa.LargeListArray:
+    return pa.array(values, pa.large_list(pa.int64()))

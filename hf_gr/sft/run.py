@@ -1,7 +1,8 @@
 """The station: from dataset and catalogue to a fine-tuned model."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -14,8 +15,9 @@ from ..dataset import Histories, InteractionDataset
 from ..decoding import load_thinking
 from ..errors import HfGrError
 from ..interests import Interests
-from ..models import ThinkingHeads, from_scratch, with_recursion
+from ..models import ThinkingHeads, from_scratch, recursion_of, with_recursion
 from ..offline import resolve
+from ..provenance import learned_from
 from ..training import Run, load_lm, trained_model, tuned
 from ..vocabulary import SidVocabulary, add_vocabulary, encode_text, reads_text
 from .config import SidSFTConfig
@@ -39,6 +41,8 @@ def sft(config: SidSFTConfig) -> Path:
         return run.model
     catalog = SidCatalog.load(config.catalog)
     split = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split)
+    made_of = (config.catalog, config.continue_from, config.interests)
+    learned = learned_from(config.split, split.train, catalog.item_ids, *made_of)
     model, tokenizer, vocabulary = starting_model(config, catalog, split.train)
     heads = starting_heads(config, model, catalog, vocabulary)
     interests = starting_interests(config)
@@ -48,7 +52,7 @@ def sft(config: SidSFTConfig) -> Path:
         model,
         vocabulary,
         vocabulary.grammar(catalog),
-        args=config,
+        args=run.arguments(config),
         heads=heads,
         peft_config=adapter,
         train_dataset=rows,
@@ -61,7 +65,7 @@ def sft(config: SidSFTConfig) -> Path:
     if PartialState().is_main_process:
         base = config.continue_from or ("scratch" if config.scratch else str(config.model))
         log = trainer.state.log_history
-        run.finish(trained, tokenizer, catalog, vocabulary, log, base, config.catalog, heads, interests)
+        run.finish(trained, tokenizer, catalog, vocabulary, log, base, config.catalog, heads, interests, learned)
         run.report()
     PartialState().wait_for_everyone()
     return run.model
@@ -76,6 +80,7 @@ def starting_model(
         model, tokenizer = load_lm(config.continue_from, config.attention)
         vocabulary = SidVocabulary.load(resolve(config.continue_from))
         vocabulary.check(catalog, tokenizer, config.continue_from)
+        _check_going_on(config, model, tokenizer, vocabulary)
         return model, tokenizer, replace(vocabulary, form=config.form or vocabulary.form)
     if isinstance(config.model, dict):
         model, tokenizer = from_scratch(config.model, config.seed)
@@ -103,6 +108,30 @@ def starting_model(
         recursive = with_recursion(model, codes, codebooks, config.recursion_config, config.seed)
         return recursive, tokenizer, replace(vocabulary, first_item_id=recursive.config.first_item_id)
     return model, tokenizer, vocabulary
+
+
+def _check_going_on(
+    config: SidSFTConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: SidVocabulary
+) -> None:
+    """Raises [`HfGrError`] where the config asks for other histories or another recursion than the model that goes on
+    has; what it leaves at the default is as in the model."""
+    default = SidSFTConfig(output_dir="")
+    same_prompt = tuple(encode_text(tokenizer, config.prompt)) == vocabulary.prompt_ids
+    asked: dict[str, tuple[Any, Any]] = {
+        "max_history": (config.max_history, vocabulary.max_history),
+        "context": (config.context, vocabulary.context),
+        "prompt": (config.prompt, config.prompt if same_prompt else tokenizer.decode(vocabulary.prompt_ids)),
+    }
+    own = recursion_of(model)
+    if config.recursion is not None and own is not None:
+        given = asdict(config.recursion_config)
+        asked["recursion"] = given, {name: vars(own.config)[name] for name in given}
+    for name, (wanted, there) in asked.items():
+        if wanted not in (there, vars(default)[name]):
+            raise HfGrError(
+                f"{name} is {wanted!r}, but {config.continue_from} goes on with its own, {there!r}; leave it out, or "
+                "train a new model."
+            )
 
 
 def starting_heads(

@@ -1,5 +1,6 @@
 """TRL's trainer for answers on branches."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ from ..models import (
     recursion_of,
 )
 from ..models.feedback import read
+from ..safeguards import FiniteTrainer
 from ..training import check_sharding, is_sharded, plain_lm
 from ..vocabulary import SidVocabulary
 from .config import SidSFTConfig
-from .curriculum import RowsFirst, mask_old_rows, row_weights
+from .curriculum import OldRows, RowsFirst, row_weights
 from .loss import SidOutput, answer_loss, dense_pairs, sids_among
 
 
@@ -79,7 +81,7 @@ def _fitted(batch: dict[str, list], max_length: int, alone: bool, all_alone: boo
     return found
 
 
-class SidSFTTrainer(SFTTrainer):
+class SidSFTTrainer(FiniteTrainer, SFTTrainer):
     """TRL's trainer, with many answers to a history in one pass and losses over semantic IDs.
 
     Args:
@@ -109,6 +111,7 @@ class SidSFTTrainer(SFTTrainer):
         add_inner_call(model)
         if args.hidden_dropout:
             add_dropout(model, args.hidden_dropout)
+        args = copy.copy(args)  # the caller's stays as it is
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are tokenised already
         super().__init__(
             model,
@@ -129,14 +132,17 @@ class SidSFTTrainer(SFTTrainer):
             if is_sharded(self.accelerator):
                 raise HfGrError("thinking heads do not train on sharded weights; use one device or DDP.")
             self._plain.add_module("thinking", heads.to(self._plain.device))  # so that DDP synchronises them
+        for name in ("train_rows_only", "rows_first"):
+            if vars(args)[name] and is_sharded(
+                self.accelerator
+            ):  # the weights that hooks and rows are of get replaced
+                raise HfGrError(f"{name} does not work on sharded weights; use one device or DDP.")
         if args.train_rows_only:
             weights = {id(weight) for weight in row_weights(self._plain)}
             for parameter in self.model.parameters():
                 parameter.requires_grad_(id(parameter) in weights)
-            mask_old_rows(self._plain, vocabulary)
+            self.add_callback(OldRows(self._plain, vocabulary))
         if args.rows_first:
-            if is_sharded(self.accelerator):
-                raise HfGrError("rows_first does not work on sharded weights; use one device or DDP.")
             self.add_callback(RowsFirst(self._plain, vocabulary, args.rows_first))
         if args.patience:
             self.add_callback(EarlyStoppingCallback(args.patience))

@@ -69,7 +69,7 @@ def named(texts: list[list[int]], marker: list[int], tokenizer: PreTrainedTokeni
     return tokens.take(items), labels.take(items)
 
 
-def of_items(items: np.ndarray, trunks: pa.ListArray, answers: Answers) -> Dataset:
+def of_items(items: np.ndarray, trunks: pa.LargeListArray, answers: Answers) -> Dataset:
     """One row for each of some items: its trunk (of `trunks`, one for every item) and its answer."""
     return rows_of(lists([[]] * len(items)), trunks, (items, items + 1), np.arange(len(items)), items + 1, answers)
 

@@ -354,6 +354,32 @@ def test_kl_is_zero_before_the_first_step(data, tmp_path, start, finetune):
     assert log[-1]["kl"] > 1e-3  # it is measured: the policy has moved
 
 
+def test_the_reference_runs_under_the_same_autocast_as_the_policy(data, half_trained, tmp_path):
+    settings = data.grpo(tmp_path / "grpo", half_trained, beta=0.1, max_steps=2, learning_rate=1e-2, bf16=True)
+    log = [entry for entry in log_of(grpo(SidGRPOConfig(**settings))) if "kl" in entry]
+    assert log[0]["kl"] == 0 and log[1]["kl"] > 0
+
+
+def test_a_tokenizer_without_padding_trains_and_stays_as_it_is(data, tmp_path):
+    tiny_lm().save_pretrained(tmp_path / "lm")
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "lm")
+    model = sft(SidSFTConfig(**data.sft(tmp_path / "sft", max_steps=1) | {"model": str(tmp_path / "lm")}))
+    model = grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", model, max_steps=1)))
+    assert json.loads((model / "config.json").read_text())["pad_token_id"] is None
+    assert SidVocabulary.load(model).start_id is not None
+
+
+def test_rewards_that_never_differ_are_told(data, half_trained, tmp_path, capsys):
+    settings = data.grpo(tmp_path / "grpo", half_trained, max_steps=2, rewards={"novelty": 0})
+    log = log_of(grpo(SidGRPOConfig(**settings)))
+    assert capsys.readouterr().out.count("from which nothing is learned") == 1
+    assert not [name for entry in log for name in entry if name.startswith("completions/")]
+    grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", half_trained, max_steps=2)))
+    assert "from which nothing is learned" not in capsys.readouterr().out
+
+
 def test_qlora_takes_its_own_quantised_start_for_reference(data, half_trained, tmp_path):
     pytest.importorskip("bitsandbytes")
     settings = data.grpo(tmp_path / "grpo", half_trained, beta=0.1, finetune="qlora", max_steps=3, learning_rate=1e-2)

@@ -223,7 +223,8 @@ def test_the_station_writes_everything_once_and_prints_the_figures(station, labe
     printed = capsys.readouterr().out
     assert f"{labelled.figures['auc']['value']:.3f}" in printed and "[label] wrote" in printed
     assert contents(folder).keys() == {
-        "interests.parquet", "classifier.json", "classifier.safetensors", LABELLING_FILE, PAGE_FILE
+        "interests.parquet", "classifier.json", "classifier.safetensors", "training_data.json", LABELLING_FILE,
+        PAGE_FILE,
     }  # fmt: skip
     assert Interests.load(folder).table == labelled.interests.table
     assert json.loads((folder / LABELLING_FILE).read_text()) == json.loads(json.dumps(labelled.figures))
@@ -307,7 +308,7 @@ def test_what_cannot_be_labelled_is_refused_in_one_line(data, station, tmp_path)
     assert "user 'nobody'" in refused(stranger)
     assert "no interests to label" in refused(Interests(SCHEMA.empty_table()))
     write_json(tmp_path / "mined" / "manifest.json", {"settings": {"split": "temporal"}})
-    assert "was mined with --split temporal" in refused(mined(train))
+    assert "has learned from the training part of the split temporal" in refused(mined(train))
     (tmp_path / "mined" / "manifest.json").unlink()
     write_dataset(tmp_path / "few", interactions(3), items(), source="Made for tests.")
     few = InteractionDataset.load(tmp_path / "few").split().train

@@ -315,11 +315,11 @@ def test_images_of_a_dataset_without_any(dataset_folder, tmp_path):
         ({"miners": {"x": {"kind": "openai"}}}, "miner 'x' needs the name of a model"),
         (
             {"miners": {"x": {"kind": "openai", "model": "m", "key": "s"}}},
-            "'x' has no setting 'key'; openai has",
+            "miner 'x': openai has no key 'key'; it may have",
         ),
         ({"miners": {"x": {"kind": "openai", "model": "m", "attempts": 0}}}, "miner 'x': attempts is 0"),
         ({"miners": {"x": {"kind": "transformers", "model": "m", "batch_size": 0}}}, "miner 'x': batch_size is 0"),
-        ({"miners": {"x": {"kind": "keyphrase", "ngram": [3, 1]}}}, r"miner 'x': ngram is \[3, 1\]"),
+        ({"miners": {"x": {"kind": "keyphrase", "ngram": [3, 1]}}}, r"miner 'x': ngram is \(3, 1\)"),
         ({"miners": {n: {"kind": "openai", "model": "m"} for n in "xy"}}, "'x' and 'y' ask the same model"),
         ({"subjects": ["items", "shops"]}, "name items, users or both"),
         ({"subjects": []}, "name items, users or both"),

@@ -50,6 +50,7 @@ def test_the_artefact_holds_quantizer_and_catalogue(config: QuantizeConfig):
         "catalog.json",
         "catalog.safetensors",
         "items.parquet",
+        "training_data.json",
         "manifest.json",
     }
 

@@ -145,7 +145,7 @@ def test_a_changed_setting_trains_again(data, tmp_path, capsys):
 
 
 def test_train_rows_only_leaves_the_rest_as_it_was(data, tmp_path):
-    config = SidSFTConfig(**data.sft(tmp_path / "rows", max_steps=3, train_rows_only=True, weight_decay=0.0))
+    config = SidSFTConfig(**data.sft(tmp_path / "rows", max_steps=3, train_rows_only=True, weight_decay=0.1))
     start, _, vocabulary = starting_model(
         config, distinct_catalog(), InteractionDataset.load(data.dataset).split().train
     )
@@ -166,6 +166,13 @@ def test_continue_goes_on_where_the_model_was(data, trained, tmp_path):
     log = log_of(sft(SidSFTConfig(**settings)))
     first, fresh = log[0]["loss"], log_of(trained)[0]["loss"]
     assert first < 0.7 * fresh, f"went on with a loss of {first:.2f}, from scratch it was {fresh:.2f}"
+
+
+@pytest.mark.parametrize("changes", [{"max_history": 7}, {"context": "behavior"}, {"prompt": "Next: "}])
+def test_continue_refuses_other_histories_than_the_model_has(data, trained, tmp_path, changes):
+    settings = data.sft(tmp_path / "on", max_steps=1, continue_from=str(trained)) | changes
+    with pytest.raises(HfGrError, match=rf"{next(iter(changes))} is .+ goes on with its own, .+; leave it out"):
+        sft(SidSFTConfig(**settings))
 
 
 def test_continue_refuses_a_foreign_catalogue(data, trained, tmp_path):
@@ -328,13 +335,20 @@ def test_new_rows_learn_first(data, tmp_path, finetune):
 
 
 def test_rows_first_keeps_old_rows(data, tmp_path):
-    config = SidSFTConfig(**data.sft(tmp_path / "rows", max_steps=3, rows_first=3, weight_decay=0.0))
+    config = SidSFTConfig(**data.sft(tmp_path / "rows", max_steps=3, rows_first=3, weight_decay=0.1))
     train = InteractionDataset.load(data.dataset).split().train
     start, _, vocabulary = starting_model(config, distinct_catalog(), train)
     before = start.get_input_embeddings().weight.detach().clone()
     after = load_file(sft(config) / "model.safetensors")["model.embed_tokens.weight"]
     changed = (before != after).any(1)
     assert not changed[: min(vocabulary.token_ids)].any() and changed[vocabulary.code_ids[0][0]]
+
+
+@pytest.mark.parametrize("changes", [{"rows_first": 1}, {"train_rows_only": True}])
+def test_frozen_rows_are_refused_where_weights_are_sharded(data, tmp_path, changes, monkeypatch):
+    monkeypatch.setattr("hf_gr.sft.trainer.is_sharded", lambda _: True)
+    with pytest.raises(HfGrError, match=f"{next(iter(changes))} does not work on sharded weights"):
+        sft(SidSFTConfig(**data.sft(tmp_path / "rows", max_steps=1, **changes)))
 
 
 def test_a_prompt_is_learned_and_asked(data, tmp_path):
@@ -362,7 +376,7 @@ def test_a_mixture_of_tasks_trains(data, tmp_path):
         ({"model": ""}, "model is empty; leave it out"),
         ({"tasks": "next_item"}, "give keys and values"),
         ({"thinking": {}}, "form is 'flat' and has no thinking tokens"),
-        ({"form": "stepwise", "thinking": {"clusteres": 3}}, "no setting 'clusteres'"),
+        ({"form": "stepwise", "thinking": {"clusteres": 3}}, "no key 'clusteres'"),
         ({"form": "upfront", "thinking": {"feedback": "hidden"}}, "form: stepwise alone"),
         ({"model": {"layer": 3}}, "no key 'layer'"),
         ({"model": "{architecture: bert}"}, "architecture is 'bert'"),

@@ -1,0 +1,128 @@
+"""A model that was trained on one split is not judged on another, nor taught by it."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny import tiny_interactions, tiny_items
+from tiny_runs import QUIET, TinyData, tiny_data
+
+from hf_gr.artifacts import read_json, write_json
+from hf_gr.blend import blend
+from hf_gr.dataset import InteractionDataset, write_dataset
+from hf_gr.embedding.station import EmbedConfig, embed
+from hf_gr.errors import HfGrError
+from hf_gr.evaluation import EvaluateConfig, evaluate
+from hf_gr.grpo import SidGRPOConfig, grpo
+from hf_gr.hub import repo_files
+from hf_gr.interests.labelling import LabelConfig, label
+from hf_gr.provenance import TRAINING_DATA_FILE, TrainingData, events_fingerprint
+from hf_gr.quantizers.station import QuantizeConfig, quantize
+from hf_gr.retrieval import RetrieveConfig, retrieve
+from hf_gr.sft import SidSFTConfig, sft
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> TinyData:
+    return tiny_data(tmp_path_factory.mktemp("provenance"))
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("start"), max_steps=1)))
+
+
+@pytest.fixture
+def temporal(tmp_path):
+    """Something that has learned from the other split."""
+    folder = tmp_path / "temporal"
+    folder.mkdir()
+    TrainingData("temporal").save(folder)
+    return folder
+
+
+def stations(data, model, temporal, out):
+    dataset = str(data.dataset)
+    catalog = temporal.with_name("catalog")
+    shutil.copytree(data.catalog, catalog)
+    TrainingData("temporal").save(catalog)
+    told = {"interests": str(temporal), "tasks": {"next_item": 1}}
+    return {
+        "embed": lambda: embed(EmbedConfig(dataset, out, interests=str(temporal), fields=["title", "interests"])),
+        "quantize": lambda: quantize(QuantizeConfig(dataset, str(temporal), out)),
+        "label": lambda: label(LabelConfig(dataset=dataset, interests=str(temporal), output_dir=out)),
+        "sft catalog": lambda: sft(SidSFTConfig(**data.sft(out) | {"catalog": str(catalog)})),
+        "sft model": lambda: sft(SidSFTConfig(**data.sft(out, continue_from=str(temporal)))),
+        "sft interests": lambda: sft(SidSFTConfig(**data.sft(out) | told)),
+        "grpo vectors": lambda: grpo(SidGRPOConfig(**data.grpo(out, model, embeddings=str(temporal)))),
+        "grpo model": lambda: grpo(SidGRPOConfig(**data.grpo(out, model, split="temporal"))),
+        "evaluate": lambda: evaluate(EvaluateConfig(dataset, out, model=str(temporal))),
+        "blend": lambda: blend(temporal, model, out),
+    }
+
+
+STATIONS = ["embed", "quantize", "label", "sft catalog", "sft model", "sft interests"]
+STATIONS += ["grpo vectors", "grpo model", "evaluate", "blend"]
+
+
+@pytest.mark.parametrize("station", STATIONS)
+def test_what_has_learned_from_another_split_is_refused(data, model, temporal, tmp_path, station, monkeypatch):
+    if station == "label":
+        monkeypatch.setattr("hf_gr.interests.labelling.Interests.load", lambda _: None)
+    with pytest.raises(HfGrError, match=r"has learned from the training part of the split (temporal|leave_one_out)"):
+        stations(data, model, temporal, str(tmp_path / "out"))[station]()
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("*/config.json"))
+
+
+def test_the_record_travels_from_station_to_station_and_in_the_repo(data, model, tmp_path):
+    dataset = InteractionDataset.load(data.dataset)
+    known = TrainingData("leave_one_out", (events_fingerprint(dataset.split().train, dataset.item_ids),))
+    assert TrainingData.of(model) == known
+    assert TRAINING_DATA_FILE in {file.name for file in repo_files(model)}
+    assert read_json(model / "manifest.json")["settings"]["split"] == "leave_one_out"
+    rollouts = grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", model, max_steps=1)))
+    quiet = QUIET | {"dataset": str(data.dataset), "hidden_size": 16, "max_steps": 1, "patience": 0}
+    retriever = retrieve(RetrieveConfig(**quiet, output_dir=str(tmp_path / "r"), eval_strategy="no"))
+    vectors = embed(EmbedConfig(str(data.dataset), str(tmp_path / "v"), sources=["behavior"], behavior_dim=4))
+    catalog = quantize(QuantizeConfig(str(data.dataset), str(vectors), str(tmp_path / "c"), codebook_size=4))
+    for made in (rollouts, retriever, vectors, catalog):
+        assert TrainingData.of(made) == known, made
+    (vectors / TRAINING_DATA_FILE).write_text('{"split": "leave_one_out", "events": ["f00"]}')
+    again = quantize(QuantizeConfig(str(data.dataset), str(vectors), str(tmp_path / "c2"), codebook_size=4))
+    assert TrainingData.of(again).events == tuple(sorted(("f00", *known.events)))
+
+
+def test_judging_on_other_training_events_is_told(data, model, tmp_path, capsys):
+    given = {"model": str(model), "baselines": False, "top_k": 5, "num_beams": 5, "max_users": 3}
+    evaluate(EvaluateConfig(str(data.dataset), str(tmp_path / "own"), **given))
+    assert "[evaluate]" not in capsys.readouterr().out.split("report:")[0].replace("[evaluate] wrote", "")
+    other = tmp_path / "other"
+    write_dataset(other, tiny_interactions(seed=5), tiny_items(), source="Made for tests.")
+    evaluate(EvaluateConfig(str(other), str(tmp_path / "foreign"), **given))
+    assert "has learned from other training events than those of this data" in capsys.readouterr().out
+
+
+def test_a_fingerprint_names_events_not_rows(data):
+    dataset = InteractionDataset.load(data.dataset)
+    train = dataset.split().train
+    order = np.random.default_rng(0).permutation(dataset.num_items)
+    item_ids = [dataset.item_ids[row] for row in order]
+    moved = dataset.aligned(item_ids).split().train
+    own = events_fingerprint(train, dataset.item_ids)
+    assert events_fingerprint(moved, item_ids) == own
+    assert events_fingerprint(replace(train, timestamps=train.timestamps * 1000), dataset.item_ids) == own
+    for changed in (replace(train, items=train.items[::-1].copy()), replace(train, user_ids=train.user_ids[::-1])):
+        assert events_fingerprint(changed, dataset.item_ids) != own
+
+
+def test_manifests_of_earlier_releases_tell_the_split(tmp_path):
+    assert TrainingData.of(tmp_path) is None
+    for station, settings, split in [
+        ("sft", {}, "leave_one_out"),
+        ("grpo", {"split": "temporal"}, "temporal"),
+        ("quantize", {"split": "temporal"}, "temporal"),
+        ("embed", {"sources": ["text"]}, None),
+    ]:
+        write_json(tmp_path / "manifest.json", {"station": station, "settings": settings, "inputs": {}})
+        assert TrainingData.of(tmp_path) == (None if split is None else TrainingData(split))
