@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_catalog
+from transformers import AutoTokenizer
 
 from hf_gr.decoding import tree_support
 from hf_gr.errors import HfGrError
@@ -114,3 +115,16 @@ def test_it_takes_a_vocabulary_and_comes_back_from_disk(text, tmp_path):
     assert torch.equal(again(ids).logits, model.eval()(ids).logits)
     loaded = type(tokenizer).from_pretrained(tmp_path)
     assert len(loaded) == len(tokenizer) and encode_text(loaded, "a <s0_1>") == encode_text(tokenizer, "a <s0_1>")
+
+
+@pytest.mark.parametrize("make", [sid_tokenizer, byte_tokenizer])
+def test_what_the_tokenizer_decodes_it_reads_back(make, tmp_path):
+    tokenizer, catalog = make(), tiny_catalog()
+    vocabulary = add_vocabulary(tokenizer, scratch(text=make is byte_tokenizer)[0], catalog, max_history=5)
+    tokenizer.save_pretrained(tmp_path)
+    for own in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        ids = [vocabulary.start_id, *vocabulary.item_tokens(catalog)[:3].ravel().tolist()]
+        assert own.decode(ids).startswith("<items><s0_") and own(own.decode(ids))["input_ids"] == ids
+        if make is byte_tokenizer:
+            text = "Größe 7, <s0_1> and  two blanks"
+            assert own.decode(encode_text(own, text)) == text
