@@ -1,14 +1,16 @@
 """hf_gr turns any Hugging Face causal LM into a generative recommender.
 
-Importing it makes `pipeline("generative-recommendation", model=…)` known to transformers. Neither torch nor
-transformers is imported for that: the task is registered as soon as `transformers.pipelines` is imported. The names
-below are imported when they are first used.
+Importing it makes `pipeline("generative-recommendation", model=…)` and models of type `intrr` known to transformers.
+Neither torch nor transformers is imported for that: both are registered as soon as the modules of transformers that
+keep such lists are imported. The names below are imported when they are first used.
 """
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 
@@ -75,27 +77,54 @@ def __dir__() -> list[str]:
     return __all__
 
 
-class _WhenPipelinesAreImported(MetaPathFinder):
-    """Lets `hf_gr.pipeline`, which registers the task, be imported right after `transformers.pipelines`."""
+class _AfterImport(MetaPathFinder):
+    """Lets something be done right after a module is imported, whoever imports it; looking for it changes nothing."""
+
+    def __init__(self, name: str, do: Callable[[], object]):
+        self.name, self.do = name, do
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if fullname != _PIPELINES:
+        if fullname != self.name:
             return None
-        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def execute_and_register(module: Any) -> None:
+            def execute_and_do(module: Any) -> None:
                 execute(module)
-                import_module(f"{__name__}.pipeline")
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                    self.do()
 
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+            spec.loader.exec_module = execute_and_do  # type: ignore[method-assign]
         return spec
 
 
-_PIPELINES = "transformers.pipelines"
-if _PIPELINES in sys.modules:
+def _register_task() -> None:
     import_module(f"{__name__}.pipeline")
-else:
-    sys.meta_path.insert(0, _WhenPipelinesAreImported())
+
+
+class _LazyIntRR(ModuleType):
+    """What transformers takes the module of `intrr` for: imports ours, which registers its classes, when asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(f"{__name__}.models.intrr"), name)
+
+
+def _register_intrr() -> None:
+    """Makes `intrr` a model type of transformers, of which nothing is imported until a config names it."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    CONFIG_MAPPING._mapping = {**CONFIG_MAPPING._mapping, "intrr": "IntRRConfig"}
+    CONFIG_MAPPING._modules["intrr"] = _LazyIntRR("intrr")
+
+
+def _after_import(name: str, do: Callable[[], object]) -> None:
+    if name in sys.modules:
+        do()
+    else:
+        sys.meta_path.insert(0, _AfterImport(name, do))
+
+
+_after_import("transformers.pipelines", _register_task)
+_after_import("transformers.models.auto.configuration_auto", _register_intrr)
