@@ -153,7 +153,7 @@ def packed_items(
         for prompt, own in zip(prompts, items, strict=True)
         if own.max() >= 0
     ]
-    if not tree_support(model, max(map(len, prompts)) + 2 * vocabulary.num_levels)[0]:
+    if not tree_support(model, max(map(len, prompts)) + 2 * vocabulary.num_levels, training=True)[0]:
         rows = [single for row in rows for single in separate(row)]
     return pack(rows, think_ids=vocabulary.think_ids).to(model.device)
 

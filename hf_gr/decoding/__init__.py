@@ -10,7 +10,7 @@ from .ranking import Ranking
 from .recommender import Recommender, load_thinking
 from .reflection import Reflection
 from .session import Session, Sessions, recommend_many
-from .support import tree_support
+from .support import check_model, tree_support
 from .tree import Beams, Merge, Method, tree_search
 
 
@@ -27,6 +27,7 @@ __all__ = [
     "Session",
     "Sessions",
     "beam_search",
+    "check_model",
     "exhaustive_search",
     "generate_search",
     "load_thinking",

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..errors import HfGrError
 from ..grammar import SidGrammar
+from ..models import recursion_of
 from .tree import Beams, search_from
 from .trunk import Trunk, pad_left
 
@@ -34,8 +35,16 @@ class SearchGraphs:
         self._graphs: OrderedDict[tuple, _Graph] = OrderedDict()
 
     def search(self, model: PreTrainedModel, prompts: list[list[int]], grammar: SidGrammar, **settings: Any) -> Beams:
-        """As [`search_from`]: prompts end in the first thinking token, if there is one."""
+        """As [`search_from`]: prompts end in the first thinking token, if there is one.
+
+        Raises [`HfGrError`] off a GPU, and for models of `form: recursive`, whose reading of items waits for the
+        device.
+        """
         check_device(model)
+        if recursion_of(model) is not None:
+            raise HfGrError(
+                "CUDA graphs are not for models of form recursive, which wait for the device; leave graphs out."
+            )
         ids, mask = pad_left(prompts, 0, model.device, self.multiple)
         key = (id(model), id(grammar), ids.shape, *sorted(settings.items()))
         if key not in self._graphs:

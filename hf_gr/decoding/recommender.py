@@ -15,7 +15,7 @@ from ..catalog import SidCatalog
 from ..dataset import Histories
 from ..errors import HfGrError
 from ..grammar import ItemMask, SidGrammar
-from ..models import ThinkingHeads
+from ..models import ThinkingHeads, check_window
 from ..models.thinking import THINKING_FILES
 from ..offline import local_folder, resolve
 from ..vocabulary import SidVocabulary, encode_text, reads_text
@@ -24,6 +24,7 @@ from .hybrid import ItemVectors
 from .prefix_cache import PrefixCache
 from .reflection import Reflection, check_threshold
 from .session import Session, Sessions, check_lengths
+from .support import check_model
 
 
 MAX_KEPT = 64  # masks, and reflections, kept at once; the oldest goes first
@@ -83,6 +84,7 @@ class Recommender:
         thinking: ThinkingHeads | None = None,
     ):
         vocabulary.check(catalog, tokenizer, model.config.name_or_path or "the model")
+        check_model(model, vocabulary.token_ids)
         self.model, self.tokenizer = model.eval(), tokenizer
         self.vocabulary = vocabulary
         self.prefix_cache = prefix_cache
@@ -269,7 +271,8 @@ class Recommender:
     def prompts(self, histories: Histories, queries: Sequence[str | None] | None = None) -> list[list[int]]:
         """Token ids of each prompt: the query's text, then the history.
 
-        Raises [`HfGrError`] on a query to a model whose tokenizer has no words.
+        Raises [`HfGrError`] on a query to a model whose tokenizer has no words, and where query and history are longer
+        than what the model reads.
         """
         prompts = self.vocabulary.prompts(histories, self.catalog)
         if queries is None:
@@ -280,6 +283,10 @@ class Recommender:
                 "pretrained LM."
             )
         texts = [encode_text(self.tokenizer, query) if query else [] for query in queries]
+        longest = max((len(text) + len(prompt) for text, prompt in zip(texts, prompts, strict=True)), default=0)
+        check_window(
+            self.model, longest + self.grammar.answer_length, "a query with its history and an answer", "shorten it"
+        )
         return [text + prompt for text, prompt in zip(texts, prompts, strict=True)]
 
 

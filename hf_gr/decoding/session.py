@@ -17,10 +17,12 @@ from ..catalog import SidCatalog
 from ..dataset import Histories
 from ..errors import HfGrError
 from ..grammar import ItemMask, TrieGrammar, check_scores
+from ..models import recursion_of
 from .hybrid import hybrid_ranking, is_hybrid
 from .ranking import ranked
+from .support import cache_support
 from .tree import search_from
-from .trunk import Ends, Trunk
+from .trunk import Ends, Trunk, pad_left
 
 
 if TYPE_CHECKING:
@@ -75,6 +77,11 @@ class Session:
         self.recommender, self.block = recommender, max(1, vocabulary.max_history // 4) if block is None else block
         if not 1 <= self.block <= vocabulary.max_history:
             raise HfGrError(f"block is {block}; give 1 to {vocabulary.max_history}, the events that a prompt keeps.")
+        recursive = recursion_of(recommender.model)
+        assert recursive is not None
+        supported, reason = cache_support(recursive)
+        if not supported:
+            raise HfGrError(f"sessions are not for this model: {reason}; ask its Recommender with whole histories.")
         self._on_read, self._lock = on_read, threading.Lock()
         rows, events = self._tokens(history, context)
         self._seen, self._window = set(rows.tolist()), events[-vocabulary.max_history :]
@@ -177,7 +184,8 @@ class Session:
     @torch.no_grad()
     def _read_anew(self) -> None:
         tokens = [*self.recommender.vocabulary.opening, *(token for event in self._window for token in event)]
-        self._trunk = Trunk.of(self.recommender.model, [tokens])
+        model = self.recommender.model
+        self._trunk = Trunk(model, *pad_left([tokens], 0, model.device))
         self._count()
 
     @torch.no_grad()

@@ -1,11 +1,20 @@
-"""Which LMs take the tree path (shared prompt, ancestor mask) and which take `generate`."""
+"""Which LMs take the tree path (shared prompt, ancestor mask), which take `generate`, and which none."""
 
-from transformers import PreTrainedModel
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from ..models import TREE_MODEL_TYPES, recursion_of
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from ..errors import HfGrError, first_line
+from ..grammar import check_scores
+from ..models import TREE_MODEL_TYPES, IntRRForCausalLM, code_logits, last_hidden, recursion_of
 
 
 TREE_ATTENTION = ("sdpa", "eager")
+
+_Result = TypeVar("_Result")
 
 
 def tree_support(model: PreTrainedModel, longest_row: int, *, training: bool = False) -> tuple[bool, str]:
@@ -33,3 +42,134 @@ def tree_support(model: PreTrainedModel, longest_row: int, *, training: bool = F
     if slides and window < longest_row:
         return False, f"its sliding window of {window} is shorter than a row of {longest_row} tokens"
     return True, f"{config['model_type']} with full attention under {attention}"
+
+
+def cache_support(model: IntRRForCausalLM) -> tuple[bool, str]:
+    """Whether prompts of a recursive model may be kept in a cache and extended, and why (not).
+
+    Its backbone must be of attention alone, and be told positions.
+    """
+    kind = model.config.get_text_config().model_type
+    layers = model.config.get_text_config().to_dict().get("layer_types") or []
+    other = sorted(set(layers) - {"full_attention", "sliding_attention"})
+    if other:
+        return False, f"{kind} has layers of {', '.join(other)}, which keep a state instead of keys"
+    if "position_ids" not in inspect.signature(model.model.backbone.forward).parameters:
+        return False, f"{kind} takes no positions"
+    return True, f"{kind} keeps keys and values"
+
+
+@torch.no_grad()
+def check_model(model: PreTrainedModel, tokens: Sequence[int]) -> None:
+    """Raises [`HfGrError`] for a model that would be trained on one distribution and searched on another.
+
+    Two short rows are read in every way that training and searching read them: logits are those of the model's own
+    forward, no token sees one after it, and of models that take `generate`, beams over prompts of different lengths
+    have the log-probabilities that the forward gives their tokens (in float32, as training loads them). Takes some ten
+    passes over a few tokens.
+
+    Args:
+        model: Any causal LM; in evaluation mode meanwhile.
+        tokens: Ids that answers are written with, at least two.
+    """
+    training = model.training
+    model.eval()
+    try:
+        _Check(model, tokens).run()
+    finally:
+        model.train(training)
+
+
+def _only(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [rows, V] with −inf at all but some tokens."""
+    return torch.full_like(logits, -torch.inf).index_copy(1, tokens, logits[:, tokens])
+
+
+class _Only(LogitsProcessor):
+    """Lets beams hold some tokens alone, by log-probabilities among them."""
+
+    def __init__(self, tokens: torch.Tensor):
+        self.tokens = tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return _only(scores.float(), self.tokens).log_softmax(-1)
+
+
+class _Check:
+    """A model and two rows of six and four tokens."""
+
+    def __init__(self, model: PreTrainedModel, tokens: Sequence[int]):
+        self.model, self.name = model, model.config.get_text_config().model_type
+        self.exact, self.scale = model.dtype == torch.float32, 1.0
+        if model.device.type == "meta":
+            raise HfGrError(
+                "the model's first weights are offloaded; load it onto a device whole, without device_map."
+            )
+        chosen = [tokens[place * (len(tokens) - 1) // 5] for place in range(6)]  # the first, the last, some between
+        self.tokens = torch.tensor(sorted(set(chosen)), device=model.device)
+        self.ids = torch.tensor([chosen[place] for place in (0, 3, 5, 1, 4, 2)], device=model.device)
+
+    def run(self) -> None:
+        logits = self._tried("read tokens alone", lambda: self.model(input_ids=self.ids[None]).logits[0])
+        logits = self._tried("tell the new tokens", lambda: logits[:, self.tokens])
+        check_scores(logits)
+        self.scale = max(1.0, float(logits.abs().max()))
+        earlier = self._tried("read tokens alone", lambda: self.model(input_ids=self.ids[None, :3]).logits[0])
+        self._compare("it reads what comes after a token", earlier[:, self.tokens], logits[:3])
+        ours = self._tried("give its hidden states", self._ours)
+        self._compare("its logits are not those of its head on its last hidden states", ours, logits)
+        rows = recursion_of(self.model) is None and not tree_support(self.model, 10)[0]
+        if rows and self.exact:  # rounded logits, and experts chosen by them, may differ from pass to pass
+            self._tried("search with generate()", self._check_beams)
+
+    def _ours(self) -> torch.Tensor:
+        ids = self.ids[None]
+        hidden = last_hidden(self.model, input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+        return code_logits(self.model, hidden, self.tokens)
+
+    def _check_beams(self) -> None:
+        """Two beams of three tokens after each prompt, the shorter one padded on the left."""
+        prompts = [self.ids, self.ids[:4]]
+        padded = torch.stack([self.ids, torch.cat([self.ids.new_zeros(2), self.ids[:4]])])
+        mask = torch.ones_like(padded)
+        mask[1, :2] = 0
+        output = self.model.generate(
+            input_ids=padded,
+            attention_mask=mask,
+            generation_config=GenerationConfig(
+                num_beams=2,
+                num_return_sequences=2,
+                max_new_tokens=3,
+                do_sample=False,
+                pad_token_id=0,
+                length_penalty=0.0,
+                return_dict_in_generate=True,
+                output_scores=True,
+            ),
+            logits_processor=LogitsProcessorList([_Only(self.tokens)]),
+        )
+        for row, answer in enumerate(output.sequences[:, 6:]):
+            ids = torch.cat([prompts[row // 2], answer])
+            logits = self.model(input_ids=ids[None]).logits[0, len(ids) - 4 : -1].float()
+            log_probs = _only(logits, self.tokens).log_softmax(-1).gather(1, answer[:, None])
+            what = "its cache or its padding changes what it answers"
+            self._compare(what, output.sequences_scores[row], log_probs.sum())
+
+    def _tried(self, what: str, do: Callable[[], _Result]) -> _Result:
+        try:
+            return do()
+        except (HfGrError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a family's code raises
+            reason = first_line(error)[:200]
+            raise HfGrError(
+                f"{self.name} is not for hf_gr: it cannot {what} ({type(error).__name__}: {reason}); take another LM."
+            ) from error
+
+    def _compare(self, what: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+        difference = float((found.float() - expected.float()).abs().max())
+        if not difference <= (1e-4 if self.exact else 5e-2) * self.scale:
+            raise HfGrError(
+                f"{self.name} is not for hf_gr: {what} (by {difference:.2g}), so that it would be trained on one "
+                "distribution and searched on another; take another LM."
+            )

@@ -6,9 +6,11 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from ..branches import additive_mask
+from ..errors import HfGrError
 from ..grammar import ItemFilter, SidGrammar, Successors
-from ..models import code_logits, recursion_of
+from ..models import code_logits, decoder_of, last_hidden, recursion_of, token_logits
 from .prefix_cache import PrefixCache
+from .support import cache_support, tree_support
 
 
 Score = Literal["constrained", "model"]
@@ -55,6 +57,12 @@ class Trunk:
     @classmethod
     def of(cls, model: PreTrainedModel, prompts: list[list[int]], prefix_cache: PrefixCache | None = None) -> "Trunk":
         """Reads prompts that are lists of token ids, or what a prefix cache does not know of them."""
+        if (recursive := recursion_of(model)) is not None:
+            if prefix_cache is None and not tree_support(model, max(map(len, prompts)), training=True)[0]:
+                return Ends.read(model, prompts)
+            supported, reason = cache_support(recursive)
+            if not supported:
+                raise HfGrError(f"a prefix cache is not for this model: {reason}; leave it out.")
         if prefix_cache is None:
             return cls(model, *pad_left(prompts, 0, model.device))
         cache = DynamicCache()
@@ -95,7 +103,7 @@ class Trunk:
         self, ids: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor, added: torch.Tensor | None = None
     ) -> torch.Tensor:
         plain = {"input_ids": ids}
-        output = self.model.base_model(
+        output = decoder_of(self.model)(
             **(plain if added is None else {"inputs_embeds": self.model.get_input_embeddings()(ids) + added}),
             position_ids=positions,
             attention_mask=self.real.long() if self.plain else additive_mask(visible, self.model.dtype),
@@ -117,6 +125,16 @@ class Ends(Trunk):
         self.model, self.device, self.hidden = model, model.device, hidden
         self.lengths = torch.zeros(len(hidden), 1, dtype=torch.int64, device=model.device)
 
+    @classmethod
+    def read(cls, model: PreTrainedModel, prompts: list[list[int]]) -> "Ends":
+        """Reads prompts as training does, padded on the right and without a cache: any backbone takes that."""
+        columns = max(map(len, prompts))
+        ids = torch.tensor([prompt + [0] * (columns - len(prompt)) for prompt in prompts], device=model.device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+        mask = torch.arange(columns, device=model.device) < lengths[:, None]
+        hidden = last_hidden(model, input_ids=ids, attention_mask=mask.long())
+        return cls(model, hidden[torch.arange(len(ids), device=model.device), lengths - 1][:, None])
+
 
 def step_log_probs(
     model: PreTrainedModel,
@@ -137,7 +155,7 @@ def step_log_probs(
     """
     tokens = grammar.step_tokens(step)
     if score == "model":
-        logits = model.get_output_embeddings()(hidden).float() / temperature
+        logits = token_logits(model, hidden) / temperature
         return options.masked(torch.log_softmax(logits, -1)[:, tokens])
     return options.log_probs(code_logits(model, hidden, tokens) / temperature)
 

@@ -28,14 +28,11 @@ def policy_log_probs(
         answers: int64 [R, L], complete SIDs.
         temperature: Divides the logits.
     """
-    if tree_support(plain, prompts.shape[1] + answers.shape[1])[0]:
+    if tree_support(plain, prompts.shape[1] + answers.shape[1], training=True)[0]:
         shared = share_prompts(prompts, prompt_mask, answers)
         predictors, inputs = shared.predictors, shared.inputs(plain.config._attn_implementation, plain.dtype)
     else:
-        ids = torch.cat([prompts, answers], dim=1)
-        inputs = {"input_ids": ids, "attention_mask": torch.cat([prompt_mask, torch.ones_like(answers)], dim=1)}
-        columns = torch.arange(ids.numel(), device=ids.device).view_as(ids)
-        predictors = columns[:, prompts.shape[1] - 1 : -1]
+        predictors, inputs = _rows(prompts, prompt_mask, answers)
     places = list(grammar.code_columns)
 
     def score() -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,3 +48,18 @@ def policy_log_probs(
         return log_probs, entropies
 
     return model(inner=score)
+
+
+def _rows(
+    prompts: torch.Tensor, prompt_mask: torch.Tensor, answers: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A row for each answer, padded on the right: no architecture needs to be told positions then. The columns int64
+    [R, L] that predict its tokens, counted through all rows, and the arguments of a forward."""
+    ids = torch.cat([prompts, answers], dim=1)
+    columns = torch.arange(ids.shape[1], device=ids.device)
+    lengths = prompt_mask.sum(1, keepdim=True)
+    padding = prompts.shape[1] - lengths
+    mask = (columns < lengths + answers.shape[1]).long()
+    inputs = {"input_ids": ids.gather(1, (columns + padding) % ids.shape[1]) * mask, "attention_mask": mask}
+    first = torch.arange(len(ids), device=ids.device)[:, None] * ids.shape[1] + lengths - 1
+    return first + columns[: answers.shape[1]], inputs

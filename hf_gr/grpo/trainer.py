@@ -14,7 +14,7 @@ from ..errors import HfGrError
 from ..grammar import SidGrammar
 from ..models import add_inner_call
 from ..rewards import ItemKnowledge, Reward, answered_items, parse_mix, trl_reward, trl_rewards
-from ..training import check_sharding, plain_lm
+from ..training import check_sharding, plain_lm, without_router_loss
 from .advantages import leave_one_out, without_replacement
 from .config import SidGRPOConfig
 from .internals import GroupedGRPOTrainer
@@ -63,7 +63,7 @@ class SidGRPOTrainer(GroupedGRPOTrainer):
         functions = trl_rewards(mix, grammar, items, group, args.target_decay)
         functions += [trl_reward(own, grammar, items, group, decay=args.target_decay) for own, _ in rewards]
         args.reward_weights = [given.weight for given in mix.values()] + [weight for _, weight in rewards]
-        with warnings.catch_warnings():
+        with without_router_loss(model, args), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*'rollout_func'.*experimental")  # TRL's range is pinned for it
             super().__init__(
                 model,

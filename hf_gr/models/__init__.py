@@ -5,13 +5,14 @@ from .bsarec import BSARecConfig, BSARecModel
 from .dense import dense_logits, dense_loss
 from .dropout import add_dropout
 from .feedback import feedback, read
-from .head import add_inner_call, answer_logits, code_logits, last_hidden
+from .head import add_inner_call, answer_logits, code_logits, decoder_of, is_tied, last_hidden, token_logits
 from .intrr import IntRRForCausalLM, IntRRModel, recursion_of, with_recursion
 from .intrr_config import IntRRConfig, RecursionConfig
 from .newcomers import grown
 from .orders import confident_orders
 from .scratch import ScratchConfig, byte_tokenizer, from_scratch, sid_tokenizer
 from .thinking import ThinkingConfig, ThinkingHeads
+from .window import check_window, window_of
 
 
 __all__ = [
@@ -29,16 +30,21 @@ __all__ = [
     "add_inner_call",
     "answer_logits",
     "byte_tokenizer",
+    "check_window",
     "code_logits",
     "confident_orders",
+    "decoder_of",
     "dense_logits",
     "dense_loss",
     "feedback",
     "from_scratch",
     "grown",
+    "is_tied",
     "last_hidden",
     "read",
     "recursion_of",
     "sid_tokenizer",
+    "token_logits",
+    "window_of",
     "with_recursion",
 ]

@@ -1,13 +1,20 @@
 """Dropout for decoders whose architecture has none."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import PreTrainedModel
 
+from ..errors import HfGrError
+from .head import decoder_of
 from .intrr import recursion_of
 
 
-OUTPUTS = ("o_proj", "down_proj")  # what a layer adds to the residual stream, in every architecture we know
+# what a layer's attention and MLP end in, in the architectures we know
+OUTPUTS = ("o_proj", "down_proj", "out_proj", "c_proj", "dense", "dense_4h_to_h", "fc2", "fc_out")
+AFTER_NORM = ("post_attention_layernorm", "post_feedforward_layernorm")  # of layers that normalise what they add
 
 
 def add_dropout(model: PreTrainedModel, p: float) -> None:
@@ -17,15 +24,40 @@ def add_dropout(model: PreTrainedModel, p: float) -> None:
     residual dropout (Vaswani et al. 2017, section 5.4), which small recommenders trained from scratch need.
 
     Args:
-        model: A decoder of `TREE_MODEL_TYPES`.
+        model: A decoder whose layers are an attention and an MLP that are known by name.
         p: Probability that an element is dropped, in [0, 1).
-    """
 
-    def drop(module: torch.nn.Module, _: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    Raises:
+        HfGrError: On other decoders, before any hook is set.
+    """
+    recursive, own = recursion_of(model), model.config.get_text_config()
+    decoder = decoder_of(model) if own is model.config else model.get_decoder()
+    if recursive is not None:
+        decoder = recursive.model.backbone
+    places = list(_added(decoder, own.num_hidden_layers))
+
+    def drop(module: nn.Module, _: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         return F.dropout(output, p, training=module.training)
 
-    recursive = recursion_of(model)
     (model.get_input_embeddings() if recursive is None else recursive.model.entry).register_forward_hook(drop)
-    for name, module in model.base_model.layers.named_modules():
-        if name.rpartition(".")[2] in OUTPUTS:
-            module.register_forward_hook(drop)
+    for place in places:
+        place.register_forward_hook(drop)
+
+
+def _added(decoder: nn.Module, num_layers: int) -> Iterator[nn.Module]:
+    """The modules whose outputs are added to the residual stream, two of every layer."""
+    lists = [part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part) == num_layers]
+    for layer in lists[0] if lists else [nn.Identity()]:
+        children = dict(layer.named_children())
+        if AFTER_NORM[1] in children:
+            found = [children[name] for name in AFTER_NORM if name in children]
+        else:
+            # deeper ones are of experts, which are not all of what their block adds
+            named = [(name.split("."), module) for name, module in layer.named_modules()]
+            found = [module for name, module in named if len(name) <= 2 and name[-1] in OUTPUTS]
+        if len(found) != 2:
+            raise HfGrError(
+                f"hidden_dropout is not for {type(decoder).__name__}: of the two parts that a layer adds to its input "
+                f"{len(found)} are known; leave it out, or set the dropout of the model's own config."
+            )
+        yield from found

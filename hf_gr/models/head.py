@@ -1,4 +1,4 @@
-"""Logits of a few tokens, without the rest of the vocabulary, inside a model's own forward."""
+"""Logits of hidden states, as the model's own forward makes them, for a few tokens or for all."""
 
 import functools
 from collections.abc import Callable
@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from ..grammar import SidGrammar
 from .intrr import recursion_of
@@ -15,22 +17,77 @@ from .intrr import recursion_of
 def code_logits(model: PreTrainedModel, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Logits of `tokens` only.
 
-    Multiplies by those rows of the LM head alone; where an adapter or a quantised layer stands in the head's place,
-    the whole head runs and the columns are taken from its output.
+    The model's own forward runs over the hidden states, so that whatever a family does around its head (a scale, a
+    cap, a transform before the matrix) is done here too. Only the rows of `tokens` are multiplied; where an adapter, a
+    quantised layer or an offloading hook stands in the head's place, the whole head runs and the columns are taken
+    from its output.
 
     Args:
-        model: Causal LM whose logits are its head applied to the last hidden state.
-        hidden: float [n, d].
+        model: Any causal LM.
+        hidden: float [n, d], its decoder's last hidden states.
         tokens: int64 [K].
 
     Returns:
         float32 [n, K].
     """
     head = model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear:
-        return head(hidden)[:, tokens].float()
-    bias = None if head.bias is None else head.bias[tokens]
-    return F.linear(hidden, head.weight[tokens], bias).float()
+    name = next((name for name, child in model.named_children() if child is head), None)
+    if name is None or type(head) is not nn.Linear or "forward" in vars(head):
+        return _own_logits(model, hidden)[:, tokens].float()
+    return _own_logits(model, hidden, {name: _Rows(head, tokens)}).float()
+
+
+def token_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits of the whole vocabulary, float32 [n, V], of hidden states float [n, d]; as [`code_logits`]."""
+    return _own_logits(model, hidden).float()
+
+
+class _Rows(nn.Module):
+    """Some rows of a linear head."""
+
+    def __init__(self, head: nn.Linear, tokens: torch.Tensor):
+        super().__init__()
+        self.weight = head.weight[tokens]
+        self.bias = None if head.bias is None else head.bias[tokens]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden, self.weight, self.bias)
+
+
+class _Read(BaseModelOutput):
+    """Last hidden states, and nothing of all else that a family's forward may hand on."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class _ReadBefore(nn.Module):
+    """Stands in the decoder's place and gives hidden states that were read before."""
+
+    def __init__(self, hidden: torch.Tensor):
+        super().__init__()
+        self.hidden = hidden
+
+    @property
+    def decoder(self) -> "_ReadBefore":
+        return self  # some families call their decoder past the base model
+
+    def forward(self, *_: Any, **__: Any) -> _Read:
+        return _Read(last_hidden_state=self.hidden)
+
+
+def _own_logits(
+    model: PreTrainedModel, hidden: torch.Tensor, instead: dict[str, nn.Module] | None = None
+) -> torch.Tensor:
+    """Logits [n, columns] of the class's forward on a twin of the model, which shares all of it but its decoder and
+    what stands `instead` of other children. The twin is thrown away: threads may share the model."""
+    twin, decoder = object.__new__(type(model)), decoder_of(model)
+    parts = {name: _ReadBefore(hidden[None]) for name, child in model.named_children() if child is decoder}
+    parts |= instead or {}
+    vars(twin).update(vars(model) | {"_modules": {**model._modules, **parts}})
+    vars(twin).pop("forward", None)  # wrappers of the model that is trained
+    ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
+    return type(model).forward(twin, input_ids=ids).logits[0]
 
 
 def answer_logits(
@@ -77,6 +134,17 @@ def add_inner_call(model: PreTrainedModel) -> None:
     model.forward = forward
 
 
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The part of a causal LM that makes the hidden states that its head reads."""
+    base = model.base_model
+    return model.get_submodule("model") if base is model else base  # in some families the prefix names no part of it
+
+
 def last_hidden(model: PreTrainedModel, **inputs: Any) -> torch.Tensor:
     """Last hidden states float [B, T, d] of a causal LM, what its head is applied to; nothing is cached."""
-    return model.base_model(use_cache=False, **inputs).last_hidden_state
+    return decoder_of(model)(use_cache=False, **inputs).last_hidden_state
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the head's matrix is the input embedding's."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight

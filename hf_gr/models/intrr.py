@@ -7,7 +7,7 @@ positions of a history in one pass; MLPs that add to x, and unique-ID rows that 
 """
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from ..errors import HfGrError
 from .bsarec import BSARecConfig, BSARecModel
 from .intrr_config import IntRRConfig, RecursionConfig
 
@@ -95,10 +96,6 @@ class IntRRModel(IntRRPreTrainedModel):
         # tokens of every item's SID, which the input side's loss pulls to
         self.register_buffer("sids", torch.zeros(config.num_items, len(config.codebooks), dtype=torch.int64))
         self.post_init()
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        return self.backbone.layers
 
     @property
     def token_rows(self) -> torch.Tensor:
@@ -225,7 +222,20 @@ class IntRRForCausalLM(IntRRPreTrainedModel, GenerationMixin):
         output = self.model(input_ids, **kwargs)
         logits = self.lm_head(output.last_hidden_state)
         return CausalLMOutputWithPast(
-            logits=logits, past_key_values=output.past_key_values, hidden_states=output.hidden_states
+            logits=logits,
+            past_key_values=output.get("past_key_values"),  # recurrent backbones have none
+            hidden_states=output.get("hidden_states"),
+        )
+
+    def generate(self, *_: Any, **__: Any) -> NoReturn:
+        """Not for this model: the codes after the first come by recursion, which `forward` knows nothing of.
+
+        Raises:
+            HfGrError: Always.
+        """
+        raise HfGrError(
+            "generate() cannot write items of a model of form recursive, whose codes come by recursion; use "
+            "hf_gr.beam_search or the pipeline."
         )
 
 
@@ -247,24 +257,32 @@ def with_recursion(
         seed: Of the new weights.
     """
     torch.manual_seed(seed)
-    attention = lm.config._attn_implementation
+    own = lm.config.get_text_config()
+    backbone, attention = lm.base_model if own is lm.config else lm.get_decoder(), own._attn_implementation
+    width = backbone.get_input_embeddings().weight.shape[1]
+    if width != own.hidden_size:
+        raise HfGrError(
+            f"form: recursive reads items at the model's width, but {own.model_type} embeds tokens in {width} "
+            f"dimensions and computes in {own.hidden_size}; take another model or another form."
+        )
     config = IntRRConfig(
-        text_config=lm.config,
+        text_config=own,
         codebooks=codebooks,
-        first_item_id=lm.config.vocab_size,
+        first_item_id=own.vocab_size,
         num_items=len(codes),
-        pad_token_id=lm.config.pad_token_id,
-        eos_token_id=lm.config.eos_token_id,
-        bos_token_id=lm.config.bos_token_id,
+        pad_token_id=own.pad_token_id,
+        eos_token_id=own.eos_token_id,
+        bos_token_id=own.bos_token_id,
         **asdict(settings),
     )
-    model = IntRRForCausalLM(config, lm.base_model)
+    model = IntRRForCausalLM(config, backbone)
     model.set_attn_implementation(attention)
     model.model.sids.copy_(codes)
     model.model.recursion.silence()
     table, rows = model.model.items, model.model.token_rows
-    own, width = table.embedding.weight.shape[1], rows.shape[1]
-    table.project.weight.copy_(torch.eye(width) if own == width else nn.init.orthogonal_(torch.empty(width, own)))
+    narrow = table.embedding.weight.shape[1]
+    start = torch.eye(width) if narrow == width else nn.init.orthogonal_(torch.empty(width, narrow))
+    table.project.weight.copy_(start)
     if settings.read == "sum":
         table.embedding.weight.zero_()
     elif settings.item_rows:
@@ -287,6 +305,6 @@ def _hashed(items: torch.Tensor, rows: int) -> torch.Tensor:
     return ((spread ^ (spread >> 12)) & 0x7FFFFFFF) % rows
 
 
-AutoConfig.register("intrr", IntRRConfig)
+AutoConfig.register("intrr", IntRRConfig, exist_ok=True)  # `import hf_gr` has promised it
 AutoModel.register(IntRRConfig, IntRRModel)
 AutoModelForCausalLM.register(IntRRConfig, IntRRForCausalLM)

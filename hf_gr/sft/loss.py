@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput
 
 from ..branches import IGNORED, Packed
 from ..grammar import SidGrammar, UnorderedGrammar
-from ..models import ThinkingHeads, answer_logits
+from ..models import ThinkingHeads, answer_logits, token_logits
 
 
 LossKind = Literal["constrained", "full"]
@@ -71,7 +71,7 @@ def answer_loss(
     loss, hits = _code_loss(model, read, codes, packed.weights[is_sid], grammar, kind, credit)
     text = wanted & ~is_sid[:, None]
     if text.any():
-        logits = model.get_output_embeddings()(columns[packed.predictors[text]]).float()
+        logits = token_logits(model, columns[packed.predictors[text]])
         losses = F.cross_entropy(logits, packed.labels[text], reduction="none")
         loss = loss + (losses * packed.weights[:, None].expand_as(text)[text]).sum()
     output = SidOutput(loss=loss, count=wanted.sum(), hits=hits, codes=torch.tensor(codes.numel()).to(hits))
@@ -113,7 +113,7 @@ def _code_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed loss of code tokens [n, C], read from hidden states [n, C, d], and how many were the most likely one."""
     if kind == "full":
-        logits = [model.get_output_embeddings()(read[:, step]).float() for step in range(grammar.num_codes)]
+        logits = [token_logits(model, read[:, step]) for step in range(grammar.num_codes)]
         chosen = list(codes.unbind(1))
     else:
         logits, chosen = answer_logits(model, read, codes, grammar)

@@ -26,10 +26,11 @@ from ..models import (
     dense_loss,
     last_hidden,
     recursion_of,
+    window_of,
 )
 from ..models.feedback import read
 from ..safeguards import FiniteTrainer
-from ..training import check_sharding, is_sharded, plain_lm
+from ..training import check_sharding, is_sharded, plain_lm, without_router_loss
 from ..vocabulary import SidVocabulary
 from .config import SidSFTConfig
 from .curriculum import OldRows, RowsFirst, row_weights
@@ -64,15 +65,32 @@ def fitting(rows: Dataset, model: PreTrainedModel, config: SidSFTConfig) -> Data
     supported, reason = tree_support(model, config.max_length, training=True)
     if not supported and config.fill_rows:
         raise HfGrError(f"fill_rows puts several users on a row, which is not for this model: {reason}.")
-    settings = {"max_length": config.max_length, "alone": not supported, "all_alone": config.sub_histories}
+    settings = {
+        "max_length": config.max_length,
+        "window": window_of(model),
+        "alone": not supported,
+        "all_alone": config.sub_histories,
+    }
     return rows.map(_fitted, batched=True, fn_kwargs=settings, desc="rows", load_from_cache_file=False)
 
 
-def _fitted(batch: dict[str, list], max_length: int, alone: bool, all_alone: bool) -> dict[str, list]:
-    """Rows, as columns, that fit; `alone`: those with branches become one row per answer; `all_alone`: all do."""
+def _fitted(
+    batch: dict[str, list], max_length: int, window: int | None, alone: bool, all_alone: bool
+) -> dict[str, list]:
+    """Rows, as columns, that fit; `alone`: those with branches become one row per answer; `all_alone`: all do.
+
+    Raises [`HfGrError`] on rows deeper than the model's window.
+    """
     found: dict[str, list] = {name: [] for name in batch}
     for values in zip(*batch.values(), strict=True):
         row: Row = dict(zip(batch, values, strict=True))  # type: ignore[assignment]
+        ends = [attach + len(answer) for attach, answer in zip(row["attach"], row["answers"], strict=True)]
+        depth = max(len(row["input_ids"]), *ends)
+        if window is not None and depth > window:
+            raise HfGrError(
+                f"a row of the training takes {depth} positions, but the model reads at most {window}; lower "
+                "max_history, shorten texts, or leave out the task they are for."
+            )
         for whole in fit(row, max_length):
             apart = all_alone or (alone and bool((pack([whole]).branch > 0).any()))
             for part in separate(whole) if apart else [whole]:
@@ -113,18 +131,19 @@ class SidSFTTrainer(FiniteTrainer, SFTTrainer):
             add_dropout(model, args.hidden_dropout)
         args = copy.copy(args)  # the caller's stays as it is
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are tokenised already
-        super().__init__(
-            model,
-            args=args,
-            data_collator=Collator(
-                vocabulary.think_ids,
-                max_columns=args.max_length if args.fill_rows else 0,
-                crowd=tree_support(model, args.max_length, training=True)[0],
-            ),
-            train_dataset=fitting(train_dataset, model, args),
-            eval_dataset=None if eval_dataset is None else fitting(eval_dataset, model, args),
-            **kwargs,
-        )
+        with without_router_loss(model, args):
+            super().__init__(
+                model,
+                args=args,
+                data_collator=Collator(
+                    vocabulary.think_ids,
+                    max_columns=args.max_length if args.fill_rows else 0,
+                    crowd=tree_support(model, args.max_length, training=True)[0],
+                ),
+                train_dataset=fitting(train_dataset, model, args),
+                eval_dataset=None if eval_dataset is None else fitting(eval_dataset, model, args),
+                **kwargs,
+            )
         check_sharding(self.accelerator, args.finetune)
         self._check_orders(grammar)
         self.grammar, self.heads = grammar, heads

@@ -99,3 +99,13 @@ def test_a_graph_on_a_gpu_gives_the_same_answers(form):
         plain = tree_search(case.model, prompts, case.grammar, num_beams=6)
         assert torch.equal(replayed.tokens, plain.tokens)
         assert torch.allclose(replayed.scores, plain.scores, atol=1e-3)
+
+
+def test_a_recursive_model_is_refused_since_it_waits(monkeypatch):
+    monkeypatch.setattr(graphs, "check_device", lambda model: None)
+    case = build(form="recursive")
+    ids, mask = pad_left(case.prompts(), 0, "cpu")
+    with NoWaiting(), pytest.raises(AssertionError, match="waits"):
+        Trunk(case.model, ids, mask)
+    with pytest.raises(HfGrError, match="not for models of form recursive"):
+        tree_search(case.model, case.prompts(), case.grammar, num_beams=2, graphs=SearchGraphs())

@@ -184,7 +184,7 @@ def test_a_stepwise_policy_does_not_count_its_thinking(tree, monkeypatch):
 
     rows = [prompt for prompt in prompts for _ in range(5)]
     width = max(map(len, prompts))
-    monkeypatch.setattr("hf_gr.grpo.policy.tree_support", lambda *_: (tree, ""))
+    monkeypatch.setattr("hf_gr.grpo.policy.tree_support", lambda *_, **__: (tree, ""))
     add_inner_call(model)
     log_probs, entropies = policy_log_probs(
         model,
@@ -207,7 +207,7 @@ def test_a_stepwise_policy_does_not_count_its_thinking(tree, monkeypatch):
 def test_policy_gradients_are_the_same_by_tree_and_by_rows(monkeypatch):
     gradients = []
     for supported in (True, False):
-        monkeypatch.setattr("hf_gr.grpo.policy.tree_support", lambda *_, supported=supported: (supported, ""))
+        monkeypatch.setattr("hf_gr.grpo.policy.tree_support", lambda *_, supported=supported, **__: (supported, ""))
         catalog, model = tiny_catalog(), tiny_lm()
         vocabulary = add_vocabulary(tiny_tokenizer(), model, catalog, max_history=10)
         tokens = torch.from_numpy(vocabulary.item_tokens(catalog))

@@ -2,9 +2,12 @@ import inspect
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from tiny import tiny_lm
 from transformers import LlamaConfig, Qwen3Config
 
+from hf_gr.decoding import check_model
+from hf_gr.errors import HfGrError
 from hf_gr.models import add_inner_call, code_logits, last_hidden
 
 
@@ -93,3 +96,23 @@ def test_inner_is_called_in_the_forward_and_its_answer_is_returned():
     total = model(inner=lambda: code_logits(model, last_hidden(model, input_ids=ids)[:, -1], TOKENS).sum())
     total.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_an_offloaded_head_is_asked_as_a_module():
+    model = tiny_lm(tie_word_embeddings=False)
+    hidden = torch.randn(5, 32)
+    expected = code_logits(model, hidden, TOKENS)
+    cpu_offload(model.lm_head, execution_device=torch.device("cpu"))
+    assert model.lm_head.weight.device.type == "meta"
+    assert torch.allclose(code_logits(model, hidden, TOKENS), expected, atol=1e-6)
+    cpu_offload(model.model.embed_tokens, execution_device=torch.device("cpu"))
+    with pytest.raises(HfGrError, match="first weights are offloaded"):
+        check_model(model, TOKENS.tolist())
+
+
+def test_the_twin_leaves_the_model_as_it_was():
+    model = tiny_lm()
+    before = {name: id(part) for name, part in model.named_modules()}
+    code_logits(model, torch.randn(5, 32), TOKENS)
+    assert {name: id(part) for name, part in model.named_modules()} == before
+    assert "forward" not in vars(model)

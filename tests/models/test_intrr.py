@@ -177,3 +177,9 @@ def test_hashed_rows_are_spread():
 def test_settings_that_it_does_not_have(settings, message):
     with pytest.raises(HfGrError, match=message):
         RecursionConfig.of_dict(settings)
+
+
+def test_generate_is_refused():
+    case = build(form=RECURSIVE)
+    with pytest.raises(HfGrError, match="generate\\(\\) cannot write items of a model of form recursive"):
+        case.model.generate(torch.tensor(case.prompts((2,))), max_new_tokens=3)
