@@ -44,7 +44,7 @@ class Row(TypedDict):
     weights: list[float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packed:
     """B rows of T columns that hold some trunks and their n answers. All int64 but `weights`.
 

@@ -23,7 +23,7 @@ from .offline import local_folder
 CATALOG_FILES = ("catalog.json", "catalog.safetensors", "items.parquet")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SidCatalog:
     """Semantic IDs of N items on L levels.
 
@@ -118,6 +118,13 @@ class SidCatalog:
             for name in names:
                 rows.setdefault(name, []).append(row)
         return {name: np.array(found) for name, found in rows.items()}
+
+    @cached_property
+    def first_categories(self) -> np.ndarray:
+        """Number of every item's first category, int64 [N]; −1 where it has none."""
+        named = np.array([bool(names) for names in self.categories], bool)
+        first = np.array([names[0] if names else "" for names in self.categories], dtype=object)
+        return np.where(named, np.unique(first.astype(str), return_inverse=True)[1], -1)
 
     @property
     def flags(self) -> list[str]:

@@ -24,6 +24,7 @@ from data_prep.cli import app as prepare_app
 
 from .errors import HfGrError
 from .offline import local_folder
+from .terminal import clean, plain
 
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.add_typer(prepare_app, name="prepare")
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which newer releases of typer carry within
 _INTERRUPTED = 130  # exit status
+_TITLE = 80  # characters of a title in a table
 _PARSED_BY_TRL = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -156,11 +158,13 @@ def blend(
 @app.command()
 def recommend(
     model: Annotated[str, typer.Argument(help="Model folder or Hub repo.")],
-    history: Annotated[str | None, typer.Option(help="Item ids, oldest first, by commas; '' for a cold user.")] = None,
+    history: Annotated[
+        str | None, typer.Option(help="Item ids, oldest first, by commas or as JSON list; '' for a cold user.")
+    ] = None,
     users: Annotated[Path | None, typer.Option(help="File of users with user_id and history, for a batch.")] = None,
     out: Annotated[Path | None, typer.Option(help="Parquet file that the batch writes.")] = None,
     query: Annotated[str | None, typer.Option(help="Words that say what is wanted.")] = None,
-    exclude: Annotated[str | None, typer.Option(help="Item ids that are no answer.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="Item ids that are no answer, likewise.")] = None,
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out what is in the history.")] = False,
     category: Annotated[list[str] | None, typer.Option(help="Only items of this category; may be repeated.")] = None,
     top_k: Annotated[int, typer.Option(help="Items wanted.")] = 10,
@@ -189,19 +193,24 @@ def recommend(
         raise HfGrError("give --history ID,ID (or '' for a cold user), or --users FILE --out FILE.")
     from transformers import pipeline
 
+    from .vocabulary import SidVocabulary
+
     request = {"history": _ids(history)} | wishes
-    recommender = pipeline("generative-recommendation", model=str(local_folder(model)))
+    folder = local_folder(model)
+    SidVocabulary.load(folder)  # says it where the folder is no model, before transformers says less
+    recommender = pipeline("generative-recommendation", model=str(folder))
     answers = recommender(request, explain=explain, **settings)
     shared = any("interests" in answer for answer in answers)  # of models that carry interests
     table = Table("#", "item", "title", "score", "SID", *(["because"] if shared else []))
     for rank, answer in enumerate(answers, start=1):
         sid = " ".join(map(str, answer["sid"]))
         because = [", ".join(entry["interest"] for entry in answer["interests"])] if shared else []
-        table.add_row(str(rank), answer["item_id"], answer["title"], f"{answer['score']:.3f}", sid, *because)
+        item, title = plain(answer["item_id"]), plain(answer["title"], width=_TITLE)
+        table.add_row(str(rank), item, title, f"{answer['score']:.3f}", sid, *map(plain, because))
     Console().print(table)
     if explain:
         for rank, answer in enumerate(answers, start=1):
-            print(f"{rank:>2} {_path(answer['path'])}")
+            print(f"{rank:>2} {clean(_path(answer['path']))}")
 
 
 @app.command("add-items")
@@ -219,17 +228,22 @@ def add_items(
     run(catalog, items, vectors_file=vectors_file, images_root=images_root, out=out, update=update)
 
 
-@app.command("remove-items")
+@app.command("remove-items", context_settings={"ignore_unknown_options": True})  # ids such as -1023
 def remove_items(
     catalog: Annotated[str, typer.Argument(help="Folder of a catalogue or model; updated in place, in one step.")],
-    items: Annotated[str, typer.Argument(help="Item ids by commas, or a text file with one id a line.")],
+    items: Annotated[str | None, typer.Argument(help="Item ids by commas, or as JSON list.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Text file with one item id a line.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to instead.")] = None,
 ) -> None:
     """Make items no answer any more. They keep their SIDs, and add-items brings them back."""
     from .upkeep import remove_items as run
 
-    ids = Path(items).read_text().split("\n") if Path(items).is_file() else items.split(",")
-    run(catalog, [item_id.strip() for item_id in ids if item_id.strip()], out=out)
+    if (items is None) == (file is None):
+        raise HfGrError("give item ids, or --file with one id a line.")
+    ids = _ids(items or "") if file is None else _lines(file)
+    if not ids:
+        raise HfGrError(f"{'the list' if file is None else file} holds no item ids; give at least one.")
+    run(catalog, ids, out=out)
 
 
 @app.command()
@@ -277,7 +291,20 @@ def bench(
 
 
 def _ids(text: str) -> list[str]:
+    """Item ids by commas, or as a JSON list, which is for ids that hold a comma or begin or end with a blank."""
+    from .users import cell_ids
+
+    if text.strip().startswith("["):
+        return cell_ids(text)
     return [item_id.strip() for item_id in text.split(",") if item_id.strip()]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")  # other signs that end a line may be in an id
+    except (OSError, UnicodeDecodeError) as error:
+        raise HfGrError(f"{file} cannot be read ({error}); give a text file with one item id a line.") from None
+    return [line.removesuffix("\r") for line in lines if line.strip()]
 
 
 def _path(steps: list[dict[str, Any]]) -> str:
@@ -305,7 +332,7 @@ def run_reporting_errors(debug: bool = False) -> Iterator[None]:
     try:
         yield
     except _UsageError as error:
-        _fail(f"{str(error).rstrip('.')}; --help lists the options.", 2)
+        _fail(f"{error.format_message().rstrip('.')}; --help lists the options.", 2)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; earlier artefacts are whole, and the same command goes on where it can.", _INTERRUPTED)
     except Exception as error:  # the last frame before the user
@@ -366,7 +393,7 @@ def _disk_is_full(error: BaseException) -> bool:
 
 
 def _fail(line: str, status: int) -> None:
-    print(f"error: {line}", file=sys.stderr, flush=True)
+    print(f"error: {clean(line)}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 

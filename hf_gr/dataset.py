@@ -29,7 +29,7 @@ _KINDS: dict[bytes, TimeKind] = {b"microseconds": "timestamp", b"position": "pos
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Histories:
     """Event sequences, oldest first, of U users with E events in all, in CSR form.
 
@@ -79,7 +79,7 @@ class Histories:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cases:
     """Held-out events: what was known before each (`histories`), and what was taken (`targets`, int64 [cases])."""
 
@@ -90,7 +90,7 @@ class Cases:
         return len(self.targets)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """`train` is all that may teach; `validation` and `test` are only ever predicted."""
 
@@ -99,7 +99,7 @@ class Split:
     test: Cases
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InteractionDataset:
     """A dataset folder in memory.
 

@@ -6,26 +6,29 @@ are used: this one is loaded with `transformers.pipelines`, whose own import one
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence, Set
 from importlib import import_module
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from huggingface_hub.errors import EntryNotFoundError
+import pyarrow as pa
+from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .answering import answer_each, histories_of
 from .catalog import SidCatalog
 from .dataset import Histories
 from .errors import HfGrError
 from .interests import Interests
 from .interests.shared import SharedInterests
-from .requests import Request, check_skipped, parse_request, shown
+from .limits import Limits
+from .requests import REQUEST_KEYS, Request, is_list, parse_request, warn_skipped
 
 
 if TYPE_CHECKING:
-    from .decoding import Recommender
-    from .grammar import ItemMask
     from .models import ThinkingHeads
     from .paths import Path
     from .thoughts import Explanation
@@ -33,134 +36,9 @@ if TYPE_CHECKING:
 
 TASK = "generative-recommendation"
 
+logger = logging.getLogger(__name__)
+
 _Found = tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]  # items, scores, what explains each
-
-
-def answer(
-    recommender: "Recommender",
-    requests: Sequence[Request],
-    *,
-    top_k: int = 10,
-    num_beams: int = 50,
-    max_per_category: int | None = None,
-    batch_size: int = 16,
-    reflection: float = 0.0,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Items (int64) and scores (float32) for every request, best first: min(top_k, live items) distinct items.
-
-    Where filters leave no live item the list is empty, with a warning. All requests see one state of the catalogue.
-
-    Args:
-        recommender: The model.
-        requests: Parsed for its catalogue.
-        top_k: Items wanted.
-        num_beams: Width of the search; raised to `top_k`.
-        max_per_category: At most so many items of one category (our choice: an item counts for the first of its
-            categories; items without any are not capped). While a list is short the search goes on without the items
-            found and the categories that are full; the lists are shorter than `top_k` only when nothing is left.
-            Scores are those without any filter; one rises only where a later search saw what few beams had missed.
-        batch_size: Requests per call of the model; similar lengths go together.
-        reflection: Paths whose codes agree less than this in their categories are dropped, from 0 (off) to 1 (CORP).
-    """
-    settings = {"top_k": top_k, "num_beams": num_beams, "batch_size": batch_size, "max_per_category": max_per_category}
-    for name, number in settings.items():
-        optional = name == "max_per_category" and number is None
-        if not optional and (not isinstance(number, int) or number < 1):
-            raise HfGrError(f"{name} is {shown(number)}; give a whole number of at least 1.")
-    recommender = recommender.snapshot()
-    wanted = {"top_k": top_k, "num_beams": num_beams, "reflection": reflection}
-    category = None if max_per_category is None else _first_categories(recommender.catalog)
-    answers: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0), np.empty(0))] * len(requests)
-    order = np.argsort([-len(request.history) for request in requests], kind="stable")
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = [requests[row] for row in chosen]
-        if category is None or max_per_category is None:
-            found = _search(recommender, batch, [request.exclude for request in batch], wanted)
-        else:
-            found = _capped_search(recommender, batch, wanted, category, max_per_category)
-        for row, result in zip(chosen, found, strict=True):
-            answers[row] = result
-    return answers
-
-
-def _search(
-    recommender: "Recommender", batch: Sequence[Request], exclude: Sequence[np.ndarray], wanted: Mapping[str, Any]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    allow, only = [request.allow for request in batch], _masks(recommender, batch)
-    filtered = any(map(len, exclude)) or any(x is not None for x in (*allow, *only))
-    items, scores = recommender.recommend(
-        _histories(batch, recommender.vocabulary.context),
-        **wanted,
-        exclude=exclude if filtered else None,
-        allow=allow if filtered else None,
-        only=only if filtered else None,
-        queries=[request.query for request in batch],
-    )
-    return [(row[row >= 0], score[row >= 0]) for row, score in zip(items, scores, strict=True)]
-
-
-def _capped_search(
-    recommender: "Recommender",
-    batch: Sequence[Request],
-    wanted: Mapping[str, Any],
-    category: np.ndarray,
-    cap: int,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    top_k = wanted["top_k"]
-    found: list[list[tuple[int, float]]] = [[] for _ in batch]
-    exclude = [request.exclude for request in batch]
-    counts = np.zeros((len(batch), category.max() + 2), np.int64)  # the last column: items without a category (−1)
-    unfinished = list(range(len(batch)))
-    while unfinished:
-        open_requests = [batch[row] for row in unfinished]
-        results = _search(recommender, open_requests, [exclude[row] for row in unfinished], wanted)
-        for row, (items, scores) in zip(unfinished, results, strict=True):
-            for item, score in zip(items.tolist(), scores.tolist(), strict=True):
-                kind = category[item]
-                if len(found[row]) < top_k and (kind < 0 or counts[row, kind] < cap):
-                    found[row].append((item, score))
-                    counts[row, kind] += 1
-            full = np.flatnonzero(counts[row, :-1] >= cap)
-            exclude[row] = np.concatenate([exclude[row], items, np.flatnonzero(np.isin(category, full))])
-        short = [row for row in unfinished if len(found[row]) < top_k]
-        left = _live_items(recommender, [exclude[row] for row in short], [batch[row] for row in short])
-        unfinished = [row for row, live in zip(short, left, strict=True) if live > 0]
-    return [
-        (np.array([item for item, _ in pairs], np.int64), np.array([score for _, score in pairs], np.float32))
-        for pairs in found
-    ]
-
-
-def _live_items(recommender: "Recommender", exclude: Sequence[np.ndarray], batch: Sequence[Request]) -> list[int]:
-    if not batch:
-        return []
-    allow = [request.allow for request in batch]
-    return recommender.grammar.filter(exclude, allow, _masks(recommender, batch)).live.tolist()
-
-
-def _masks(recommender: "Recommender", batch: Sequence[Request]) -> list["ItemMask | None"]:
-    return [recommender.mask(r.category, r.where) if r.category or r.where else None for r in batch]
-
-
-def _first_categories(catalog: SidCatalog) -> np.ndarray:
-    """Number of every item's first category, int64 [N]; −1 where it has none."""
-    first = np.array([names[0] if names else "" for names in catalog.categories], dtype=object)
-    numbers = np.unique(first.astype(str), return_inverse=True)[1]
-    return np.where([bool(names) for names in catalog.categories], numbers, -1)
-
-
-def _histories(requests: Sequence[Request], context: str) -> Histories:
-    events = np.concatenate([request.history for request in requests])
-    values = None if context == "none" else np.concatenate([r.context for r in requests if r.context is not None])
-    return Histories(
-        user_ids=np.array([str(row) for row in range(len(requests))], dtype=object),
-        ptr=np.concatenate([[0], np.cumsum([len(request.history) for request in requests])]).astype(np.int64),
-        items=events,
-        timestamps=np.arange(len(events)),
-        ratings=values if context == "rating" else None,
-        behaviors=values if context == "behavior" else None,
-    )
 
 
 class GenerativeRecommendationPipeline(Pipeline):
@@ -179,11 +57,16 @@ class GenerativeRecommendationPipeline(Pipeline):
     ```
 
     A request is a list of item ids, oldest first, or a dict (see [`parse_request`]); a list of lists or of dicts is a
-    batch. Its answer is a list of `{"item_id", "title", "score", "sid"}`, best first: min(`top_k`, live items)
-    distinct items. A batch gives a list of such lists. `[]` is the empty history of a user of whom nothing is known,
-    and is answered as such. Parameters, here and in a call: `top_k` (10), `num_beams` (50), `max_per_category` (none;
-    see [`answer`]), `reflection` (0; likewise), `batch_size` (16), `strict` (`False`): whether ids that are unknown or
-    removed are refused instead of skipped with a warning, and `explain` (`False`): whether every item gets its `path`,
+    batch. Arrays, Series and Arrow arrays are lists. Its answer is a list of `{"item_id", "title", "score", "sid"}`,
+    best first: min(`top_k`, live items) distinct items. A batch gives a list of such lists; a request in it that is
+    wrong or cannot be answered fails alone: `{"error": "…"}` stands in its place, and one warning counts them. (A
+    request of its own raises [`HfGrError`].) `[]` is a batch of no requests; a user of whom nothing is known is
+    `{"history": []}`. A generator or `torch.utils.data.Dataset` of requests is read and answered a batch at a time:
+    what comes back is a generator.
+
+    Parameters, here and in a call: `top_k` (10), `num_beams` (50), `max_per_category` (none; see [`answer`]),
+    `reflection` (0; likewise), `batch_size` (16), `strict` (`False`): whether unknown ids are refused instead of
+    skipped with a warning, and `explain` (`False`): whether every item gets its `path`,
     the codes in the order written, with words, confidence and consistency (see [`Path.described`]); `thoughts`, the
     clusters of items that the model had in mind before each code and of the user as a whole (see
     [`Explanation.described`]), of a model with thinking heads; and `interests` that the item shares with the history
@@ -199,6 +82,7 @@ class GenerativeRecommendationPipeline(Pipeline):
         catalog_revision: Revision of the repo that they are read from. transformers keeps the `revision` of
             `pipeline()` to itself; where catalogue and weights do not match, an error says so.
         batch_size: Requests per call of the model.
+        limits: Of what a request may ask; [`Limits`] if left out.
     """
 
     _load_tokenizer = True
@@ -218,21 +102,23 @@ class GenerativeRecommendationPipeline(Pipeline):
         interests: Interests | None = None,
         catalog_revision: str | None = None,
         batch_size: int = 16,
+        limits: Limits | None = None,
         **kwargs: Any,
     ):
         from .decoding import Recommender, load_thinking
         from .paths import Paths
         from .thoughts import Thoughts
+        from .vocabulary import SidVocabulary
 
         super().__init__(model, tokenizer, **kwargs)  # moves the model to its device
         path, whole = model.config.name_or_path, vocabulary is None
-        vocabulary = vocabulary or _load_vocabulary(path, catalog_revision)
+        vocabulary = vocabulary or SidVocabulary.load(path, catalog_revision)
         catalog = catalog or _load_catalog(model, catalog_revision)
         if whole and thinking is None:
             thinking = load_thinking(path, catalog, catalog_revision)
         if whole and interests is None:
             interests = Interests.of_model(path, catalog_revision)
-        self.recommender = Recommender(model, tokenizer, catalog, vocabulary, thinking=thinking)
+        self.recommender = Recommender(model, tokenizer, catalog, vocabulary, thinking=thinking, limits=limits)
         self.batch_size = batch_size
         self._paths = Paths(self.recommender)
         self._thoughts = None if thinking is None else Thoughts(self.recommender, thinking)
@@ -241,46 +127,95 @@ class GenerativeRecommendationPipeline(Pipeline):
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         strict = {"strict": parameters.pop("strict")} if "strict" in parameters else {}
         unknown = parameters.keys() - {"top_k", "num_beams", "max_per_category", "reflection", "explain"}
+        if misplaced := unknown & set(REQUEST_KEYS):
+            name = min(misplaced)
+            raise HfGrError(f'{name} belongs to a request; write {{"history": [...], "{name}": ...}}.')
         if unknown:
             known = "top_k, num_beams, max_per_category, reflection, batch_size, strict, explain"
             raise HfGrError(f"the pipeline has no parameter {min(unknown)!r}; it has: {known}.")
         return strict, parameters, {}
 
-    def __call__(self, inputs: Any, *, batch_size: int | None = None, **parameters: Any) -> list:
-        """Answers one request with a list, a batch of requests with a list of lists."""
+    def __call__(self, inputs: Any, *, batch_size: int | None = None, **parameters: Any) -> Any:
+        """Answers one request with a list, a batch with a list of lists, a stream with a generator of lists."""
         reading, searching, _ = self._sanitize_parameters(**parameters)
-        is_batch = isinstance(inputs, list | tuple) and any(isinstance(x, list | tuple | Mapping) for x in inputs)
+        reading = self._preprocess_params | reading
+        size = self.batch_size if batch_size is None else batch_size
+        searching = self._forward_params | {"batch_size": size} | searching
+        if isinstance(inputs, Iterator | Dataset):
+            stream = inputs if isinstance(inputs, Iterator) else (inputs[row] for row in range(len(inputs)))
+            return self._stream(stream, self.recommender.limits.number("batch_size", size), reading, searching)
+        batch = _batch(inputs)
+        if batch is not None:
+            return self._answered(batch, reading, searching)
+        (answers,) = self._results([inputs], reading, searching)
+        if isinstance(answers, HfGrError):
+            raise answers
+        return answers
+
+    def _stream(self, inputs: Iterator[Any], size: int, reading: dict, searching: dict) -> Iterator[list | dict]:
+        while batch := list(islice(inputs, size)):
+            yield from self._answered(batch, reading, searching)
+
+    def _answered(self, batch: list[Any], reading: dict, searching: dict) -> list[list | dict[str, str]]:
+        results = self._results(batch, reading, searching)
+        failed = [(row, result) for row, result in enumerate(results) if isinstance(result, HfGrError)]
+        if failed:
+            logger.warning("%d of %d requests failed (index %d: %s)", len(failed), len(batch), *failed[0])
+        return [{"error": str(result)} if isinstance(result, HfGrError) else result for result in results]
+
+    def _results(self, batch: list[Any], reading: dict, searching: dict) -> list[list | HfGrError]:
         served = copy.copy(self)  # one state of the catalogue from the request to the answer
         served.recommender = self.recommender.snapshot()
-        requests = served.preprocess(inputs if is_batch else [inputs], **(self._preprocess_params | reading))
-        searching = self._forward_params | {"batch_size": batch_size or self.batch_size} | searching
-        answers = served.postprocess(served.forward(requests, **searching))
-        return answers if is_batch else answers[0]
+        return served.postprocess(served.forward(served.preprocess(batch, **reading), **searching))
 
-    def preprocess(self, input_: Sequence[Any], strict: bool = False) -> list[Request]:
+    def preprocess(self, input_: Sequence[Any], strict: bool = False) -> list[Request | HfGrError]:
         recommender = self.recommender
-        requests = [parse_request(value, recommender.catalog, recommender.vocabulary.context) for value in input_]
-        check_skipped(requests, strict)
+        requests: list[Request | HfGrError] = []
+        for value in input_:
+            try:
+                request = parse_request(
+                    value,
+                    recommender.catalog,
+                    recommender.vocabulary.context,
+                    strict=strict,
+                    limits=recommender.limits,
+                )
+            except HfGrError as error:
+                requests.append(error)
+            else:
+                requests.append(request)
+        warn_skipped(requests)
         return requests
 
     def _forward(
-        self, input_tensors: list[Request], batch_size: int = 16, explain: bool = False, **parameters: Any
-    ) -> list[_Found]:
-        found = answer(self.recommender, input_tensors, batch_size=batch_size, **parameters)
+        self,
+        input_tensors: list[Request | HfGrError],
+        batch_size: int = 16,
+        explain: bool = False,
+        **parameters: Any,
+    ) -> list[_Found | HfGrError]:
+        results = answer_each(self.recommender, input_tensors, batch_size=batch_size, **parameters)
+        asked = [
+            (request, result)
+            for request, result in zip(input_tensors, results, strict=True)
+            if isinstance(request, Request) and not isinstance(result, HfGrError)
+        ]
+        requests, found = [request for request, _ in asked], [result for _, result in asked]
         told: list[list[dict[str, Any]]] = [[{} for _ in items] for items, _ in found]
         if explain:
             paths = self._paths.serving(self.recommender)
-            for rows, batch in self._found_batches(input_tensors, found, batch_size):
+            for rows, batch in self._found_batches(requests, found, batch_size):
                 _tell(told[rows], "path", paths.explain(*batch))
                 if self._thoughts is not None:
                     _tell(told[rows], "thoughts", self._thoughts.explain(*batch))
         if explain and self._shared is not None:
             ids = np.array(self.recommender.catalog.item_ids, object)
-            for own, request, (items, _) in zip(told, input_tensors, found, strict=True):
+            for own, request, (items, _) in zip(told, requests, found, strict=True):
                 shared = self._shared.between(ids[request.history].tolist(), ids[items].tolist())
                 for entry, interests in zip(own, shared, strict=True):
                     entry["interests"] = interests
-        return [(items, scores, own) for (items, scores), own in zip(found, told, strict=True)]
+        answered = ((items, scores, own) for (items, scores), own in zip(found, told, strict=True))
+        return [result if isinstance(result, HfGrError) else next(answered) for result in results]
 
     def _found_batches(
         self, requests: list[Request], found: list[tuple[np.ndarray, np.ndarray]], batch_size: int
@@ -292,11 +227,11 @@ class GenerativeRecommendationPipeline(Pipeline):
             items = np.full((len(batch), max(map(len, answers))), -1, np.int64)
             for row, own in enumerate(answers):
                 items[row, : len(own)] = own
-            histories = _histories(batch, self.recommender.vocabulary.context)
+            histories = histories_of(batch, self.recommender.vocabulary.context)
             yield rows, (histories, items, [request.query for request in batch])
 
-    def postprocess(self, model_outputs: list[_Found]) -> list[list[dict[str, Any]]]:
-        return [self._listed(*found) for found in model_outputs]
+    def postprocess(self, model_outputs: list[_Found | HfGrError]) -> list[list[dict[str, Any]] | HfGrError]:
+        return [found if isinstance(found, HfGrError) else self._listed(*found) for found in model_outputs]
 
     def _listed(self, items: np.ndarray, scores: np.ndarray, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
         catalog = self.recommender.catalog
@@ -311,13 +246,22 @@ class GenerativeRecommendationPipeline(Pipeline):
             for item, score, own in zip(items.tolist(), scores.tolist(), told, strict=True)
         ]
 
-    def save_pretrained(self, save_directory: Any, **_: Any) -> None:
-        """Writes a whole model repo. (The inherited one would declare this task as remote code.)"""
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+        """Writes a whole model repo. (The inherited one would declare this task as remote code.)
+
+        Raises [`HfGrError`] on options, such as `push_to_hub`.
+        """
         from .hub import carry, save_repo
 
-        recommender = self.recommender
+        if options:
+            raise HfGrError(
+                f"save_pretrained of this pipeline takes a folder alone, not {min(options)}; save, then upload the "
+                "folder by hf_gr.push_to_hub(folder, repo)."
+            )
+        recommender, source = self.recommender, self.model.config.name_or_path
         save_repo(save_directory, self.model, self.tokenizer, recommender.catalog, recommender.vocabulary)
-        carry(self.model.config.name_or_path, save_directory)
+        if source:  # a model made on the spot came from nowhere
+            carry(source, save_directory)
 
 
 def _tell(told: list[list[dict[str, Any]]], name: str, found: "Sequence[Sequence[Path | Explanation]]") -> None:
@@ -327,13 +271,14 @@ def _tell(told: list[list[dict[str, Any]]], name: str, found: "Sequence[Sequence
             entry[name] = explanation.described()
 
 
-def _load_vocabulary(path: str, revision: str | None) -> "SidVocabulary":
-    from .vocabulary import SidVocabulary
-
-    try:
-        return SidVocabulary.load(path, revision)
-    except EntryNotFoundError:
-        raise HfGrError(f"{path} has no vocabulary.json: it is not a model made by hf_gr; train one first.") from None
+def _batch(inputs: Any) -> list[Any] | None:
+    """The requests of a batch; `None` where the inputs are one request."""
+    if not is_list(inputs) or isinstance(inputs, Set):
+        return None
+    values = inputs.to_pylist() if isinstance(inputs, pa.Array | pa.ChunkedArray) else list(inputs)
+    if not values:
+        logger.warning('[] is a batch of no requests; for a new user, of no events, give {"history": []}.')
+    return values if not values or any(is_list(value) or isinstance(value, Mapping) for value in values) else None
 
 
 def _load_catalog(model: PreTrainedModel, revision: str | None) -> SidCatalog:

@@ -1,14 +1,19 @@
 """Requests: what a user asks for, in item ids and words, read into rows of the catalogue."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass
+from itertools import islice
+from numbers import Real
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from .catalog import SidCatalog
 from .errors import HfGrError
+from .limits import Limits, shown
 
 
 REQUEST_KEYS = (
@@ -26,19 +31,19 @@ REQUEST_KEYS = (
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """One request in catalogue rows.
 
     Attributes:
-        history: int64 [n], live items, oldest first.
+        history: int64 [n], items of the catalogue, removed ones too, oldest first.
         exclude: int64 [e], items that are no answer, with `exclude_seen` those of the history among them.
         allow: int64 [a], items that alone are answers; `None`: all.
         category: Only items that carry one of these categories; none: all.
         where: Only items where all of these boolean columns of the catalogue's items are true.
         query: Free text put before the history.
         context: [n], rating (float) or behaviour (str) of every event of `history`; `None` if the model reads none.
-        skipped: Ids that were left out: unknown, or removed from the catalogue.
+        skipped: Ids that were left out, as the catalogue does not know them.
     """
 
     history: np.ndarray
@@ -51,8 +56,13 @@ class Request:
     skipped: tuple[str, ...]
 
 
-def parse_request(value: Any, catalog: SidCatalog, context: str = "none") -> Request:
+def parse_request(
+    value: Any, catalog: SidCatalog, context: str = "none", *, strict: bool = False, limits: Limits | None = None
+) -> Request:
     """Reads one request.
+
+    A list may be any iterable of strings: a tuple, an array, a Series, an Arrow array. Removed items stay in
+    histories, as the model was trained on them; they are no answers.
 
     Args:
         value: Item ids, oldest first, or a dict with any of `history`, `exclude`, `allow` (lists of ids),
@@ -60,30 +70,42 @@ def parse_request(value: Any, catalog: SidCatalog, context: str = "none") -> Req
             in a list), `where` (a boolean column of the catalogue's items such as "in_stock", or a list of them: only
             items where all are true), `query` (words) and, parallel to `history`, `ratings` (numbers) or `behaviors`
             (words). Filters compose. Any of them may be `None`.
-        catalog: Whose live items count.
+        catalog: Whose items count.
         context: The vocabulary's. A model that reads ratings or behaviours needs one for every event of the history:
             there is no value that stands for "unknown", and a made-up one would silently shift the answers.
+        strict: Whether ids that the catalogue does not know are refused. Else they are skipped and stand in `skipped`.
+        limits: Of lengths; [`Limits`] if left out.
 
     Raises:
-        HfGrError: On anything else, on unknown categories and columns, and when `allow` names no live item: a filter
-            is never dropped silently.
+        HfGrError: On anything else; on unknown categories and columns; when no id of the history is known, which the
+            list of a new user would hide; and when `allow` names no live item: a filter is never dropped silently.
     """
+    limits = limits or Limits()
+    if value is None:
+        raise HfGrError('a request is None; give item ids, or {"history": []} for a new user.')
     fields = value if isinstance(value, Mapping) else {"history": value}
     unknown = [str(key) for key in fields if key not in REQUEST_KEYS]
     if unknown:
         raise HfGrError(f"a request has no key {unknown[0]!r}; it may have: {', '.join(REQUEST_KEYS)}.")
-    ids = {"history": _ids("history", fields.get("history", []))}
-    ids |= {name: _ids(name, [] if fields.get(name) is None else fields[name]) for name in ("exclude", "allow")}
-    rows = {name: np.array([_live_row(i, catalog) for i in found], np.int64) for name, found in ids.items()}
-    skipped = [i for name, found in ids.items() for i, row in zip(found, rows[name], strict=True) if row < 0]
+    ids = {name: _ids(name, fields.get(name), limits) for name in ("history", "exclude", "allow")}
+    rows = {
+        name: np.array([catalog.row_of.get(item_id, -1) for item_id in listed], np.int64)
+        for name, listed in ids.items()
+    }
+    skipped = [i for name, listed in ids.items() for i, row in zip(listed, rows[name], strict=True) if row < 0]
     known = {name: found[found >= 0] for name, found in rows.items()}
+    if strict and skipped:
+        raise HfGrError(f"{_unknown(skipped)}; leave them out, or let them be skipped with strict=False.")
+    if ids["history"] and not len(known["history"]):
+        raise HfGrError(
+            f"history is {shown(ids['history'])}: no item of the catalogue, whose ids are written as "
+            f"{catalog.item_ids[0]!r}; give its ids, or an empty history for a new user."
+        )
     restricted = fields.get("allow") is not None
-    if restricted and not len(known["allow"]):
+    if restricted and not catalog.live[known["allow"]].any():
         raise HfGrError(f"allow is {shown(ids['allow'])}: no live item of the catalogue, so nothing can be answered.")
-    query, exclude_seen = fields.get("query"), fields.get("exclude_seen")
-    if not isinstance(query, str | None):
-        raise HfGrError(f"query is {shown(query)}; give words.")
-    if not isinstance(exclude_seen, bool | None):
+    exclude_seen = fields.get("exclude_seen")
+    if not isinstance(exclude_seen, bool | np.bool_ | None):
         raise HfGrError(f"exclude_seen is {shown(exclude_seen)}; give true or false.")
     category, where = _names("category", fields), _names("where", fields)
     catalog.check_words(category, where)
@@ -94,67 +116,99 @@ def parse_request(value: Any, catalog: SidCatalog, context: str = "none") -> Req
         known["allow"] if restricted else None,
         category,
         where,
-        query,
+        _query(fields.get("query"), limits),
         None if values is None else values[rows["history"] >= 0],
         tuple(skipped),
     )
 
 
-def _ids(name: str, value: Any) -> list[str]:
-    if not isinstance(value, list | tuple):
+def _ids(name: str, value: Any, limits: Limits) -> list[str]:
+    if value is None:
+        return []
+    if not is_list(value) or (isinstance(value, Set) and name == "history"):  # a set has no order
         raise HfGrError(f"{name} is {shown(value)}; give a list of item ids, or a dict with a key 'history'.")
-    wrong = [entry for entry in value if not isinstance(entry, str)]
-    if wrong:
-        raise HfGrError(f"{name} holds {shown(wrong[0])}; item ids are strings.")
-    return list(value)
+    limit, most = ("history", limits.history) if name == "history" else ("ids", limits.ids)
+    try:
+        ids = _entries(value, most)
+    except TypeError:  # a tensor of one number
+        raise HfGrError(f"{name} is {shown(value)}; give a list of item ids.") from None
+    limits.length(name, limit, len(value) if isinstance(value, Sized) else len(ids))
+    for entry in ids:
+        if not isinstance(entry, str):
+            written = f"write {str(entry)!r}, of an array .astype(str)" if _is_number(entry) else "write them as text"
+            raise HfGrError(f"{name} holds {shown(entry)}; item ids are strings: {written}.")
+    return list(map(str, ids))  # plain ones, where NumPy's were given
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is many values, as a list, an array, a Series or a generator is; text and dicts are one."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+
+
+def _entries(value: Any, most: int) -> list[Any]:
+    """Of a list the entries, at most one more than `most`."""
+    if isinstance(value, pa.Array | pa.ChunkedArray):
+        return value.slice(0, most + 1).to_pylist()
+    return list(islice(value, most + 1))
 
 
 def _names(key: str, fields: Mapping[str, Any]) -> tuple[str, ...]:
     value = fields.get(key)
     if value is None:
         return ()
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+    names = [value] if isinstance(value, str) else list(value) if is_list(value) else []
+    if not names or not all(isinstance(name, str) for name in names):
         raise HfGrError(f"{key} is {shown(value)}; give a name, or a list of at least one.")
-    return tuple(names)
+    return tuple(map(str, names))
 
 
-def _live_row(item_id: str, catalog: SidCatalog) -> int:
-    row = catalog.row_of.get(item_id, -1)
-    return row if row >= 0 and catalog.live[row] else -1
+def _query(value: Any, limits: Limits) -> str | None:
+    if not isinstance(value, str | None):
+        raise HfGrError(f"query is {shown(value)}; give words.")
+    if value is None:
+        return None
+    limits.length("query", "query", len(value))
+    if any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise HfGrError(f"query is {shown(value)}, with half a character in it; decode it as UTF-8.")
+    return str(value)
 
 
 def _context(fields: Mapping[str, Any], context: str, events: int) -> np.ndarray | None:
     """What stands beside every event as given, before unknown items are left out."""
-    if context == "none":
+    read = {"none": None, "rating": "ratings", "behavior": "behaviors"}[context]
+    for name in ("ratings", "behaviors"):
+        if name != read and fields.get(name) is not None:
+            raise HfGrError(f"{name} are given, but this model reads none; leave them out.")
+    if read is None:
         return None
-    name, kind = ("ratings", int | float) if context == "rating" else ("behaviors", str)
-    values = fields.get(name)
-    values = [] if values is None and events == 0 else values
-    if not isinstance(values, list | tuple) or len(values) != events or not all(isinstance(v, kind) for v in values):
+    value = fields.get(read)
+    values = [] if value is None and events == 0 else _entries(value, events) if is_list(value) else None
+    fits = _is_number if context == "rating" else _is_text
+    if values is None or len(values) != events or not all(map(fits, values)):
         raise HfGrError(
-            f"this model reads a {context} with every item, but {name} is {shown(values)} for {events} item(s); give "
-            f'{{"history": [...], "{name}": [...]}}, one for each.'
+            f"this model reads a {context} with every item, but {read} is {shown(value)} for {events} item(s); give "
+            f'{{"history": [...], "{read}": [...]}}, one for each.'
         )
     return np.array(values, np.float32 if context == "rating" else object)
 
 
-def shown(value: Any) -> str:
-    """A value as a message tells it: cut, and with its type."""
-    text = repr(value)
-    return f"{text[:40]}{'…' if len(text) > 40 else ''} ({type(value).__name__})"
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_) and math.isfinite(value)
 
 
-def _some(ids: Sequence[str]) -> str:
-    return ", ".join(map(repr, ids[:3])) + (", …" if len(ids) > 3 else "")
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-def check_skipped(requests: Sequence[Request], strict: bool) -> None:
-    """Warns, in one line, of ids that are unknown or removed; raises [`HfGrError`] if `strict`."""
-    skipped = list(dict.fromkeys(item_id for request in requests for item_id in request.skipped))
-    if not skipped:
-        return
-    what = f"{len(skipped)} item id(s) are not among the catalogue's live items: {_some(skipped)}"
-    if strict:
-        raise HfGrError(f"{what}; leave them out, or let them be skipped with strict=False.")
-    logger.warning("%s; skipped.", what)
+def _unknown(ids: Sequence[str]) -> str:
+    some = ", ".join(map(repr, ids[:3])) + (", …" if len(ids) > 3 else "")
+    return f"{len(ids)} item id(s) are not in the catalogue: {some}"
+
+
+def warn_skipped(requests: Iterable[Any]) -> None:
+    """Warns, in one line, of ids that were skipped in any of the requests."""
+    skipped = list(dict.fromkeys(i for request in requests if isinstance(request, Request) for i in request.skipped))
+    if skipped:
+        logger.warning("%s; skipped.", _unknown(skipped))

@@ -64,7 +64,7 @@ def add_items(
     """
     source, target = _source(folder, out)
     catalog = _load(source)
-    table = check_items(items if isinstance(items, pa.Table) else _read(Path(items)), "new items")
+    table = _checked(items if isinstance(items, pa.Table) else _read(Path(items)))
     rows = np.array([catalog.row_of.get(item_id, -1) for item_id in table["item_id"].to_pylist()])
     known = np.flatnonzero(rows >= 0)
     there = known[catalog.live[rows[known]]]
@@ -164,10 +164,22 @@ def _load(source: Path) -> SidCatalog:
 
 
 def _read(file: Path) -> pa.Table:
+    if file.suffix in (".csv", ".tsv", ".json", ".jsonl", ".xlsx"):  # types of columns are not told there
+        raise HfGrError(f"{file} is no Parquet file; write the items as one, as pandas' df.to_parquet does.")
     try:
         return pq.read_table(file)
     except (OSError, pa.ArrowException) as error:
         raise HfGrError(f"cannot read {file} ({first_line(error)}); give a Parquet file of items.") from None
+
+
+def _checked(items: pa.Table) -> pa.Table:
+    for name in ("item_id", "title"):
+        if name not in items.column_names:
+            raise HfGrError(
+                f"the new items have no column {name!r} (they have: {', '.join(items.column_names)}); add it, or "
+                "rename the one that holds it."
+            )
+    return check_items(items, "new items")
 
 
 def _encoder(source: Path) -> tuple[Quantizer, Path]:

@@ -140,7 +140,7 @@ class SidVocabulary:
         """Reads the vocabulary of a model folder or Hub repo."""
         file = local_folder(path, revision=revision, files=[VOCABULARY_FILE]) / VOCABULARY_FILE
         if not file.is_file():
-            raise HfGrError(f"{path} has no {VOCABULARY_FILE}: it is no model of hf_gr; train one with `hf-gr sft`.")
+            raise HfGrError(f"{path} has no {VOCABULARY_FILE}: it is no model of hf_gr; {_remedy(path, file.parent)}.")
         data = read_json(file)
         data["code_ids"] = tuple(tuple(level) for level in data["code_ids"])
         lists = {name: tuple(data.get(name, ())) for name in ("think_ids", "prompt_ids")}
@@ -301,6 +301,17 @@ def _title_means(
     sums = torch.zeros(catalog.codebook_sizes[level], embedding.shape[1]).index_add_(0, codes, per_item)
     counts = torch.bincount(codes, minlength=len(sums))[:, None]
     return torch.where(counts > 0, sums / counts.clamp(min=1), overall)
+
+
+def _remedy(path: str | Path, folder: Path) -> str:
+    """What to give instead of a folder that is no model."""
+    if (folder / "model" / VOCABULARY_FILE).is_file():
+        return f"its model is {Path(path) / 'model'}"
+    if (folder / "interactions.parquet").is_file():
+        return f"it is a dataset: train one with `hf-gr sft --dataset {path}` and give its folder `model`"
+    if (folder / "catalog.json").is_file() and not (folder / "config.json").is_file():
+        return f"it is a catalog: train one with `hf-gr sft --catalog {path}` and give its folder `model`"
+    return "train one with `hf-gr sft`"
 
 
 def _code_token(level: int, code: int) -> str:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -46,16 +47,18 @@ def users(tmp_path) -> Path:
 def searched(monkeypatch) -> list[int]:
     """Number of requests of every search."""
     sizes: list[int] = []
-    answer = hf_gr.batch.answer
+    answer_each = hf_gr.batch.answer_each
 
     def counting(recommender, requests, **settings):
+        if not requests:  # settings are checked
+            return answer_each(recommender, requests, **settings)
         if counting.stop_after is not None and len(sizes) >= counting.stop_after:
             raise KeyboardInterrupt
         sizes.append(len(requests))
-        return answer(recommender, requests, **settings)
+        return answer_each(recommender, requests, **settings)
 
     counting.stop_after = None
-    monkeypatch.setattr(hf_gr.batch, "answer", counting)
+    monkeypatch.setattr(hf_gr.batch, "answer_each", counting)
     return sizes
 
 
@@ -87,6 +90,50 @@ def test_reflection_is_part_of_what_is_asked(repo, users, tmp_path):
     assert not (tmp_path / "new.parquet.parts").exists()
 
 
+BAD = [
+    {"user_id": "ann", "history": ["i001", "i002"]},
+    {"user_id": "bob", "history": ["I001"]},  # no id of which is known
+    {"user_id": "cy", "history": ["i004", "zz"]},
+    {"user_id": "di", "history": ["i005"], "category": "evn"},
+    {"user_id": "ed", "history": []},
+]
+
+
+def test_a_bad_row_fails_alone(repo, tmp_path, caplog):
+    jsonl, good = tmp_path / "users.jsonl", tmp_path / "good.jsonl"
+    jsonl.write_text("".join(json.dumps(user) + "\n" for user in BAD))
+    good.write_text("".join(json.dumps(BAD[row]) + "\n" for row in (0, 2, 4)))
+    table = pq.read_table(recommend_batch(repo, jsonl, tmp_path / "out.parquet", **QUICK)).to_pylist()
+    expected = rows(recommend_batch(repo, good, tmp_path / "good.parquet", **QUICK))
+    assert [row["user_id"] for row in table] == [user["user_id"] for user in BAD]
+    assert [(row["user_id"], row["item_ids"], row["titles"]) for row in table if row["error"] is None] == expected
+    assert [bool(row["error"]) for row in table] == [False, True, False, True, False]
+    assert "whose ids are written as 'i000'" in table[1]["error"] and "category 'evn'" in table[3]["error"]
+    assert table[1]["item_ids"] == table[1]["scores"] == table[1]["titles"] == []
+    assert "2 of 5 users have no answer; column 'error' says why" in caplog.text and "user 'bob': " in caplog.text
+    strict = pq.read_table(recommend_batch(repo, jsonl, tmp_path / "s.parquet", strict=True, **QUICK)).to_pylist()
+    assert [bool(row["error"]) for row in strict] == [False, True, True, True, False]
+
+
+def test_where_nobody_can_be_answered_nothing_is_written(repo, users, tmp_path, monkeypatch):
+    def broken(*_: object, **__: object):
+        raise HfGrError("the model's scores are not finite")
+
+    monkeypatch.setattr(hf_gr.batch.Recommender, "recommend", broken)
+    with pytest.raises(HfGrError, match=r"users\.parquet, user 'ann': the model's scores are not finite"):
+        recommend_batch(repo, users, tmp_path / "out.parquet", **QUICK)
+    assert [path.name for path in tmp_path.iterdir()] == ["users.parquet"]
+
+
+def test_settings_are_refused_before_a_part_is_written(repo, users, tmp_path):
+    for settings in ({"top_k": 0}, {"num_beams": True}, {"batch_size": 0}, {"max_per_category": 0}):
+        with pytest.raises(HfGrError, match=next(iter(settings))):
+            recommend_batch(repo, users, tmp_path / "out.parquet", **settings)
+    with pytest.raises(HfGrError, match="no item is of category 'evn'"):
+        recommend_batch(repo, users, tmp_path / "out.parquet", defaults={"category": "evn"})
+    assert [path.name for path in tmp_path.iterdir()] == ["users.parquet"]
+
+
 def test_csv_and_jsonl_say_the_same(repo, users, tmp_path):
     expected = rows(recommend_batch(repo, users, tmp_path / "out.parquet", **QUICK))
     jsonl, csv = tmp_path / "users.jsonl", tmp_path / "users.csv"
@@ -94,8 +141,10 @@ def test_csv_and_jsonl_say_the_same(repo, users, tmp_path):
     words = [[" ".join(user[name] or []) for name in ("history", "exclude", "allow")] for user in USERS]
     lines = [",".join([user["user_id"], *cells]) for user, cells in zip(USERS, words, strict=True)]
     csv.write_text("\n".join(["user_id,history,exclude,allow", *lines]) + "\n")
-    for file in (jsonl, csv):
-        assert rows(recommend_batch(repo, file, tmp_path / f"{file.suffix}.parquet", **QUICK)) == expected
+    frame = tmp_path / "frame.csv"
+    pd.DataFrame(USERS).to_csv(frame, index=False)
+    for file in (jsonl, csv, frame):
+        assert rows(recommend_batch(repo, file, tmp_path / f"{file.name}.parquet", **QUICK)) == expected
 
 
 def test_a_dataset_folder_gives_every_user(repo, dataset_folder, tmp_path):
@@ -116,7 +165,7 @@ def test_a_killed_job_goes_on_where_it_stopped(repo, users, tmp_path, searched):
     searched.clear()
     out, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
     out.write_bytes(b"the result of an earlier job")
-    hf_gr.batch.answer.stop_after = 1
+    hf_gr.batch.answer_each.stop_after = 1
     with pytest.raises(KeyboardInterrupt):
         recommend_batch(repo, users, out, **QUICK)
     assert out.read_bytes() == b"the result of an earlier job"
@@ -124,7 +173,7 @@ def test_a_killed_job_goes_on_where_it_stopped(repo, users, tmp_path, searched):
     (parts / ".part-00001.parquet.tmp").write_bytes(
         b"PAR1 half a part"
     )  # as a kill in the middle of writing leaves it
-    hf_gr.batch.answer.stop_after = None
+    hf_gr.batch.answer_each.stop_after = None
     searched.clear()
     recommend_batch(repo, users, out, **QUICK)
     assert searched == [2, 1]
@@ -135,10 +184,10 @@ def test_a_killed_job_goes_on_where_it_stopped(repo, users, tmp_path, searched):
 @pytest.mark.parametrize("change", ["users", "settings", "key lost"])
 def test_other_inputs_start_anew(repo, users, tmp_path, searched, change):
     out, changed = tmp_path / "out.parquet", dict(QUICK)
-    hf_gr.batch.answer.stop_after = 2
+    hf_gr.batch.answer_each.stop_after = 2
     with pytest.raises(KeyboardInterrupt):
         recommend_batch(repo, users, out, **QUICK)
-    hf_gr.batch.answer.stop_after = None
+    hf_gr.batch.answer_each.stop_after = None
     searched.clear()
     if change == "users":
         pq.write_table(pa.Table.from_pylist([{**USERS[0], "user_id": "new"}, *USERS[1:]]), users)
@@ -167,7 +216,25 @@ def test_a_finished_job_is_not_done_again(repo, users, tmp_path, searched):
         ("users.csv", "", "cannot be read"),
         ("users.parquet", "not parquet", "cannot be read"),
         ("users.txt", "ann", r"neither \.parquet, \.csv nor \.jsonl"),
-        ("users.csv", "user_id,history,allow\nann,i001,\nbob,i001,zz\n", r"users\.csv, user 'bob': allow is \['zz'\]"),
+        ("users.csv", "user_id,history,history\nann,i001,i001\n", "has 2 columns 'history'; keep one"),
+        (
+            "users.csv",
+            "user_id,history\nann,i001,i002\n",
+            r"cannot be read \(CSV parse error: Expected 2 columns, got 3",
+        ),
+        ("users.csv", "user_id,history,allow\nann,i001,zz\n", r"users\.csv, user 'ann': allow is \['zz'\]"),
+        ("users.csv", "user_id,history\nann,I1 I2\n", r"user 'ann': history is \['I1', 'I2'\].*written as 'i000'"),
+        ("users.csv", "user_id,history\nann,['i001' 'i002']\n", "begins as a list and cannot be read as one"),
+        ("users.jsonl", '{"user_id": "ann", "history": []}\n{', "line 2 is not JSON"),
+        ("users.jsonl", "[1]\n", r"line 1 is \[1\] \(list\); write one object a line"),
+        (
+            "users.jsonl",
+            '{"user_id": 7.0, "history": []}\n',
+            r"row 0: user_id is 7\.0 \(float\); write every",
+        ),
+        ("users.jsonl", '{"history": []}\n', "has no column 'user_id'"),
+        ("users.jsonl", '{"user_id": null, "history": []}\n', "row 0: user_id is None"),
+        ("users.jsonl", '{"user_id": "\\ud800", "history": []}\n', "half a character"),
         ("users.jsonl", '{"user_id": "ann", "history": [1]}\n', "user 'ann': history holds 1"),
     ],
 )
@@ -187,9 +254,11 @@ def test_bad_places_and_ids(repo, users, tmp_path):
         recommend_batch(repo, tmp_path / "none.csv", tmp_path / "out.parquet")
     with pytest.raises(HfGrError, match="is the file of users"):
         recommend_batch(repo, users, users)
+    with pytest.raises(HfGrError, match=r"out\.csv does not end in \.parquet"):
+        recommend_batch(repo, users, tmp_path / "out.csv")
     with pytest.raises(HfGrError, match="neither a folder nor a reachable Hub repo"):
         recommend_batch("nobody/nothing", users, tmp_path / "out.parquet")
-    pq.write_table(pa.Table.from_pylist([{"user_id": "ann", "history": ["zz"]}]), users)
+    pq.write_table(pa.Table.from_pylist([{"user_id": "ann", "history": ["zz", "i001"]}]), users)
     with pytest.raises(HfGrError, match="'zz'"):
         recommend_batch(repo, users, tmp_path / "out.parquet", strict=True)
     assert len(rows(recommend_batch(repo, users, tmp_path / "out.parquet", **QUICK))[0][1]) == 5

@@ -23,6 +23,7 @@ from tiny_runs import TinyData, arguments, tiny_data
 import hf_gr.cli
 from hf_gr.arguments import parse_config
 from hf_gr.artifacts import fingerprint
+from hf_gr.catalog import SidCatalog
 from hf_gr.cli import main
 from hf_gr.dataset import write_dataset
 from hf_gr.embedding import EmbedConfig, embed
@@ -200,6 +201,23 @@ def test_unknown_ids_in_a_history(road, refused, caplog):
     assert "'zebra'; skipped" in caplog.text
 
 
+def test_a_folder_beside_the_model(road, refused, tmp_path):
+    """The slips that are made most: the run's folder, the catalogue's, the data set's."""
+    run, catalog, dataset = road.model.parent, road.data.catalog, road.data.dataset
+    for folder, expected in (
+        (run, f"its model is {road.model}"),
+        (catalog, f"it is a catalog: train one with `hf-gr sft --catalog {catalog}`"),
+        (dataset, f"it is a dataset: train one with `hf-gr sft --dataset {dataset}`"),
+        (tmp_path, "train one with `hf-gr sft`"),
+    ):
+        out = tmp_path / "out.parquet"
+        for rest in (["--history", "i001"], ["--users", road.data.dataset, "--out", out]):
+            line = refused(["recommend", folder, *rest])
+            assert f"{folder} has no vocabulary.json: it is no model of hf_gr; {expected}" in line, line
+    line = refused(swapped(road.evaluate(tmp_path / "out"), {"model": run}))
+    assert f"its model is {road.model}" in line
+
+
 @pytest.mark.parametrize("damage", ["catalogue", "tokenizer", "vocabulary", "half a catalogue"])
 def test_a_model_whose_parts_do_not_match(damage, tmp_path, road, refused):
     model = tmp_path / "model"
@@ -239,8 +257,19 @@ def test_a_model_whose_parts_do_not_match(damage, tmp_path, road, refused):
     ("command", "status", "expected"),
     [
         (["bogus"], 2, "No such command 'bogus'"),
-        (["recommend"], 2, "Missing parameter: model"),
-        (["prepare", "table", "x.csv"], 2, "Missing parameter: out"),
+        (["recommend"], 2, "Missing argument 'model'"),
+        (["prepare", "table", "x.csv"], 2, "Missing option '--out'"),
+        (["recommend", "x", "--top-k", "2.5"], 2, "Invalid value for '--top-k': "),
+        (["recommend", "x", "--reflection", "much"], 2, "Invalid value for '--reflection': "),
+        (["remove-items", "x"], 1, "give item ids, or --file with one id a line"),
+        (["remove-items", "x", "a", "--file", "ids.txt"], 1, "give item ids, or --file with one id a line"),
+        (["remove-items", "x", "--file", "/nowhere.txt"], 1, "/nowhere.txt cannot be read"),
+        (["remove-items", "x", "--file", "."], 1, ". cannot be read"),
+        (["remove-items", "x", "--file", "empty.txt"], 1, "empty.txt holds no item ids; give at least one"),
+        (["remove-items", "x", " , "], 1, "the list holds no item ids; give at least one"),
+        (["remove-items", "x", "a", "--otu", "y"], 2, "unexpected extra argument"),
+        (["recommend", "x", "--history", "['a' 'b']"], 1, "begins as a list and cannot be read as one"),
+        (["recommend", "x", "--users", "u.csv", "--out", "o.csv"], 1, "o.csv does not end in .parquet"),
         (["prepare", "table", "/nowhere/x.csv", "--out", "out"], 1, "/nowhere/x.csv is not a file"),
         (
             ["prepare", "table", "/nowhere/x.csv", "--out", "out", "--column", "a"],
@@ -273,6 +302,7 @@ def test_bad_options(command, status, expected, tmp_path, monkeypatch, refused):
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     (tmp_path / "unknown.yaml").write_text("dataset: d\noutput_dir: o\ncolour: red\n")
     (tmp_path / "list.yaml").write_text("- a\n")
+    (tmp_path / "empty.txt").write_text("\n \n")
     assert expected in refused(command, status=status)
 
 
@@ -468,6 +498,45 @@ def test_recommend_prints_a_table(road, capfd):
     assert len(items) == len(set(items)) == 7 and "i005" not in items
     main(["recommend", str(road.model), "--history", "", "--top-k", "100", "--num-beams", "100"])
     assert sorted(items_in(capfd.readouterr().out)) == [f"i{item:03d}" for item in range(40)]  # a cold user
+
+
+def test_titles_are_no_markup(road, tmp_path, capfd):
+    folder = tmp_path / "model"
+    shutil.copytree(road.model, folder)
+    catalog = SidCatalog.load(folder)
+    titles = ["Adapter [/usb]", "usb cable [white] 2m", "[link=https://e.org]Hammer[/link]", "a\x1b[31mb", "x" * 900]
+    titles = [*titles, *catalog.titles[len(titles) :]]
+    place = catalog.items.column_names.index("title")
+    dataclasses.replace(catalog, items=catalog.items.set_column(place, "title", [titles])).save(folder)
+    main(["recommend", str(folder), "--history", "i001", "--top-k", "40", "--explain"])
+    out = capfd.readouterr().out
+    assert "\x1b[31m" not in out and "]8;" not in out and len(out.splitlines()) < 200
+    words = " ".join(out.replace("│", " ").split())
+    for part in ("Adapter", "[/usb]", "[white]", "[/link]", "�[31"):
+        assert part in words, part
+
+
+def test_ids_of_any_form_on_the_command_line(road, tmp_path, capfd):
+    """Negative ones, ones with commas and blanks, a long list of them."""
+    folder = tmp_path / "catalog"
+    shutil.copytree(road.data.catalog, folder)
+    catalog = SidCatalog.load(folder)
+    ids = ["-1023", "a, b", " c", "item 4", "2020-01-01", "007", *(f"B00{'X' * 10}{row}" for row in range(34))]
+    place = catalog.items.column_names.index("item_id")
+    dataclasses.replace(catalog, items=catalog.items.set_column(place, "item_id", [ids])).save(folder)
+
+    def removed(*rest: object) -> list[str]:
+        main(["remove-items", str(folder), *map(str, rest), "--out", str(tmp_path / "out")])
+        live = SidCatalog.load(tmp_path / "out").live
+        shutil.rmtree(tmp_path / "out")
+        return [item_id for item_id, kept in zip(ids, live, strict=True) if not kept]
+
+    assert removed("-1023") == ["-1023"]
+    assert removed("-1023,007, 2020-01-01") == ["-1023", "2020-01-01", "007"]
+    assert removed('["a, b", " c"]') == ["a, b", " c"]
+    assert removed(",".join(ids[3:39])) == ids[3:39]  # 600 characters
+    (tmp_path / "ids.txt").write_text("a, b\n c\r\n-1023\n\n")
+    assert removed("--file", tmp_path / "ids.txt") == ["-1023", "a, b", " c"]
 
 
 def test_recommend_a_file_of_users(road, tmp_path, capfd):

@@ -21,12 +21,12 @@ ACCELERATE_CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 # From the ground up: a module imports only from its own floor or below. The longest matching name counts.
 FLOORS = [
     {"errors", "settings", "options", "artifacts", "arguments", "offline", "processes", "pages"}
-    | {"safeguards", "tables"},
+    | {"safeguards", "tables", "limits", "terminal"},
     {"dataset", "provenance", "catalog", "categories", "vocabulary", "grammar", "branches"}
     | {"evaluation.metrics", "interests.table"},
     {"quantizers", "embedding", "decoding", "models", "hub"},
     {"training", "upkeep", "blend", "paths", "thoughts", "rewards", "sft", "grpo", "interests", "retrieval"},
-    {"requests", "evaluation", "pipeline", "batch"},
+    {"requests", "evaluation", "users", "answering", "pipeline", "batch"},
     {"serving", "bench", "cli", "__init__"},
 ]
 

@@ -11,6 +11,7 @@ import torch
 from tiny import tiny_items, tiny_lm, tiny_tokenizer
 from transformers import LlamaConfig, MistralConfig, pipeline
 
+from hf_gr.answering import answer as search
 from hf_gr.branches import Row, pack
 from hf_gr.catalog import SidCatalog
 from hf_gr.cli import main
@@ -21,7 +22,6 @@ from hf_gr.hub import save_repo
 from hf_gr.models import ThinkingConfig, ThinkingHeads
 from hf_gr.models.feedback import read
 from hf_gr.paths import Path, Paths
-from hf_gr.pipeline import answer as search
 from hf_gr.vocabulary import add_vocabulary
 
 

@@ -1,26 +1,33 @@
 """Requests, answers, and the task that `import hf_gr` registers."""
 
+import copy
 import logging
+import pickle
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_catalog, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
 from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 import hf_gr
+from hf_gr.answering import answer, histories_of
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import InteractionDataset, write_dataset
-from hf_gr.decoding import Recommender
+from hf_gr.decoding import PrefixCache, Recommender
 from hf_gr.errors import HfGrError
 from hf_gr.hub import save_repo
-from hf_gr.pipeline import GenerativeRecommendationPipeline, _histories, answer
+from hf_gr.pipeline import GenerativeRecommendationPipeline
 from hf_gr.requests import parse_request
 from hf_gr.vocabulary import add_vocabulary
 
@@ -93,12 +100,142 @@ def test_forms_of_a_request(recommend):
     assert [len(answers) for answers in batch] == [10, 10, 10]
     assert ids(batch[0]) == ids(one)
     assert ids(batch[1]) == ids(recommend(["i003"]))
-    assert ids(batch[2]) == ids(recommend([])) == ids(recommend({"history": []}))
+    assert ids(batch[2]) == ids(recommend({"history": []})) == ids(recommend({"history": None}))
     assert len(recommend([["i001"]])) == 1
 
 
-def test_a_batch_of_no_requests(recommend):
+def test_a_batch_of_no_requests(recommend, caplog):
     assert answer(recommend.recommender, []) == []
+    assert recommend([]) == recommend(np.array([])) == []
+    assert 'for a new user, of no events, give {"history": []}' in caplog.text
+    assert list(recommend(iter([]))) == []
+
+
+ONE = ["i001", "i002"]
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        np.array(ONE),
+        np.array(ONE, object),
+        pd.Series(ONE),
+        pa.array(ONE),
+        pa.chunked_array([ONE[:1], ONE[1:]]),
+        {"history": pd.Series(ONE), "exclude": set(), "allow": None},
+        {"history": (item for item in ONE), "exclude_seen": np.False_},
+    ],
+    ids=lambda given_: type(given_).__name__,
+)
+def test_arrays_are_lists(recommend, given_):
+    assert recommend(given_, top_k=np.int64(3)) == recommend(ONE, top_k=3)
+
+
+MANY = [["i001"], ["i002", "i003"], ["i004", "i005", "i006"]]
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        tuple(MANY),
+        pd.Series(MANY),
+        [np.array(history) for history in MANY],
+        np.array([np.array(history, object) for history in MANY], object),
+        pa.array(MANY),
+        datasets.Dataset.from_dict({"history": MANY}),
+        datasets.Dataset.from_dict({"history": MANY})["history"],
+    ],
+    ids=lambda given_: type(given_).__name__,
+)
+def test_lists_of_lists_are_a_batch(recommend, given_):
+    assert recommend(given_, top_k=3) == recommend(MANY, top_k=3)
+
+
+def test_streams_are_answered_a_batch_at_a_time(recommend):
+    read = []
+
+    def requests():
+        for history in MANY:
+            read.append(history)
+            yield history
+
+    expected = recommend(MANY, top_k=3)
+    answers = recommend(requests(), top_k=3, batch_size=2)
+    assert read == []
+    assert ids(next(answers)) == ids(expected[0]) and len(read) == 2
+    assert [ids(found) for found in answers] == [ids(found) for found in expected[1:]]
+    keys = KeyDataset(datasets.Dataset.from_dict({"history": MANY}), "history")
+    assert [ids(found) for found in recommend(keys, top_k=3)] == [ids(found) for found in expected]
+    with pytest.raises(HfGrError, match="topk"):
+        recommend(requests(), topk=3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_a_bad_request_fails_alone(recommend, caplog, batch_size):
+    bad = {
+        1: ([1, 2], "history holds 1"),
+        3: ({"history": ["zz"]}, "no item of the catalogue"),
+        4: (None, "a request is None"),
+        6: ({"history": ["i001"], "category": "evn"}, "no item is of category 'evn'"),
+        7: ({"history": ["i001"], "query": "x" * 3000}, "query has a length of 3000"),
+    }
+    batch = [bad[row][0] if row in bad else MANY[row % 3] for row in range(9)]
+    answers = recommend(batch, top_k=3, batch_size=batch_size, explain=True)
+    good = iter(recommend([MANY[row % 3] for row in range(9) if row not in bad], top_k=3, explain=True))
+    for row, answer_ in enumerate(answers):
+        if row in bad:
+            assert answer_.keys() == {"error"} and bad[row][1] in answer_["error"]
+        else:
+            assert ids(answer_) == ids(next(good)) and "path" in answer_[0]
+    assert "5 of 9 requests failed (index 1: history holds 1" in caplog.text
+    assert list(recommend(iter(batch[:4]), top_k=3, batch_size=batch_size))[3] == answers[3]
+    assert recommend([None, []])[0] == answers[4]
+
+
+def test_what_only_the_search_finds_out_fails_alone_too(recommend, monkeypatch):
+    """A request that the model cannot read; here as one with a query would be, to a model of SIDs alone."""
+    prompts = Recommender.prompts
+
+    def no_queries(self, histories, queries=None):
+        if any(queries or []):
+            raise HfGrError("the model reads no query")
+        return prompts(self, histories, queries)
+
+    monkeypatch.setattr(Recommender, "prompts", no_queries)
+    plain = recommend(MANY, top_k=3)
+    batch = [MANY[0], {"history": MANY[1], "query": "red"}, MANY[2]]
+    for settings_ in ({}, {"max_per_category": 5}, {"explain": True}):
+        answers = recommend(batch, top_k=3, **settings_)
+        assert answers[1] == {"error": "the model reads no query"}
+        assert [ids(answers[0]), ids(answers[2])] == [ids(plain[0]), ids(plain[2])]
+    with pytest.raises(HfGrError, match="reads no query"):
+        recommend(batch[1])
+
+
+def test_settings_are_for_all(recommend):
+    for settings_ in ({"top_k": 0}, {"reflection": 2}, {"batch_size": 0}):
+        with pytest.raises(HfGrError, match=next(iter(settings_))):
+            recommend(MANY, **settings_)
+
+
+def test_another_process_can_have_a_copy(recommend):
+    recommend.recommender.mask("even")
+    copied = pickle.loads(pickle.dumps(recommend))
+    assert copied(ONE, explain=True) == recommend(ONE, explain=True)
+    cached = Recommender(
+        recommend.model,
+        recommend.tokenizer,
+        recommend.recommender.catalog,
+        recommend.recommender.vocabulary,
+        PrefixCache(max_tokens=64, block=2),
+    )
+    requests = [parse_request(ONE, cached.catalog)]
+    expected = answer(cached, requests)[0][0].tolist()
+    assert len(cached.prefix_cache._blocks) > 0
+    copied = pickle.loads(pickle.dumps(cached))
+    assert copied.prefix_cache.tokens == 0 and copied.prefix_cache.max_tokens == 64
+    assert answer(copied, requests)[0][0].tolist() == expected
+    assert cached.snapshot()._lock is cached._lock
 
 
 def test_settings_given_when_it_is_made(repo):
@@ -120,34 +257,46 @@ def test_the_query_is_read(recommend):
     assert [entry["score"] for entry in plain] != [entry["score"] for entry in asked]
     prompts = recommend.recommender.prompts
     request = parse_request({"query": "<items>"}, recommend.recommender.catalog)
-    histories = hf_gr.pipeline._histories([request], "none")
+    histories = histories_of([request], "none")
     start = recommend.recommender.vocabulary.start_id
     assert prompts(histories, [request.query])[0].count(start) == 1  # user text never becomes a control token
 
 
-def test_unknown_and_removed_ids_are_skipped_with_one_warning(recommend, caplog):
+def test_unknown_ids_are_skipped_with_one_warning(recommend, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_gr"):
-        answers = recommend([["a", "i001", "i005"], {"history": ["b", "c", "i002"], "exclude": ["a"]}])
+        answers = recommend([["a", "i001", "i005"], {"history": ["b", "c", "i002"], "exclude": ["a", "i006"]}])
     assert [record.message for record in caplog.records] == [
-        "4 item id(s) are not among the catalogue's live items: 'a', 'i005', 'b', …; skipped."
+        "3 item id(s) are not in the catalogue: 'a', 'b', 'c'; skipped."
     ]
-    assert ids(answers[0]) == ids(recommend(["i001"]))
-    with pytest.raises(HfGrError, match=r"1 item id\(s\).*'i005'; leave them out"):
-        recommend(["i001", "i005"], strict=True)
+    assert ids(answers[0]) == ids(recommend(["i001", "i005"]))
+    with pytest.raises(HfGrError, match=r"1 item id\(s\).*'zz'; leave them out"):
+        recommend(["i001", "i005", "zz"], strict=True)
     with pytest.raises(HfGrError, match="'zz'"):
         recommend({"history": ["i001"], "exclude": ["zz"]}, strict=True)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_history_of_which_nothing_is_known_is_no_new_user(recommend, strict):
+    with pytest.raises(HfGrError, match=r"in the catalogue|no item of the catalogue, whose ids are written as 'i000'"):
+        recommend({"history": ["I001", "I002"]}, strict=strict)
+    assert len(recommend({"history": ["i005"]}, strict=strict)) == 10  # removed, not unknown
 
 
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
         (7, r"history is 7 \(int\); give a list"),
-        (None, r"history is None \(NoneType\)"),
+        (None, "a request is None"),
+        ({"i001", "i002"}, r"history is \{'i00.* \(set\)"),
+        (np.array(1), r"history is array\(1\) \(ndarray\)"),
+        (np.array([1, 2]), r"history holds .*item ids are strings: write '1', of an array \.astype\(str\)"),
+        (["i001", None], "history holds None .*write them as text"),
         ("i001", r"history is 'i001' \(str\)"),
         ([1, 2], r"history holds 1 \(int\); item ids are strings"),
-        ([["i001"], "i002"], r"history is 'i002'"),
         ({"histroy": ["i001"]}, "no key 'histroy'; it may have: history,"),
-        ({"history": None}, "history is None"),
+        ({"history": ["i001"], "query": "\ud83d"}, "half a character"),
+        ({"history": ["i001"], "ratings": [5]}, "ratings are given, but this model reads none"),
+        ({"history": ["i001"], "behaviors": ["view"]}, "behaviors are given, but this model reads none"),
         ({"history": ["i001"], "exclude": "i002"}, "exclude is 'i002'"),
         ({"history": ["i001"], "query": 3}, r"query is 3 \(int\)"),
         ({"history": ["i001"], "allow": []}, r"allow is \[\]"),
@@ -168,6 +317,13 @@ def test_bad_requests_get_one_line(recommend, request_, message):
         {"num_beams": 0},
         {"max_per_category": 0},
         {"topk": 3},
+        {"top_k": True},
+        {"num_beams": np.True_},
+        {"max_per_category": True},
+        {"batch_size": 0},
+        {"batch_size": 1.0},
+        {"exclude": ["i001"]},
+        {"history": ["i001"]},
         {"reflection": 2},
         {"reflection": [0.5]},
     ],
@@ -187,7 +343,7 @@ def test_reflection_reaches_the_search(recommend, cap):
     assert [ids(answers) for answers in recommend(requests, reflection=0, **settings)] == plain
     if cap is None:
         asked = [parse_request(value, recommend.recommender.catalog) for value in requests]
-        histories = _histories(asked, "none")
+        histories = histories_of(asked, "none")
         rows = recommend.recommender.recommend(
             histories, top_k=4, num_beams=4, exclude=[request.exclude for request in asked], reflection=0.9
         )[0]
@@ -256,7 +412,10 @@ def test_context_is_required_where_the_model_reads_it(tmp_path):
         for bad in (None, good[:2], ["five", 1, 1], "view"):
             with pytest.raises(HfGrError, match=f"reads a {context}.*{name} is"):
                 recommend({"history": history, name: bad})
-        assert len(recommend([])) == 10
+        assert len(recommend({"history": []})) == 10
+        other_name = "behaviors" if name == "ratings" else "ratings"
+        with pytest.raises(HfGrError, match=f"{other_name} are given, but this model reads none"):
+            recommend({"history": history, name: good, other_name: good})
         answers = recommend({"history": history, name: good})
         assert answers == recommend({"history": ["i001", "i002"], name: [good[0], good[2]]})
         if context == "rating":
@@ -269,8 +428,25 @@ def test_context_is_required_where_the_model_reads_it(tmp_path):
 
 def test_save_pretrained_writes_a_repo_that_answers_alike(recommend, tmp_path):
     recommend.save_pretrained(tmp_path / "copy")
-    copy = pipeline("generative-recommendation", model=str(tmp_path / "copy"))
-    assert copy(["i001"]) == recommend(["i001"])
+    copied = pipeline("generative-recommendation", model=str(tmp_path / "copy"))
+    assert copied(["i001"]) == recommend(["i001"])
+    with pytest.raises(HfGrError, match=r"takes a folder alone, not push_to_hub; .*hf_gr\.push_to_hub"):
+        recommend.save_pretrained(tmp_path / "again", push_to_hub=True)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_model_made_on_the_spot_carries_nothing_of_the_working_folder(recommend, tmp_path, monkeypatch):
+    (tmp_path / "quantizer").mkdir()
+    (tmp_path / "quantizer" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    known = recommend.recommender
+    model = copy.deepcopy(recommend.model)
+    model.config.name_or_path = ""
+    made = GenerativeRecommendationPipeline(
+        model, recommend.tokenizer, catalog=known.catalog, vocabulary=known.vocabulary
+    )
+    made.save_pretrained(tmp_path / "made")
+    assert not (tmp_path / "made" / "quantizer").exists()
 
 
 def test_weights_and_catalogue_must_belong_together(repo, tmp_path):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tiny import tiny_catalog, tiny_items, tiny_lm, tiny_tokenizer
 from transformers import pipeline
 
+from hf_gr.answering import answer
 from hf_gr.batch import recommend_batch
 from hf_gr.catalog import SidCatalog
 from hf_gr.cli import main
@@ -22,7 +23,7 @@ from hf_gr.dataset import Histories
 from hf_gr.decoding import Recommender, recommender
 from hf_gr.errors import HfGrError
 from hf_gr.hub import save_repo
-from hf_gr.pipeline import GenerativeRecommendationPipeline, answer
+from hf_gr.pipeline import GenerativeRecommendationPipeline
 from hf_gr.requests import parse_request
 from hf_gr.vocabulary import add_vocabulary
 
@@ -297,7 +298,9 @@ def test_a_batch_takes_filters_from_the_file_and_for_everyone(repo, recommend, t
     quick = {"top_k": 40, "num_beams": 8}
 
     def batch(name: str, file=parquet, **options):
-        return pq.read_table(recommend_batch(repo, file, tmp_path / name, **quick, **options))["item_ids"].to_pylist()
+        return pq.read_table(recommend_batch(repo, file, tmp_path / f"{name}.parquet", **quick, **options))[
+            "item_ids"
+        ].to_pylist()
 
     for number, file in enumerate((parquet, csv)):
         ann, bob, cy = batch(f"{number}", file)
@@ -306,11 +309,11 @@ def test_a_batch_takes_filters_from_the_file_and_for_everyone(repo, recommend, t
     assert set(bob) == wanted() - {"i001"} and set(cy) == wanted("odd")
     lists = tmp_path / "lists.parquet"
     pq.write_table(pa.Table.from_pylist([{"user_id": "di", "history": [], "category": ["odd", "Hair Care"]}]), lists)
-    assert set(batch("lists", lists)[0]) == wanted(["odd", "Hair Care"])
-    with pytest.raises(HfGrError, match=r"users\.parquet, user 'bob': no item is of category 'evn'"):
+    assert set(batch("of lists", lists)[0]) == wanted(["odd", "Hair Care"])
+    with pytest.raises(HfGrError, match="no item is of category 'evn'"):
         batch("wrong", defaults={"category": "evn"})
     csv.write_text("user_id,history,exclude_seen\nann,i001,perhaps\n")
-    with pytest.raises(HfGrError, match=r"users\.csv cannot be read .*perhaps"):
+    with pytest.raises(HfGrError, match=r"users\.csv, user 'ann': exclude_seen is 'perhaps'"):
         batch("bad", csv)
 
 

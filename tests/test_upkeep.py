@@ -228,9 +228,14 @@ def test_what_new_items_need_is_named(catalogs, vectors_file, missing: str):
 def test_other_mistakes_get_one_line(catalogs, tmp_path):
     folder = catalogs["greedy"]
     (tmp_path / "items.csv").write_text("item_id,title")
-    with pytest.raises(HfGrError, match=r"cannot read .*items\.csv"):
+    with pytest.raises(HfGrError, match=r"items\.csv is no Parquet file; write the items as one"):
         add_items(folder, tmp_path / "items.csv")
-    with pytest.raises(HfGrError, match=r"column 'categories' of the items is string, but list"):
+    for name in ("title", "item_id"):
+        with pytest.raises(
+            HfGrError, match=rf"new items have no column '{name}' \(they have: .*\); add it, or rename"
+        ):
+            add_items(folder, new_items(["n0"]).drop_columns(name))
+    with pytest.raises(HfGrError, match=r"column 'categories' holds string .*give every item a list of strings"):
         add_items(folder, new_items(["i003"]).append_column("categories", pa.array(["toys"])), update=True)
     with pytest.raises(HfGrError, match="'nobody' is not in the catalogue"):
         remove_items(folder, ["i001", "nobody"])
@@ -414,7 +419,7 @@ def test_the_command_line(catalogs, vectors_file, tmp_path, capsys):
     main(["add-items", folder, str(tmp_path / "new.parquet"), "--vectors-file", str(vectors_file)])
     assert "[add-items] 12 new, 0 back, 0 updated; 52 of 52 items live" in capsys.readouterr().out
     (tmp_path / "gone.txt").write_text("n1\nn2\n\n")
-    main(["remove-items", folder, str(tmp_path / "gone.txt")])
+    main(["remove-items", folder, "--file", str(tmp_path / "gone.txt")])
     main(["remove-items", folder, "i001, n3", "--out", str(tmp_path / "out")])
     assert "[remove-items] 2 removed; 48 of 52 items live" in capsys.readouterr().out
     assert (~SidCatalog.load(tmp_path / "out").live).sum() == 4 and (~SidCatalog.load(folder).live).sum() == 2

@@ -31,7 +31,7 @@ SCHEDULE = {"epochs": 100, "every": 5, "patience": 3, "seconds": math.inf}  # of
 _FIRST_DAY = np.datetime64("2000-01-01", "s")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Events:
     """Events of U users, E in all, oldest first.
 

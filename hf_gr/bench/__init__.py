@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import HfGrError
+from ..terminal import plain
 from .grid import ranks_of, row_of, run_grid
 from .page import write_page
 from .results import Results, check_consistent, outside
@@ -96,7 +97,7 @@ def _check(fresh: Results, known: Results, suite: Suite) -> None:
     table = Table("cell", "now", "expected", "")
     for one in found:
         table.add_row(
-            one["name"],
+            plain(one["name"]),
             f"{one['value']:.4f}",
             f"{one['low']:.4f}–{one['high']:.4f}",
             "" if one["inside"] else "outside",
@@ -112,5 +113,5 @@ def _show_cells(suite: Suite, cells: Sequence[Cell], places: Places) -> None:
     for cell in cells:
         row = row_of(suite, cell, places)
         figures = ["", ""] if row is None else [f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}"]
-        table.add_row(cell.name, "open" if row is None else "done", *figures)
+        table.add_row(plain(cell.name), "open" if row is None else "done", *figures)
     Console().print(table)

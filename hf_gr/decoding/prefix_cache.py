@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ..errors import HfGrError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Block:
     number: int  # no other block ever has it
     states: torch.Tensor  # [layers, 2 (keys, values), kv_heads, block, head_dim]
@@ -48,6 +48,10 @@ class PrefixCache:
         self._numbers = count(1)  # 0: the start of every prompt
         self._model: tuple[weakref.ref[PreTrainedModel], str] | None = None  # and its dtype and device
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple:
+        """What another process gets is an empty one of the same size."""
+        return type(self), (self.max_tokens, self.block)
 
     @property
     def tokens(self) -> int:

@@ -8,7 +8,7 @@ from ..grammar import ItemFilter, SidGrammar
 from .tree import Beams
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ranking:
     """Items for B prompts, best first.
 

@@ -1,11 +1,10 @@
 """The recommender: a model with its tokenizer, catalogue and vocabulary, and one call that answers with items."""
 
-import copy
 import logging
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from ..catalog import SidCatalog
 from ..dataset import Histories
 from ..errors import HfGrError
 from ..grammar import ItemMask, SidGrammar
+from ..limits import Limits, shown
 from ..models import ThinkingHeads, check_window
 from ..models.thinking import THINKING_FILES
 from ..offline import local_folder, resolve
@@ -72,6 +72,7 @@ class Recommender:
         vocabulary: Of the model.
         prefix_cache: Keeps keys and values of prompts for users who come back with a longer history.
         thinking: S²GR's heads, of a model that was trained with them. With hidden feedback, answers need them.
+        limits: Of what a request may ask; [`Limits`] if left out.
     """
 
     def __init__(
@@ -82,16 +83,27 @@ class Recommender:
         vocabulary: SidVocabulary,
         prefix_cache: PrefixCache | None = None,
         thinking: ThinkingHeads | None = None,
+        limits: Limits | None = None,
     ):
         vocabulary.check(catalog, tokenizer, model.config.name_or_path or "the model")
         check_model(model, vocabulary.token_ids)
         self.model, self.tokenizer = model.eval(), tokenizer
         self.vocabulary = vocabulary
         self.prefix_cache = prefix_cache
+        self.limits = limits or Limits()
         self.thinking = None if thinking is None else thinking.to(model.device)
         self.item_vectors = ItemVectors()
         self._served = _Served(catalog, vocabulary.grammar(catalog).to(model.device), {}, {})
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to this process, so that another one (joblib's, Spark's) can have a copy; its prefix
+        cache is empty."""
+        state = {name: value for name, value in vars(self).items() if name != "_lock"}
+        return state | {"_served": _Served(self.catalog, self.grammar, {}, {}), "item_vectors": ItemVectors()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     @classmethod
     def from_pretrained(
@@ -102,6 +114,7 @@ class Recommender:
         device: torch.device | str | None = None,
         revision: str | None = None,
         prefix_cache: PrefixCache | None = None,
+        limits: Limits | None = None,
     ) -> "Recommender":
         """Loads a model folder or Hub repo; onto a GPU where there is one unless `device` says otherwise."""
         path = resolve(str(path))
@@ -110,7 +123,7 @@ class Recommender:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, revision=revision)
         default = "cuda" if torch.cuda.is_available() else "cpu"
         thinking = load_thinking(path, catalog, revision)
-        return cls(model.to(device or default), tokenizer, catalog, vocabulary, prefix_cache, thinking)
+        return cls(model.to(device or default), tokenizer, catalog, vocabulary, prefix_cache, thinking, limits)
 
     @property
     def catalog(self) -> SidCatalog:
@@ -126,13 +139,17 @@ class Recommender:
         Requests in flight finish on the old one. Ids and SIDs must be those that the model was trained on
         ([`HfGrError`]); where no item is live, nothing is changed.
         """
+        if not isinstance(catalog, SidCatalog):
+            raise HfGrError(f"swap is given {shown(catalog)}; give SidCatalog.load(folder).")
         self.vocabulary.check(catalog, self.tokenizer, self.model.config.name_or_path or "the model")
         self._served = _Served(catalog, self.vocabulary.grammar(catalog).to(self.model.device), {}, {})
 
     def snapshot(self) -> Self:
         """This recommender as it is now, for several calls that must see one catalogue: a later [`swap`] of the
         original does not reach it. Costs nothing, shares model and caches."""
-        return copy.copy(self)
+        snapshot = object.__new__(type(self))  # not copy.copy, which takes the state for other processes
+        vars(snapshot).update(vars(self))
+        return snapshot
 
     def mask(self, category: str | Sequence[str] = (), where: str | Sequence[str] = ()) -> ItemMask:
         """The items that words pick out, for `recommend(only=…)`; made once for the same words.
@@ -193,7 +210,8 @@ class Recommender:
             grammar, whatever the filters), best first: min(top_k, live items) distinct items, then −1 and −inf.
 
         Raises:
-            HfGrError: If filters or queries are not as many as histories, or the model's scores are not finite.
+            HfGrError: If filters or queries are not as many as histories, on what is out of the recommender's
+                `limits`, or if the model's scores are not finite.
         """
         answers = self.answers(
             histories,
@@ -220,7 +238,13 @@ class Recommender:
         reflection: float = 0.0,
     ) -> Answers:
         """As [`recommend`], with what is known of the search beside the lists."""
+        if not isinstance(histories, Histories):
+            raise HfGrError(
+                f"histories are {shown(histories)}; give Histories of catalogue rows, or item ids to the pipeline."
+            )
+        top_k, num_beams = self.limits.number("top_k", top_k), self.limits.number("num_beams", num_beams)
         check_lengths(len(histories), "histories", exclude=exclude, allow=allow, only=only, queries=queries)
+        self._check_lengths(histories, [*(exclude or []), *(allow or [])], queries)
         grammar, reflecting = self.grammar, self.reflection(reflection)
         prompts = self.prompts(histories, queries)
         items = np.full((len(prompts), top_k), -1, np.int64)
@@ -252,6 +276,19 @@ class Recommender:
             if pruned is not None and found.pruned is not None:
                 pruned[rows] = found.pruned.cpu().numpy()
         return Answers(items, scores, pruned)
+
+    def _check_lengths(
+        self,
+        histories: Histories,
+        lists: Sequence[np.ndarray | None],
+        queries: Sequence[str | None] | None,
+    ) -> None:
+        self.limits.length("the batch", "batch_size", len(histories))
+        self.limits.length("a history", "history", int(histories.lengths.max(initial=0)))
+        rows = max((len(x) for x in lists if x is not None), default=0)
+        if rows > len(self.catalog):  # a list of the catalogue's own rows is no longer than the catalogue
+            self.limits.length("a list of items", "ids", rows)
+        self.limits.length("a query", "query", max((len(query) for query in queries or [] if query), default=0))
 
     def session(
         self, history: Sequence[str] = (), *, context: Sequence[float | str] | None = None, block: int | None = None

@@ -26,7 +26,7 @@ Agreement = Literal["cosine", "agreement"]
 ROUNDING = 1e-5  # a path that is at the threshold but for the last digits is kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reflection:
     """Which paths are consistent.
 

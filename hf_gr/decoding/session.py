@@ -17,6 +17,7 @@ from ..catalog import SidCatalog
 from ..dataset import Histories
 from ..errors import HfGrError
 from ..grammar import ItemMask, TrieGrammar, check_scores
+from ..limits import Limits, shown
 from ..models import recursion_of
 from .hybrid import hybrid_ranking, is_hybrid
 from .ranking import ranked
@@ -83,6 +84,7 @@ class Session:
         if not supported:
             raise HfGrError(f"sessions are not for this model: {reason}; ask its Recommender with whole histories.")
         self._on_read, self._lock = on_read, threading.Lock()
+        recommender.limits.length("history", "history", len(history))
         rows, events = self._tokens(history, context)
         self._seen, self._window = set(rows.tolist()), events[-vocabulary.max_history :]
         self._read_anew()
@@ -317,6 +319,10 @@ def recommend_many(
     if any(session.recommender is not sessions[0].recommender for session in sessions):
         raise HfGrError("sessions of several recommenders cannot be answered as one batch; call once for each.")
     recommender = sessions[0].recommender.snapshot()
+    limits = recommender.limits
+    limits.length("the batch", "batch_size", len(sessions))
+    top_k, num_beams = limits.number("top_k", top_k), limits.number("num_beams", num_beams)
+    _check_lengths(limits, exclude=exclude, allow=allow)
     catalog, grammar = recommender.catalog, recommender.grammar
     states = [session.state() for session in sessions]
     hidden, rows = torch.cat([hidden for hidden, _, _ in states]), np.arange(len(sessions))
@@ -366,11 +372,17 @@ def check_lengths(number: int, of: str, **lists: Sized | None) -> None:
 def _rows(item_ids: Sequence[str], catalog: SidCatalog) -> np.ndarray:
     """Catalogue rows int64 [n]; [`HfGrError`] on unknown ids."""
     if isinstance(item_ids, str):
-        raise HfGrError(f"item ids are given as {item_ids!r}; give a list of them.")
+        raise HfGrError(f"item ids are given as {shown(item_ids)}; give a list of them.")
     unknown = [item_id for item_id in item_ids if item_id not in catalog.row_of]
     if unknown:
         raise HfGrError(f"item {unknown[0]!r} is not in the catalogue of {len(catalog)} items; leave it out.")
     return np.array([catalog.row_of[item_id] for item_id in item_ids], np.int64)
+
+
+def _check_lengths(limits: Limits, **lists: Sequence[Sequence[str] | None] | None) -> None:
+    for name, given in lists.items():
+        for ids in given or []:
+            limits.length(name, "ids", 0 if ids is None else len(ids))
 
 
 def _union(denied: np.ndarray | None, seen: np.ndarray) -> np.ndarray:

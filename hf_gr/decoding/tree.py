@@ -29,7 +29,7 @@ Method = Literal["beam", "sample", "gumbel"]
 Merge = Literal["step", "end", "none"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Beams:
     """Answers to B prompts, W each.
 

@@ -25,7 +25,7 @@ RIDGE = 0.3
 _BLOCK_ROWS = 65_536
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextMap:
     """Part of an item ≈ (its text - `text_mean`) @ `weights` + `part_mean`, of rows of length 1.
 

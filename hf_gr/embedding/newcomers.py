@@ -85,12 +85,24 @@ def _read_recipe(recipe: Path) -> dict[str, Any]:
 
 def _text(recipe: Path, info: dict[str, Any], items: pa.Table, device: str | None) -> np.ndarray:
     texts = item_texts(items, info["fields"], info["template"])
+    _check_texts(texts, items, info)
     _check_encoder(recipe, info["encoder"], info["encoder_fingerprint"])
     try:
         encoder = SentenceEncoder(info["encoder"], device=device)
     except HfGrError as error:
         raise HfGrError(f"{recipe}: new items need the text encoder of the item vectors, but {error}") from error
     return encode_text(texts, encoder, progress=False)
+
+
+def _check_texts(texts: list[str], items: pa.Table, info: dict[str, Any]) -> None:
+    """An item without a word has the vector of an empty text, near to nothing that it is like."""
+    other = {"image", "file"} & set(info["sources"])
+    silent = [item_id for item_id, text in zip(items["item_id"].to_pylist(), texts, strict=True) if not text]
+    if silent and not other:
+        raise HfGrError(
+            f"{len(silent)} of the new items have no text (first: {silent[0]!r}), of which vectors are made; fill in "
+            f"one of {', '.join(info['fields'])}."
+        )
 
 
 def _image(recipe: Path, info: dict[str, Any], items: pa.Table, root: str | Path, device: str | None) -> np.ndarray:

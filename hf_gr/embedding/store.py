@@ -20,7 +20,7 @@ _KEY = "vectors"
 _CHECK_ROWS = 65_536  # rows looked at at a time, so that a memory-mapped file is never whole in memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ItemVectors:
     """One vector per item of a dataset's `items.parquet`, in the same order.
 

@@ -27,6 +27,7 @@ from ..errors import HfGrError
 from ..offline import local_folder
 from ..processes import joined, launched
 from ..provenance import check_judged
+from ..terminal import plain
 from . import metrics as m
 from .judging import compare, in_history, judge, usable_ks, user_numbers
 from .predictions import write_predictions
@@ -170,10 +171,10 @@ def print_table(result: dict[str, Any], output: Path, *, console: Console | None
     judged = f"{result['cases']:,} cases of {result['users']:,} users" + (" (a sample)" if result["sampled"] else "")
     seen = "removed" if settings["exclude_seen"] else "not removed"
     title = f"{settings['split']}, {settings['part']}: {judged}, full ranking, seen items {seen}, 95 % intervals"
-    table = Table(title=title)
+    table = Table(title=plain(title))
     table.add_column("metric")
     for system in result["systems"]:
-        table.add_column(system, justify="right")
+        table.add_column(plain(system), justify="right")
     names = list(next(iter(result["systems"].values()))["item"])
     for name in (n for n in names if n.split("@")[1] in ("1", "5", "10", "50") or len(names) < 7):
         cells = []

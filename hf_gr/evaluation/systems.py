@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from ..dataset import Cases, Histories, InteractionDataset, Split
 from ..errors import HfGrError
+from ..limits import NO_LIMITS
 from . import metrics as m
 from .baselines import Popularity, tuned_knn
 from .predictions import read_predictions
@@ -71,7 +72,7 @@ def _generated(
     from ..decoding.recommender import Recommender
     from ..thoughts import Thoughts
 
-    recommender = Recommender.from_pretrained(str(folder), dtype=config.dtype)
+    recommender = Recommender.from_pretrained(str(folder), dtype=config.dtype, limits=NO_LIMITS)
     rows = _catalogue_rows(recommender.catalog.item_ids, dataset)
     codes = np.full((dataset.num_items, recommender.catalog.codes.shape[1]), -1, np.int64)
     codes[rows] = recommender.catalog.codes

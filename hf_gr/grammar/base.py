@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DEAD = -2  # in a state: no item begins so
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Successors:
     """What may follow each row's state: D options a row.
 

@@ -13,7 +13,7 @@ from ..errors import HfGrError
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ItemMask:
     """Live items, one flag each: for filters that many requests share or that name a large part of the catalogue.
 
@@ -38,7 +38,7 @@ class ItemMask:
         return self.below[positions + 1] > self.below[positions]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ItemFilter:
     """The filters of R requests. Made by [`SidGrammar.filter`].
 

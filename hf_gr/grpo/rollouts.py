@@ -9,7 +9,7 @@ from ..decoding import Draws, Method, search
 from ..grammar import SidGrammar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Completions:
     """G answers to each of P prompts.
 

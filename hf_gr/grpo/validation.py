@@ -22,7 +22,7 @@ from ..vocabulary import SidVocabulary
 VALIDATION_KS = (1, 10, 50)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Validation:
     """Prompts, and the item each of them was followed by.
 

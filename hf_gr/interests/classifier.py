@@ -26,7 +26,7 @@ _CHUNK = 8192
 _EDGE = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Description:
     """What the classifier is told of R interests; nothing of it knows what users took beyond the training part.
 
@@ -61,7 +61,7 @@ class Description:
         return np.concatenate([interests, subjects, product, scalars], axis=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InterestClassifier:
     """Logistic regression on the features of [`Description`], then the examples of each row, then calibration.
 

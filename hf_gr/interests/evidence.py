@@ -11,7 +11,7 @@ from ..dataset import Histories
 _CHUNK = 4096  # events looked at at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """One example per user, event and interest of the event's item (or of the user).
 

@@ -18,6 +18,7 @@ from ..errors import HfGrError
 from ..processes import main_process_first
 from ..provenance import learned_from
 from ..quantizers.metrics import unit_rows
+from ..terminal import plain
 from .classifier import Description, InterestClassifier, fit_classifier
 from .evidence import Evidence, gather_evidence
 from .figures import auc, calibration_error, judged
@@ -204,7 +205,7 @@ def print_figures(figures: dict[str, Any], *, console: Console | None = None) ->
     """Prints the main figures as a table."""
     table = Table("held-out users", "", title="interests that tell what users take next")
     for name, text, _ in figure_rows(figures):
-        table.add_row(name, text)
+        table.add_row(plain(name), plain(text))
     (console or Console()).print(table)
 
 

@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Interests:
     """Interests of items and of users' training histories, one a row.
 

@@ -101,7 +101,7 @@ def telling_words(
     return [[words[word] for word in row if weights[number, word] > 0] for number, row in enumerate(best.tolist())]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Read:
     rows: np.ndarray  # int64 [n], ascending: items that were read
     counts: sp.csr_array  # 0/1 [n, V]

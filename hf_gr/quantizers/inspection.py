@@ -16,6 +16,7 @@ from ..embedding.behavior import cooccurrence
 from ..embedding.store import ItemVectors, items_fingerprint
 from ..errors import HfGrError
 from ..offline import local_folder
+from ..terminal import clean
 from .base import Quantizer
 from .clusters import Cluster, largest_clusters
 from .loading import load_quantizer
@@ -157,7 +158,7 @@ def print_inspection(found: Inspection, *, console: Console | None = None) -> No
     """Prints the headline and two tables: overall, and by level or number of first codes."""
     console = console or Console()
     for line in headline(found):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(clean(line), highlight=False, markup=False, soft_wrap=True)
     reports = [found.catalogue] if found.quantizer is None else [found.catalogue, found.quantizer]
     overall = Table("", "catalogue", *["before resolving"][: len(reports) - 1], title="overall")
     for measure in OVERALL:
@@ -205,7 +206,7 @@ def headline(found: Inspection) -> list[str]:
         + (
             "every item has its own."
             if report["collision_rate"] == 0
-            else f"{report['collision_rate']:.1%} share theirs, at most {report['largest_bucket']} one SID."
+            else f"{report['collision_rate']:.1%} share theirs, at most {report['largest_bucket']} the same one."
         )
     ]
     for number, level in enumerate(levels, 1):

@@ -310,10 +310,10 @@ def cooccurrence_neighbours(graph: sp.csr_array, k: int = 10) -> tuple[np.ndarra
 
 def print_collisions(report: dict[str, Any]) -> None:
     """Prints what [`collision_report`] found."""
-    print(
-        f"{report['items']:,} items on {report['distinct_sids']:,} SIDs; {report['collision_rate']:.2%} of items "
-        f"share theirs, at most {report['largest_bucket']} one SID"
-    )
+    shared = f"{report['collision_rate']:.2%} of items share theirs, at most {report['largest_bucket']} the same one"
+    if report["collision_rate"] == 0:
+        shared = "every item has its own"
+    print(f"{report['items']:,} items on {report['distinct_sids']:,} SIDs; {shared}")
     names = {"targets_on_shared_sid": "test targets", "events_on_shared_sid": "training events"}
     for key, name in names.items():
         if key in report:

@@ -11,7 +11,7 @@ from ..dataset import Histories
 from ..models.bsarec import PADDING, padded
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingRows(Dataset):
     """Rows of training.
 

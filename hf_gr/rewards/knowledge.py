@@ -23,7 +23,7 @@ WINDOW = 5  # events apart, as where behaviour vectors are made
 Reward = Callable[..., np.ndarray]  # reward(rollouts, items, **parameters) -> float64 [P, G]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rollouts:
     """What the policy answered to P prompts, G times each.
 
@@ -56,7 +56,7 @@ class Rollouts:
         return self.valid & (self.items == self.target)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ItemKnowledge:
     """What rewards know of N items. Made by [`of`]; each part is computed when a reward first asks for it.
 

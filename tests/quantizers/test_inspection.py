@@ -103,7 +103,7 @@ def printed(found) -> str:
 def test_the_headline_says_what_is_wrong(config: QuantizeConfig):
     found = inspect(quantize(replace(config, collisions="keep")), config.embeddings)
     rate, largest = found.catalogue["collision_rate"], found.catalogue["largest_bucket"]
-    assert f"{rate:.1%} share theirs, at most {largest} one SID." in headline(found)[0]
+    assert f"{rate:.1%} share theirs, at most {largest} the same one." in headline(found)[0]
     level = {"size": 256, "used": 48, "use": 48 / 256, "perplexity": 20.0, "skew": 31.0}
     collapsed = replace(found, catalogue=found.catalogue | {"levels": [level]})
     lines = headline(collapsed)

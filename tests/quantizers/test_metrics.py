@@ -61,7 +61,7 @@ def test_codes_out_of_range_are_refused():
 def test_the_report_is_printed(capsys):
     print_collisions(collision_report(CODES, [4, 2], targets=np.array([0, 3])))
     printed = capsys.readouterr().out
-    assert "6 items on 3 SIDs; 83.33% of items share theirs, at most 3 one SID" in printed
+    assert "6 items on 3 SIDs; 83.33% of items share theirs, at most 3 the same one" in printed
     assert "50.00% of test targets" in printed
     assert "level 0: 2 of 4 codes used (50.0%), perplexity 2.0" in printed
     assert "training events" not in printed
