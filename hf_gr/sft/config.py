@@ -199,6 +199,8 @@ class SidSFTConfig(RunArguments, SFTConfig):
         self._check_training()
         if not self.tasks or not self.model:
             raise HfGrError(f"{'tasks' if self.model else 'model'} is empty; leave it out for the default.")
+        if not isinstance(self.tasks, dict):
+            raise HfGrError(f"tasks is {self.tasks!r}; give tasks and weights, such as {{next_item: 1}}.")
         for name in (name for name in self.tasks if name not in TASKS | INTEREST_TASKS):
             raise HfGrError(
                 f"tasks holds {name!r}, which is no task; choose from {', '.join(TASKS | INTEREST_TASKS)}."

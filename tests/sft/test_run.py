@@ -375,6 +375,7 @@ def test_a_mixture_of_tasks_trains(data, tmp_path):
         ({"tasks": {}}, "tasks is empty; leave it out"),
         ({"model": ""}, "model is empty; leave it out"),
         ({"tasks": "next_item"}, "give keys and values"),
+        ({"tasks": ["next_item"]}, "give tasks and weights"),
         ({"thinking": {}}, "form is 'flat' and has no thinking tokens"),
         ({"form": "stepwise", "thinking": {"clusteres": 3}}, "no key 'clusteres'"),
         ({"form": "upfront", "thinking": {"feedback": "hidden"}}, "form: stepwise alone"),
