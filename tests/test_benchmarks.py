@@ -346,3 +346,18 @@ def test_the_study_of_sets_builds_arm_on_arm(load, tmp_path):
     assert rows["crss"]["cpu_seconds"] < rows["corp"]["cpu_seconds"]  # it was trained before
     with pytest.raises(SystemExit):
         study.main([*given, "--cells", "joy-s0"])
+
+
+def test_filters_are_measured_against_the_whole_list(load, tmp_path, capfd):
+    data, file, lists = tiny_data(tmp_path), tmp_path / "filters.json", tmp_path / "lists.npz"
+    model = sft(SidSFTConfig(**data.sft(tmp_path / "sft", max_steps=2)))
+    arguments = ["--model", str(model), "--dataset", str(data.dataset), "--users", "6", "--lists", str(lists)]
+    load("filters").main([*arguments, "--json", str(file)])
+    result = json.loads(file.read_text())
+    for name in ("allow 100", "mask 50%", "mask 25%", "mask 10%"):
+        assert result[name]["overlap"] == result[name]["first"] == 1 and result[name]["difference"] == 0
+    before = lists.stat().st_mtime_ns
+    load("filters").main(arguments)
+    assert lists.stat().st_mtime_ns == before
+    with pytest.raises(SystemExit, match="lists of other users"):
+        load("filters").main([*arguments, "--seed", "1"])

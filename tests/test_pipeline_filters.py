@@ -330,3 +330,23 @@ def test_the_command_line_takes_categories(repo, tmp_path, capfd):
     with pytest.raises(SystemExit):
         main(["recommend", str(repo), "--history", "i001", "--category", "evn"])
     assert "error: no item is of category 'evn'; categories are: 'even'" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("cap", [1, 3])
+def test_a_capped_or_worded_list_is_the_whole_list_without_the_rest(recommend, cap):
+    """Caps, categories, columns and what was seen are masks: items, order and scores stay."""
+    history, beams = ["i003", "i011"], {"num_beams": 64}
+    whole = recommend(history, top_k=40, **beams)
+    expected, counts = [], {"even": 0, "odd": 0}
+    for entry in whole:
+        kind = CATEGORIES[int(entry["item_id"][1:])][0]
+        counts[kind] += 1
+        expected += [entry] if counts[kind] <= cap else []
+    found = recommend(history, top_k=9, max_per_category=cap, **beams)
+    assert ids(found) == ids(expected)
+    assert [x["score"] for x in found] == pytest.approx([x["score"] for x in expected], abs=1e-4)
+    request = {"history": history, "category": "odd", "where": "in_stock", "exclude_seen": True}
+    left = [x for x in whole if x["item_id"] in wanted("odd", "in_stock") - set(history)]
+    found = recommend(request, top_k=cap + 4, **beams)
+    assert ids(found) == ids(left)[: cap + 4]
+    assert [x["score"] for x in found] == pytest.approx([x["score"] for x in left[: cap + 4]], abs=1e-4)
