@@ -124,11 +124,18 @@ def sessions(
     out: Out,
     items: Annotated[Path | None, typer.Option(help="Table of items.")] = None,
     column: Columns = None,
-    target_behavior: Annotated[str, typer.Option(help="Behaviour of the item in a next-item column.")] = "buy",
-    undo_augmentation: Annotated[bool, typer.Option(help="Undo prefix-augmented rows.")] = True,
+    item_column: ItemColumns = None,
+    target_behavior: Annotated[
+        str | None, typer.Option(help="Behavior of the item in a next-item column; buy for bought_item_id.")
+    ] = None,
+    undo_augmentation: Annotated[
+        bool, typer.Option("--undo-augmentation", help="Put the rows that a session was cut into together again.")
+    ] = False,
     min_user_events: MinUserEvents = 0,
     k_core: KCore = 0,
     deduplicate: Dedup = "exact",
+    keep_cold_items: KeepCold = False,
+    drop_unknown_items: DropUnknown = False,
     source: Source = None,
     license: Licence = "unknown",
 ) -> None:
@@ -138,9 +145,10 @@ def sessions(
         files,
         items,
         columns=_mapping(column),
+        item_columns=_mapping(item_column),
         target_behavior=target_behavior,
         undo_augmentation=undo_augmentation,
-        options=FilterOptions(None, k_core, min_user_events, deduplicate),
+        options=FilterOptions(None, k_core, min_user_events, deduplicate, keep_cold_items, drop_unknown_items),
         source=source,
         license=license,
     )

@@ -1,11 +1,16 @@
 """Interactions and items from any dataset that `datasets.load_dataset` reads: an id on the Hub or a local folder."""
 
+import csv
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from hf_gr.dataset import TimeKind, time_of
 from hf_gr.errors import HfGrError, first_line
 
 from . import events as ev
@@ -40,7 +45,8 @@ def prepare_hub(
 ) -> None:
     """Writes a dataset folder from a dataset with interactions and, if there is one, another (or a config) with items.
 
-    The dataset is always read again: whether it has changed only its server knows.
+    The dataset is always read again: whether it has changed only its server knows. Columns of CSV files are read as
+    text; a dataset that this package wrote says in its file what its times are.
 
     Args:
         out: Folder to write.
@@ -69,14 +75,16 @@ def prepare_hub(
     if not (items_dataset or items_config):
         refuse_item_options(columns, item_columns, category_separator, (), "--items-dataset or --items-config")
     item_columns = columns | item_columns
-    rows = _load(dataset, config, split, revision, columns, ev.REQUIRED, ev.OPTIONAL)
+    rows, said = _load(dataset, config, split, revision, columns, ev.REQUIRED, ev.OPTIONAL)
+    if said == "timestamp" and time_unit == "auto" and columns.get("timestamp", "timestamp") == "timestamp":
+        time_unit = "us"
     rows = rows.select(list(without_spare_position(dict.fromkeys(rows.column_names, ""), columns)))
     events, time = typed_events(rows, dataset, time_unit, any_year=any_year, drop_empty=drop_empty)
     table = None
     if items_dataset or items_config:
         name = items_dataset or dataset
         commit = None if items_dataset else revision
-        records = _load(name, items_config, items_split, commit, item_columns, ("item_id",), it.OPTIONAL)
+        records, _ = _load(name, items_config, items_split, commit, item_columns, ("item_id",), it.OPTIONAL)
         table = items_table(records.to_pylist(), name, separator=category_separator or "|")
     more: dict[str, object] = {
         "dataset": dataset,
@@ -109,18 +117,53 @@ def _load(
     columns: Mapping[str, str],
     required: tuple[str, ...],
     optional: tuple[str, ...],
-) -> pa.Table:
-    from datasets import load_dataset  # takes a second to import
+) -> tuple[pa.Table, TimeKind | None]:
+    """The picked columns under our names; and what `timestamp` holds, where a data set of ours says it."""
+    from datasets import load_dataset, load_dataset_builder  # takes a second to import
 
     what = f"dataset {name} (config {config or 'default'}, split {split})"
     try:
-        data = load_dataset(name, config, split=split, revision=revision)
+        builder = load_dataset_builder(name, config, revision=revision)
+        data = load_dataset(name, config, split=split, revision=revision, **_as_text(builder))
+        said = _time_said(builder, split)
+    except HfGrError:
+        raise
     except Exception as error:  # whatever the builder of a dataset raises, hub and file errors included
-        reason = first_line(error)
-        raise HfGrError(f"{what} cannot be loaded ({reason}); check its id, config and split.") from None
+        raise HfGrError(f"{what} cannot be loaded ({first_line(error)}); check its id, config and split.") from None
     picked = pick_columns(data.column_names, columns, required, optional, what)
+    if said == "position" and picked.get("timestamp") == "timestamp":
+        picked["position"] = picked.pop("timestamp")
     table = data.select_columns(list(picked.values())).with_format("arrow")[:]
-    return pa.table({ours: _plain(table[theirs]) for ours, theirs in picked.items()})
+    return pa.table({ours: _plain(table[theirs]) for ours, theirs in picked.items()}), said
+
+
+def _as_text(builder: Any) -> dict[str, Any]:
+    """Options with which a CSV file is read as it is written: `0012` stays `0012`, and `NA` is not yet nothing."""
+    from datasets import Features, Value
+    from datasets.packaged_modules.csv.csv import Csv
+
+    if not isinstance(builder, Csv) or not builder.config.data_files:
+        return {}
+    names = builder.config.column_names or builder.config.names
+    if names is None:
+        with fsspec.open(_files(builder)[0], "rt", encoding="utf-8-sig", newline="", compression="infer") as handle:
+            names = next(csv.reader(handle, delimiter=builder.config.delimiter or builder.config.sep), [])
+    return {"features": Features({name: Value("string") for name in names}), "keep_default_na": False}
+
+
+def _time_said(builder: Any, split: str) -> TimeKind | None:
+    """What the Parquet file of a split says that `timestamp` holds."""
+    file = next((file for file in _files(builder, split) if file.endswith(".parquet")), None)
+    if file is None:
+        return None
+    with fsspec.open(file, "rb") as handle:
+        return time_of(pq.read_schema(handle), file)
+
+
+def _files(builder: Any, split: str | None = None) -> list[str]:
+    files = builder.config.data_files or {}
+    wanted = [name for name in files if split is None or split.startswith(str(name))] or list(files)
+    return [str(file) for name in wanted for file in files[name]]
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

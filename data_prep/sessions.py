@@ -1,13 +1,9 @@
-"""Sessions: one row an item list with behaviours, as in multi-behaviour data (RetailRocket, Yoochoose).
+"""Sessions: one row an item list with behaviors, as in multi-behavior data (RetailRocket, Yoochoose, RecBole).
 
-What the augmentation is, found in the RetailRocket form of MB-IMN: every purchase of a session made a row of its
-own, with what came before it as the list and the bought item as the target. So rows of one session are nested: list 1
-is the beginning of list 2, and the event after it in list 2 is the purchase of target 1. On top of that rows are
-repeated (most of them three times), and when several items were bought one after the other the later lists leave some
-of those purchases out. Of 30,690 training rows 13,768 are distinct and 11,149 remain when those are dropped that a
-longer row contains with their purchase. Among these, lists of 3 to 7 events that begin another list are rare (7),
-lists of 8 or more are many (1,603): those are the left-out purchases; shorter ones are mostly different visitors who
-saw the same item.
+Some sources cut a session up: every purchase makes a row of its own, with what came before it as the list and the
+bought item as the target, so that list 1 is the beginning of list 2. Rows are put together again only if asked, and
+only those of one session id: lists of different visitors begin alike too. In the RetailRocket form of MB-IMN the id
+counts the rows; what belongs together there cannot be told, and every row stays a session.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,19 +12,22 @@ from pathlib import Path
 import daft
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hf_gr.errors import HfGrError
+from hf_gr.tables import id_texts
 
 from .common import finish, settings_of, up_to_date
 from .files import ROW, check_file, column_names, pick_columns, read_columns
 from .filters import DEFAULT, FilterOptions
+from .items import OPTIONAL
 from .table import check_map, read_items
 
 
-Event = tuple[str, str]  # item, behaviour
+Event = tuple[str, str]  # item, behavior
+Row = tuple[str, list[Event], list[Event]]  # session, its list, its target or nothing
 
 _THEIRS = {"session_id": "session_id", "item_ids": "item_ids", "behaviors": "behaviors", "target": "bought_item_id"}
-_MIN_SHARED = 3  # a list this long that begins another one is taken for the same session: see above
 
 
 def prepare_sessions(
@@ -37,32 +36,33 @@ def prepare_sessions(
     items: str | Path | None = None,
     *,
     columns: Mapping[str, str] | None = None,
-    target_behavior: str = "buy",
-    undo_augmentation: bool = True,
+    item_columns: Mapping[str, str] | None = None,
+    target_behavior: str | None = None,
+    undo_augmentation: bool = False,
     options: FilterOptions = DEFAULT,
     source: str | None = None,
     license: str = "unknown",
 ) -> None:
-    """Writes a dataset folder in which a session is a user, the order in its list the time; behaviours are kept.
+    """Writes a dataset folder in which a session is a user, the order in its list the time; behaviors are kept.
 
     Args:
         out: Folder to write.
-        sessions: One file or several (train, test), any format of `prepare_table`: `session_id`, `item_ids` (separated
-            by spaces), optional `behaviors` (as many, separated by spaces) and target, an item that comes after the
-            list. With several files a session is called `FILE-SESSION_ID`, as each file counts from 1.
+        sessions: One file or several (train, test), any format of `prepare_table`: `session_id`, `item_ids` (parted by
+            spaces, or a list column), optional `behaviors` (as many, likewise) and target, an item that comes after
+            the list. With several files a session is called `FILE-SESSION_ID`, as each file counts from 1.
         items: Items file; without it the items are made from the ids.
         columns: Our name (`session_id`, `item_ids`, `behaviors`, `target`) → the files' name; `target` is
             `bought_item_id` unless mapped.
-        target_behavior: Behaviour of the target.
-        undo_augmentation: Whether rows that are the beginning of another row are merged into it, repeated ones into
-            one: see [`merge_prefixes`].
+        item_columns: The same for the items file.
+        target_behavior: Behavior of the target; left out, `buy` if its column is `bought_item_id`.
+        undo_augmentation: Whether rows of one session id are put together again: see [`merge_prefixes`].
         options: What is kept.
         source: Where the data comes from, in a sentence, for the card.
         license: Licence identifier.
 
     Raises:
-        HfGrError: On a missing column, lists of unequal length, or one session id on rows that do not continue one
-            another.
+        HfGrError: On a missing column, an empty session id, lists of unequal length, a target whose behavior nobody
+            says, or one session id on several rows that are not to be, or cannot be, put together.
     """
     paths = [check_file(path) for path in ([sessions] if isinstance(sessions, str | Path) else sessions)]
     if not paths:
@@ -70,24 +70,36 @@ def prepare_sessions(
     files = {f"sessions {number}": path for number, path in enumerate(paths)}
     if items is not None:
         files["items"] = check_file(items)
+    names = [path.name.split(".")[0] for path in paths]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise HfGrError(f"two files are called {twice!r}, which is to tell their sessions apart; rename one.")
     columns = check_map(columns, tuple(_THEIRS))
-    more = {"columns": columns, "target_behavior": target_behavior, "undo_augmentation": undo_augmentation}
+    item_columns = check_map(item_columns, ("item_id", *OPTIONAL))
+    if item_columns and items is None:
+        raise HfGrError("--item-column maps a column of the items, but there is no table of items; give --items FILE.")
+    more = {"columns": columns, "item_columns": item_columns}
+    more |= {"target_behavior": target_behavior, "undo_augmentation": undo_augmentation}
     settings = settings_of("sessions", files, options, **more)
     if up_to_date(out, settings):
         return
     ids: list[str] = []
     lists: list[list[Event]] = []
-    for path in paths:
+    for path, name in zip(paths, names, strict=True):
         rows = _read(path, columns, target_behavior)
-        kept = merge_prefixes(rows) if undo_augmentation else [(name, [*events, *last]) for name, events, last in rows]
-        _check_unique([name for name, _ in kept], path)
+        kept = (
+            merge_prefixes(rows)
+            if undo_augmentation
+            else [(session, [*events, *last]) for session, events, last in rows]
+        )
+        _check_unique([session for session, _ in kept], path, undo_augmentation)
         print(f"[prepare] {path.name}: {len(rows):,} rows -> {len(kept):,} sessions", flush=True)
-        ids += [name if len(paths) == 1 else f"{path.name.split('.')[0]}-{name}" for name, _ in kept]
+        ids += [session if len(paths) == 1 else f"{name}-{session}" for session, _ in kept]
         lists += [events for _, events in kept]
     finish(
         out,
         _events(ids, lists),
-        None if items is None else read_items(files["items"]),
+        None if items is None else read_items(files["items"], item_columns),
         where=paths[0] if len(paths) == 1 else paths[0].parent,
         time="position",
         options=options,
@@ -97,21 +109,29 @@ def prepare_sessions(
     )
 
 
-def merge_prefixes(rows: Sequence[tuple[str, list[Event], list[Event]]]) -> list[tuple[str, list[Event]]]:
-    """Puts the rows that one session was cut into together again.
+def merge_prefixes(rows: Sequence[Row]) -> list[tuple[str, list[Event]]]:
+    """Puts the rows that one session was cut into together again; rows of other sessions are never looked at.
 
     1. A row whose list and target, together, are the beginning of another row's list and target (or equal to them)
        tells nothing more and is dropped.
-    2. Of those left, a row whose list (of at least 3 events) is the beginning of another row's list, but whose target
-       does not follow there, is a purchase that the longer row leaves out: its target is put in at that place.
-    Shorter lists without that evidence stay sessions of their own, so no target is ever lost. The rule is ours.
+    2. Of those left, a row whose list is the beginning of another row's list, but whose target does not follow there,
+       is a purchase that the longer row leaves out: its target is put in at that place.
+    So no target is ever lost. The rule is ours.
 
     Args:
         rows: Session id, list, and target: one event or none.
 
     Returns:
-        Session id of the longest row, and all its events in order, for every session, in the order of the rows.
+        Session id and all events in order, once for every session whose rows continue one another (more often for
+        others), in the order of the rows.
     """
+    sessions: dict[str, list[Row]] = {}
+    for row in rows:
+        sessions.setdefault(row[0], []).append(row)
+    return [(name, events) for name, own in sessions.items() for events in _merged(own)]
+
+
+def _merged(rows: Sequence[Row]) -> list[list[Event]]:
     order = sorted(range(len(rows)), key=lambda row: (rows[row][1] + rows[row][2], -row))
     whole = [rows[row][1] + rows[row][2] for row in order]
     following = [*whole, []][1:]
@@ -122,13 +142,12 @@ def merge_prefixes(rows: Sequence[tuple[str, list[Event], list[Event]]]) -> list
     left_out: list[tuple[int, Event]] = []  # place in the list, purchase
     for row, after in zip(fresh, [*fresh, None][1:], strict=True):
         _, events, target = rows[row]
-        begins = after is not None and rows[after][1][: len(events)] == events
-        if begins and len(events) >= _MIN_SHARED:
+        if after is not None and rows[after][1][: len(events)] == events:
             left_out += [(len(events), event) for event in target]
             continue
         sessions.append((row, _put_in(events, left_out) + target))
         left_out = []
-    return [(rows[row][0], events) for row, events in sorted(sessions)]
+    return [events for _, events in sorted(sessions)]
 
 
 def _put_in(events: list[Event], left_out: list[tuple[int, Event]]) -> list[Event]:
@@ -139,36 +158,88 @@ def _put_in(events: list[Event], left_out: list[tuple[int, Event]]) -> list[Even
     return merged
 
 
-def _read(path: Path, columns: Mapping[str, str], behavior: str) -> list[tuple[str, list[Event], list[Event]]]:
+def _read(path: Path, columns: Mapping[str, str], behavior: str | None) -> list[Row]:
     found = column_names(path)
     wanted = {name: theirs for name, theirs in _THEIRS.items() if theirs in found} | dict(columns)
     picked = pick_columns(found, wanted, ("session_id", "item_ids"), ("behaviors", "target"), path)
     table = read_columns(path, picked).to_arrow()
-    rows = []
-    for record in table.to_pylist():
-        name = str(record["session_id"])
-        items = (record["item_ids"] or "").split()
-        behaviors = (record["behaviors"] or "").split() if "behaviors" in picked else [""] * len(items)
-        if not items or len(items) != len(behaviors):
-            raise HfGrError(
-                f"{path}: session {name!r} has {len(items)} item(s) and {len(behaviors)} behaviour(s); give as many "
-                "of both, at least one, separated by spaces."
-            )
-        last = [(record["target"], behavior)] if record.get("target") else []
-        rows.append((name, list(zip(items, behaviors, strict=True)), last))
-    if not rows:
+    if not table.num_rows:
         raise HfGrError(f"{path} holds no sessions; check the file.")
+    sessions = _ids(table["session_id"], "session_id", path)
+    if None in sessions:
+        raise HfGrError(f"{path}: 'session_id' is empty in row {sessions.index(None)}; fill it or drop the row.")
+    items = _words(table["item_ids"], "item_ids", path)
+    behaviors = _words(table["behaviors"], "behaviors", path) if "behaviors" in picked else None
+    targets = _ids(table["target"], "target", path) if "target" in picked else [None] * len(items)
+    if "target" in picked:
+        behavior = _behavior_of_target(picked, behavior, path)
+    elif behavior is not None:
+        raise HfGrError(
+            f"--target-behavior is {behavior!r}, but {path} has no target; map it: --column target=THEIRS."
+        )
+    rows: list[Row] = []
+    for number, (name, own, last) in enumerate(zip(sessions, items, targets, strict=True)):
+        did = [""] * len(own) if behaviors is None else behaviors[number]
+        if not own or len(own) != len(did):
+            raise HfGrError(
+                f"{path}: session {name!r} has {len(own)} item(s) and {len(did)} behavior(s); give as many of "
+                "both, at least one, parted by spaces or as a list."
+            )
+        rows.append((str(name), list(zip(own, did, strict=True)), [] if last is None else [(last, behavior or "")]))
     return rows
 
 
-def _check_unique(ids: list[str], path: Path) -> None:
-    seen: set[str] = set()
-    for name in ids:
-        if name in seen:
+def _behavior_of_target(picked: Mapping[str, str], given: str | None, path: Path) -> str | None:
+    """The behavior of the target, which nobody recorded but in the name of its column."""
+    if given is not None or "behaviors" not in picked:
+        return given
+    if picked["target"] == _THEIRS["target"]:
+        return "buy"
+    raise HfGrError(
+        f"{path} has behaviors, but does not say that of the target {picked['target']!r}; give it, such as "
+        "--target-behavior buy."
+    )
+
+
+def _ids(column: pa.ChunkedArray, name: str, path: Path) -> list[str | None]:
+    """Ids as text, `None` where there is none (null, NaN or an empty text)."""
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    there = pc.is_valid(column).to_numpy()
+    texts = iter(id_texts(column.drop_null(), name, path).to_pylist())
+    return [next(texts) or None if valid else None for valid in there]
+
+
+def _words(column: pa.ChunkedArray, name: str, path: Path) -> list[list[str]]:
+    """A list of words for every row: of a list column, or of a text parted by spaces."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return [(text or "").split() for text in column.to_pylist()]
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise HfGrError(f"{path}: column {name!r} holds {kind}; give texts parted by spaces, or lists.")
+    flat = pc.list_flatten(column)
+    words = _ids(flat, name, path)
+    ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy()).tolist()
+    lists = [words[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    for row, own in enumerate(lists):
+        if None in own:
+            raise HfGrError(f"{path}: a list in {name!r} has an empty value in row {row}; drop it from the list.")
+    return [[word for word in own if word is not None] for own in lists]
+
+
+def _check_unique(ids: list[str], path: Path, undone: bool) -> None:
+    rows: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        if name in rows and undone:
             raise HfGrError(
                 f"{path}: session {name!r} has rows that do not continue one another; give each its own id."
             )
-        seen.add(name)
+        if name in rows:
+            raise HfGrError(
+                f"{path}: session {name!r} stands in rows {rows[name]} and {row} (the first row is 0); if they are "
+                "one session cut up, put it together with --undo-augmentation, else give each its own id."
+            )
+        rows[name] = row
 
 
 def _events(ids: list[str], lists: list[list[Event]]) -> daft.DataFrame:

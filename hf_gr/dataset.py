@@ -5,11 +5,10 @@ A folder holds `interactions.parquet`, `items.parquet` and a dataset card that d
 `items.parquet`. Splits are derived, never stored.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,84 +18,16 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from .artifacts import write_manifest, writing
 from .errors import HfGrError
+from .histories import Cases as Cases
+from .histories import Histories, Split, leave_one_out, temporal
 from .tables import TimeKind, as_table, check_interactions, check_items, numbered, row_of
 
 
-SplitKind = Literal["leave_one_out", "temporal"]
+SplitKind = str  # "leave_one_out", "temporal" or "temporal:TRAIN,VALIDATION"
 
 _TIME = b"hf_gr.time"  # key of the schema's metadata in interactions.parquet: what `timestamp` holds
 _KINDS: dict[bytes, TimeKind] = {b"microseconds": "timestamp", b"position": "position"}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class Histories:
-    """Event sequences, oldest first, of U users with E events in all, in CSR form.
-
-    Attributes:
-        user_ids: Array of U strings.
-        ptr: int64 [U + 1]; events of user `u` are `ptr[u]:ptr[u + 1]`.
-        items: int64 [E], rows of `items.parquet`.
-        timestamps: int64 [E], microseconds since 1970 (UTC) or positions.
-        ratings: float32 [E] or `None`.
-        behaviors: Array of E strings or `None`.
-        reviews: Array of E strings, what users wrote of the items (`None` in it where they wrote nothing), or `None`.
-    """
-
-    user_ids: np.ndarray
-    ptr: np.ndarray
-    items: np.ndarray
-    timestamps: np.ndarray
-    ratings: np.ndarray | None = None
-    behaviors: np.ndarray | None = None
-    reviews: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.user_ids)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yields the item rows of every user in turn."""
-        for start, end in zip(self.ptr[:-1], self.ptr[1:], strict=True):
-            yield self.items[start:end]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.ptr)
-
-    def cut(self, users: np.ndarray, ends: np.ndarray) -> "Histories":
-        """The first `ends[i]` events of user `users[i]`, for every i; a user may appear more than once."""
-        starts = self.ptr[users]
-        ptr = np.concatenate([[0], np.cumsum(ends)]).astype(np.int64)
-        rows = np.arange(ptr[-1]) - np.repeat(ptr[:-1], ends) + np.repeat(starts, ends)
-        return Histories(
-            self.user_ids[users],
-            ptr,
-            self.items[rows],
-            self.timestamps[rows],
-            None if self.ratings is None else self.ratings[rows],
-            None if self.behaviors is None else self.behaviors[rows],
-            None if self.reviews is None else self.reviews[rows],
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Cases:
-    """Held-out events: what was known before each (`histories`), and what was taken (`targets`, int64 [cases])."""
-
-    histories: Histories
-    targets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """`train` is all that may teach; `validation` and `test` are only ever predicted."""
-
-    train: Histories
-    validation: Cases
-    test: Cases
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,65 +93,44 @@ class InteractionDataset:
             )
         return replace(self, events=replace(self.events, items=rows))
 
-    def split(self, kind: SplitKind = "leave_one_out", ratios: tuple[float, float] = (0.8, 0.1)) -> Split:
+    def split(self, kind: SplitKind = "leave_one_out") -> Split:
         """Derives the training part, validation and test.
 
         Args:
             kind: `"leave_one_out"`: of every user the last event is test, the one before validation; users with fewer
-                than 3 events teach and are not judged. `"temporal"`: the first `ratios[0]` of all events by time
-                teach, the next `ratios[1]` validate, the rest test; every held-out event of a user with an earlier
-                one is a case.
-            ratios: Shares of training and validation events (`"temporal"` only).
+                than 3 events teach and are not judged. `"temporal"`: the first 80 % of all events by time teach, the
+                next 10 % validate, the rest test; every held-out event of a user with an earlier one is a case.
+                `"temporal:0.7,0.15"`: the same with other shares of training and validation.
         """
         if kind == "leave_one_out":
-            return self._leave_one_out()
-        if kind == "temporal":
-            return self._temporal(*ratios)
-        raise HfGrError(f"unknown split {kind!r}; use 'leave_one_out' or 'temporal'.")
-
-    def _leave_one_out(self) -> Split:
-        events, lengths = self.events, self.events.lengths
-        judged = np.flatnonzero(lengths >= 3)
-        if not len(judged):
-            raise HfGrError(
-                f"{self.path}: none of {len(events)} user(s) has 3 events, but leave-one-out needs one each for "
-                "training, validation and test; take a longer log, or one whose user ids say who comes back."
-            )
-        ends = lengths[judged]
-        return Split(
-            events.cut(np.arange(len(events)), np.where(lengths >= 3, lengths - 2, lengths)),
-            Cases(events.cut(judged, ends - 2), events.items[events.ptr[1:][judged] - 2]),
-            Cases(events.cut(judged, ends - 1), events.items[events.ptr[1:][judged] - 1]),
-        )
-
-    def _temporal(self, train: float, validation: float) -> Split:
+            return leave_one_out(self.events, self.path)
+        train, validation = _shares(kind)
         if self.time == "position":
             raise HfGrError(
-                f"{self.path} has only positions, no clock : a temporal split would mix users' "
-                "times; use the leave_one_out split, or prepare the data with time stamps."
+                f"{self.path} has only positions, no clock: a temporal split would mix users' times; use the "
+                "leave_one_out split, or prepare the data with time stamps."
             )
-        if not (0 < train < 1 and 0 < validation < 1 - train):
-            raise HfGrError(f"split ratios {train}, {validation} must be positive and leave a share for the test.")
-        events = self.events
-        ordered = np.sort(events.timestamps)
-        first = ordered[int(train * len(ordered))]
-        second = ordered[int((train + validation) * len(ordered))]
-        owner = np.repeat(np.arange(len(events)), events.lengths)
-        known = np.bincount(owner[events.timestamps < first], minlength=len(events))
-        taught = np.flatnonzero(known)
+        return temporal(self.events, train, validation, self.path)
 
-        def cases(start: int, end: int | None) -> Cases:
-            inside = (
-                events.timestamps >= start if end is None else (events.timestamps >= start) & (events.timestamps < end)
-            )
-            rows = np.flatnonzero(inside)
-            before = rows - events.ptr[owner[rows]]
-            rows, before = rows[before > 0], before[before > 0]
-            if not len(rows):
-                raise HfGrError(f"{self.path}: the temporal split leaves a part without cases; change the ratios.")
-            return Cases(events.cut(owner[rows], before), events.items[rows])
 
-        return Split(events.cut(taught, known[taught]), cases(first, second), cases(second, None))
+def check_split(kind: str) -> None:
+    """Raises [`HfGrError`] if there is no such split."""
+    if kind != "leave_one_out":
+        _shares(kind)
+
+
+def _shares(kind: str) -> tuple[float, float]:
+    name, _, shares = kind.partition(":")
+    try:
+        train, validation = map(float, (shares or "0.8,0.1").split(","))
+    except ValueError:
+        name = ""
+    if name != "temporal" or kind.endswith(":"):
+        raise HfGrError(
+            f"unknown split {kind!r}; use 'leave_one_out', 'temporal', or 'temporal:0.7,0.15' with shares of training "
+            "and validation."
+        )
+    return train, validation
 
 
 def popularity(train: Histories, num_items: int) -> np.ndarray:
@@ -319,18 +229,23 @@ def day(microseconds: int) -> str:
     return str(np.datetime64(int(microseconds), "us").astype("datetime64[D]"))
 
 
+def time_of(schema: pa.Schema, where: str | Path) -> TimeKind | None:
+    """What `timestamp` holds by the schema of an `interactions.parquet`, microseconds or positions; `None` where it
+    does not say. Raises [`HfGrError`] if it says something unknown."""
+    said = (schema.metadata or {}).get(_TIME)
+    if said is not None and said not in _KINDS:
+        raise HfGrError(f"{where} says that its times are {said.decode()!r}, which is unknown here; prepare it again.")
+    return None if said is None else _KINDS[said]
+
+
 def _with_time(interactions: pa.Table, file: Path) -> tuple[pa.Table, TimeKind]:
     """Interactions in microseconds or positions, and which of the two their file says.
 
     Folders of before say it on the card alone, and count seconds.
     """
-    said = (interactions.schema.metadata or {}).get(_TIME)
+    said = time_of(interactions.schema, file)
     if said is not None:
-        if said not in _KINDS:
-            raise HfGrError(
-                f"{file} says that its times are {said.decode()!r}, which is unknown here; prepare it again."
-            )
-        return interactions, _KINDS[said]
+        return interactions, said
     if "timestamp" not in interactions.column_names or pa.types.is_temporal(interactions["timestamp"].type):
         return interactions, "timestamp"
     card = file.with_name("README.md")

@@ -39,7 +39,7 @@ def check_items(items: pa.Table, where: str | Path) -> pa.Table:
     Raises [`HfGrError`] on missing columns, nulls, repeated ids, and ids or categories of another kind.
     """
     _require(items, ("item_id", "title"), where)
-    items = _with(items, "item_id", _ids(items["item_id"], "item_id", where))
+    items = _with(items, "item_id", id_texts(items["item_id"], "item_id", where))
     for name in _TEXTS:
         if name in items.column_names:
             items = _with(items, name, _cast(items[name], pa.string(), name, where))
@@ -76,7 +76,7 @@ def check_interactions(interactions: pa.Table, items: pa.Table, where: str | Pat
     """
     _require(interactions, ("user_id", "item_id", "timestamp"), where)
     for name in ("user_id", "item_id"):
-        interactions = _with(interactions, name, _ids(interactions[name], name, where))
+        interactions = _with(interactions, name, id_texts(interactions[name], name, where))
     interactions = _with(interactions, "timestamp", _times(interactions["timestamp"], time, where))
     for name, kind in _OPTIONAL_INTERACTION_TYPES.items():
         if name in interactions.column_names:
@@ -92,6 +92,26 @@ def check_interactions(interactions: pa.Table, items: pa.Table, where: str | Pat
             "to the items or drop those rows."
         )
     return interactions
+
+
+def id_texts(column: pa.ChunkedArray, name: str, where: str | Path) -> pa.ChunkedArray:
+    """Ids as text: strings as they are, whole numbers without a point (12.0, as pandas writes it, is the id 12)."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if kind in _EXACT:
+        values = np.concatenate([np.empty(0), *(chunk.cast(kind).to_numpy() for chunk in column.chunks)])
+        bad = ~(np.abs(values) < _EXACT[kind]) | (values != np.floor(values))  # NaN is bad too
+        if bad.any():
+            row = int(bad.argmax())
+            raise HfGrError(
+                f"{where}: {name!r} is {values[row]} in row {row}, a {kind} that is no whole number or too large to "
+                "tell ids apart; give ids as strings or integers."
+            )
+        return pa.chunked_array([pa.array(values.astype(np.int64))]).cast(pa.string())
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer)
+    whole = pa.types.is_decimal(kind) and kind.scale == 0
+    if not whole and not any(is_one(kind) for is_one in texts):
+        raise HfGrError(f"{where}: column {name!r} holds {kind}, but ids are strings or whole numbers; convert it.")
+    return _cast(column, pa.string(), name, where)
 
 
 def numbered(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
@@ -133,26 +153,6 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, where: str | Pa
         return pa.chunked_array([part.cast(kind) for part in slices], kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise HfGrError(f"{where}: column {name!r} cannot be read as {kind} ({error}).") from None
-
-
-def _ids(column: pa.ChunkedArray, name: str, where: str | Path) -> pa.ChunkedArray:
-    """Ids as text: strings as they are, whole numbers without a point (12.0, as pandas writes it, is the id 12)."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if kind in _EXACT:
-        values = np.concatenate([np.empty(0), *(chunk.cast(kind).to_numpy() for chunk in column.chunks)])
-        bad = ~(np.abs(values) < _EXACT[kind]) | (values != np.floor(values))  # NaN is bad too
-        if bad.any():
-            row = int(bad.argmax())
-            raise HfGrError(
-                f"{where}: {name!r} is {values[row]} in row {row}, a {kind} that is no whole number or too large to "
-                "tell ids apart; give ids as strings or integers."
-            )
-        return pa.chunked_array([pa.array(values.astype(np.int64))]).cast(pa.string())
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer)
-    whole = pa.types.is_decimal(kind) and kind.scale == 0
-    if not whole and not any(is_one(kind) for is_one in texts):
-        raise HfGrError(f"{where}: column {name!r} holds {kind}, but ids are strings or whole numbers; convert it.")
-    return _cast(column, pa.string(), name, where)
 
 
 def _lists(items: pa.Table, where: str | Path) -> pa.ChunkedArray:

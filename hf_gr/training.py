@@ -28,7 +28,7 @@ from trl import GRPOConfig, SFTConfig
 
 from .artifacts import fingerprint, is_current, report, settings_key, write_json, write_manifest, writing
 from .catalog import SidCatalog
-from .dataset import SplitKind
+from .dataset import SplitKind, check_split
 from .decoding import check_model
 from .errors import HfGrError, first_line
 from .hub import carry, save_repo
@@ -87,7 +87,9 @@ class DataArguments:
     """
 
     dataset: str = field(default="", metadata={"help": "Dataset folder, as written by `hf-gr prepare`."})
-    split: SplitKind = field(default="leave_one_out", metadata={"help": "`leave_one_out` or `temporal`."})
+    split: SplitKind = field(
+        default="leave_one_out", metadata={"help": "`leave_one_out`, `temporal` or `temporal:0.7,0.15`."}
+    )
     force: bool = field(default=False, metadata={"help": "Train again even if the model is up to date."})
 
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept while training."})
@@ -153,6 +155,7 @@ class RunArguments(DataArguments):
     )
 
     def __post_init__(self) -> None:
+        check_split(self.split)
         if self.bf16 is None:
             self.bf16 = has_fast_bf16() and not self.fp16  # type: ignore[attr-defined]  # a field of TRL's
         super().__post_init__()  # type: ignore[misc]  # TRL's, which stands behind in the bases

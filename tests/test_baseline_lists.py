@@ -61,10 +61,20 @@ def test_the_split_is_that_of_hf_gr(lists, dataset):
     assert np.array_equal(events.known("train").users, np.repeat(np.arange(4), split.train.lengths))
 
 
-def test_a_user_with_two_events_is_named(lists, tmp_path):
-    events = {"user_id": ["a"] * 3 + ["b"] * 2, "item_id": ["i000"] * 5, "timestamp": [1, 2, 3, 1, 2]}
+def test_users_with_fewer_than_three_events_teach_and_are_not_judged(lists, tmp_path):
+    events = {"user_id": [*"ccaaabb"], "item_id": [f"i{row:03d}" for row in range(7)], "timestamp": [*range(7)]}
     write_dataset(tmp_path / "short", pa.table(events), tiny_items(), source="Made for tests.")
-    with pytest.raises(SystemExit, match=r"user 'b' has 2 event\(s\).*--min-user-events 3"):
+    read, split = lists.read_events(tmp_path / "short"), InteractionDataset.load(tmp_path / "short").split()
+    assert read.known("train").items.tolist() == split.train.items.tolist() == [0, 1, 2, 5, 6]
+    assert read.known("test").items.tolist() == [0, 1, 2, 3, 5, 6] and read.judged.tolist() == [1]
+    for part, cases in (("validation", split.validation), ("test", split.test)):
+        assert read.targets(part).tolist() == cases.targets.tolist()
+
+
+def test_data_that_cannot_be_split_are_named(lists, tmp_path):
+    events = {"user_id": ["b"] * 2, "item_id": ["i000"] * 2, "timestamp": [1, 2]}
+    write_dataset(tmp_path / "short", pa.table(events), tiny_items(), source="Made for tests.")
+    with pytest.raises(SystemExit, match=r"short: no user has 3 events, which leave-one-out needs"):
         lists.read_events(tmp_path / "short")
     with pytest.raises(SystemExit, match=r"nowhere/interactions.parquet is missing; write the folder with `hf-gr"):
         lists.read_events(tmp_path / "nowhere")

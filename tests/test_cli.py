@@ -131,16 +131,15 @@ def test_bad_tables(case, tmp_path, prepared, refused):
     assert re.search(expected, line), line
 
 
-def test_a_user_with_one_event(tmp_path, road, refused):
-    table = pa.concat_tables(
-        [tiny_interactions(), tiny_interactions().slice(0, 1).set_column(0, "user_id", [["lone"]])]
-    )
-    write_dataset(tmp_path / "dataset", table, tiny_items(), source="Made for tests.")
+def test_a_log_in_which_nobody_comes_back(tmp_path, road, refused):
+    table = tiny_interactions()
+    pairs = pa.array([f"u{row // 2}" for row in range(len(table))])
+    write_dataset(tmp_path / "dataset", table.set_column(0, "user_id", pairs), tiny_items(), source="Made for tests.")
     short = {"dataset": tmp_path / "dataset"}
     out = tmp_path / "out"
     for command in (road.embed(out), road.quantize(out), road.sft(out), road.grpo(out), road.evaluate(out)):
         line = refused(swapped(command, short))
-        assert "1 user(s) have fewer than 3 events (first: 'lone' with 1)" in line and "--min-user-events 3" in line
+        assert "user(s) has 3 events, but leave-one-out needs one each" in line
         assert not list(tmp_path.glob("out/*model*")) and not (out / "manifest.json").exists()
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny import tiny_interactions, tiny_items
 
 from hf_gr.artifacts import fingerprint, read_json
-from hf_gr.dataset import Histories, InteractionDataset, popularity, write_dataset
+from hf_gr.dataset import Histories, InteractionDataset, check_split, popularity, write_dataset
 from hf_gr.errors import HfGrError
 from hf_gr.tables import numbered, row_of
 
@@ -143,15 +143,71 @@ def temporal_reference(users: list[tuple], ratios: tuple[float, float]) -> tuple
 @given(memory_datasets(), st.sampled_from([(0.8, 0.1), (0.5, 0.25), (0.3, 0.3)]))
 def test_temporal_split_equals_the_definition(dataset, ratios):
     train, validation, test = temporal_reference(listed(dataset.events), ratios)
-    if not validation or not test:
-        with pytest.raises(HfGrError, match="leaves a part without cases; change the ratios"):
-            dataset.split("temporal", ratios)
+    kind = "temporal" if ratios == (0.8, 0.1) else f"temporal:{ratios[0]},{ratios[1]}"
+    if not (train and validation and test):
+        with pytest.raises(
+            HfGrError, match=r"the temporal split leaves (nothing for training|no \w+ event of a user)"
+        ):
+            dataset.split(kind)
         return
-    split = dataset.split("temporal", ratios)
+    split = dataset.split(kind)
     assert listed(split.train) == train
     for cases, expected in ((split.validation, validation), (split.test, test)):
         found = [(*history, target) for history, target in zip(listed(cases.histories), cases.targets, strict=True)]
         assert found == expected
+
+
+def test_a_pile_of_events_at_one_time_is_told_and_the_remedy_is_true():
+    """Nine in ten events carry the date of a migration."""
+    dataset = memory_dataset([[5] * 9 + [6 + user] for user in range(10)])
+    with pytest.raises(
+        HfGrError, match=r"nothing for training, as the first 90\.0% of the events are at one time; .*"
+    ):
+        dataset.split("temporal")
+    split = dataset.split("temporal:0.92,0.04")
+    assert split.train.lengths.tolist() == [10, 10, *[9] * 8] and len(split.validation) + len(split.test) == 8
+
+
+def test_a_temporal_part_without_cases_is_told():
+    dataset = memory_dataset([[1, 2, 3, 4, 5, 6, 7, 8], [9], [10]])
+    with pytest.raises(
+        HfGrError, match=r"no validation event of a user with an earlier one; try other shares \(--split"
+    ):
+        dataset.split("temporal")
+    assert dataset.split("temporal:0.5,0.2").validation.targets.tolist() == [5, 6]
+
+
+def test_cases_are_views_of_one_history():
+    """A user of 3,000 events costs 3,000, not four and a half million."""
+    dataset = memory_dataset([list(range(3000))])
+    split = dataset.split("temporal:0.1,0.4")
+    for cases in (split.validation, split.test):
+        assert cases.events is dataset.events and len(cases) in (1200, 1500)
+        some = np.array([7, 0, 7])
+        taken = cases.take(some)
+        assert taken.targets.tolist() == cases.targets[some].tolist()
+        for events in (1, 5, 10_000):
+            for known, end in zip(taken.latest(events), taken.ends, strict=True):
+                assert known.tolist() == list(range(max(0, end - events), end))
+        assert [known.tolist() for known in taken] == [list(range(end)) for end in taken.ends]
+        assert all(known.base is not None for known in taken)  # nothing is copied
+        assert listed(taken.histories) == listed(dataset.events.cut(cases.users[some], cases.ends[some]))
+
+
+def memory_dataset(times: list[list[int]]) -> InteractionDataset:
+    """Users whose events have these times, every event of an item of its own."""
+    lengths = [len(user) for user in times]
+    stamps = np.array([time for user in times for time in user], np.int64)
+    events = Histories(
+        np.array([f"u{row}" for row in range(len(times))], dtype=object),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        np.arange(len(stamps)),
+        stamps,
+        np.arange(len(stamps), dtype=np.float32),
+        np.array([f"b{row}" for row in range(len(stamps))], dtype=object),
+    )
+    items = pa.table({"item_id": [f"i{row}" for row in range(len(stamps))], "title": [""] * len(stamps)})
+    return InteractionDataset(Path("memory"), items, events, "timestamp")
 
 
 def test_popularity_counts_training_events():
@@ -170,18 +226,28 @@ def test_positions_refuse_a_temporal_split(tmp_path):
     write_dataset(tmp_path / "data", tiny_interactions(), tiny_items(), source="", time="position")
     dataset = InteractionDataset.load(tmp_path / "data")
     assert dataset.time == "position"
-    with pytest.raises(HfGrError, match=r"data has only positions, no clock .* use the leave_one_out split"):
+    with pytest.raises(HfGrError, match=r"data has only positions, no clock: .* use the leave_one_out split"):
         dataset.split("temporal")
     assert len(dataset.split().test) == 60
 
 
 def test_bad_splits_are_refused(dataset_folder):
     dataset = InteractionDataset.load(dataset_folder)
-    with pytest.raises(HfGrError, match="unknown split 'random'; use 'leave_one_out' or 'temporal'"):
-        dataset.split("random")
-    for ratios in ((0.0, 0.1), (0.9, 0.1), (0.5, 0.6), (0.5, 0.0)):
+    for kind in (
+        "random",
+        "",
+        "temporal:",
+        "temporal:0.8",
+        "temporal:a,b",
+        "temporal:.1,.2,.3",
+        "leave_one_out:.5,.1",
+    ):
+        for refuses in (dataset.split, check_split):
+            with pytest.raises(HfGrError, match=rf"unknown split '{kind}'; use 'leave_one_out', 'temporal', or"):
+                refuses(kind)
+    for shares in ("0,.1", "0.9,0.1", "0.5,0.6", "0.5,0", "nan,0.1"):
         with pytest.raises(HfGrError, match="must be positive and leave a share for the test"):
-            dataset.split("temporal", ratios)
+            dataset.split(f"temporal:{shares}")
 
 
 def test_a_log_in_which_nobody_has_three_events_is_refused():

@@ -25,8 +25,12 @@ SPLITS = ["leave_one_out", "temporal"]
 
 
 def interactions_on_a_clock() -> pa.Table:
-    """Users start at different times, so that a temporal split cuts through them."""
+    """Users start at different times, so that a temporal split cuts through them; some have one event or two, which
+    leave-one-out does not hold out."""
     table = tiny_interactions()
+    few = table.slice(0, 9)
+    short = pa.array(["a", "b", "b", "c", "d", "d", "e", "f", "f"])
+    table = pa.concat_tables([few.set_column(0, "user_id", short), table])
     random = np.random.default_rng(1)
     start = {user: int(random.integers(0, 200)) for user in table["user_id"].to_pylist()}
     times = [
@@ -42,8 +46,8 @@ def held_out_mask(table: pa.Table, split: str) -> np.ndarray:
     if split == "temporal":
         return times >= np.sort(times)[int(0.8 * len(times))]
     mask = np.zeros(len(users), bool)
-    for user in np.unique(users):
-        mask[np.flatnonzero(users == user)[-2:]] = True  # rows are in order of time
+    for user, count in zip(*np.unique(users, return_counts=True), strict=True):
+        mask[np.flatnonzero(users == user)[-2 if count >= 3 else count :]] = True  # rows are in order of time
     return mask
 
 

@@ -5,8 +5,9 @@
 
 RecTools needs numpy < 2 and so runs in an environment of its own (`make baselines`) that does not have hf_gr; this
 file reads a dataset folder and leaves one out by itself. Every system learns from the training part alone: of every
-user all events but the last two. Its lists are inferred from all events before the one that is predicted. Networks are
-trained until `patience` looks at the validation part in a row bring no better NDCG@10, and the best state answers.
+user all events but the last two, or all where there are fewer than three (such users are not judged). Its lists are
+inferred from all events before the one that is predicted. Networks are trained until `patience` looks at the
+validation part in a row bring no better NDCG@10, and the best state answers.
 """
 
 import argparse
@@ -48,15 +49,21 @@ class Events:
     items: np.ndarray
 
     def known(self, part: str) -> "Events":
-        """What is known when the targets of a part (`train` has none) are predicted."""
-        lengths = np.diff(self.ptr) - _AFTER[part]
+        """What is known when the targets of a part (`train` has none) are predicted; all of users not judged."""
+        lengths = np.diff(self.ptr)
+        lengths[self.judged] -= _AFTER[part]
         place = np.arange(len(self.items)) - np.repeat(self.ptr[:-1], np.diff(self.ptr))
         keep = place < np.repeat(lengths, np.diff(self.ptr))
         return replace(self, ptr=np.concatenate([[0], np.cumsum(lengths)]), items=self.items[keep])
 
     def targets(self, part: str) -> np.ndarray:
-        """The event of every user that a part predicts, int64 [U]."""
-        return self.items[self.ptr[1:] - _AFTER[part]]
+        """The event that a part predicts of every user who is judged, int64."""
+        return self.items[self.ptr[1:][self.judged] - _AFTER[part]]
+
+    @property
+    def judged(self) -> np.ndarray:
+        """Users with three events, int64; the others only teach."""
+        return np.flatnonzero(np.diff(self.ptr) >= 3)
 
     @property
     def users(self) -> np.ndarray:
@@ -68,7 +75,7 @@ def read_events(folder: Path) -> Events:
     """Reads a dataset folder as hf_gr does: users as they first appear, events by time, ties in the file's order.
 
     Raises:
-        SystemExit: With one line, if a file is missing or a user has fewer than the three events that are needed.
+        SystemExit: With one line, if a file is missing or no user has the three events that are needed.
     """
     for name in ("interactions.parquet", "items.parquet"):
         if not (folder / name).is_file():
@@ -84,12 +91,8 @@ def read_events(folder: Path) -> Events:
         raise SystemExit(f"error: {folder}: item {missing!r} is not in items.parquet; prepare the data again.")
     lengths = np.bincount(codes)
     names = users.dictionary.to_pylist()
-    if (lengths < 3).any():
-        short = int((lengths < 3).argmax())
-        raise SystemExit(
-            f"error: {folder}: user {names[short]!r} has {lengths[short]} event(s), but leave-one-out needs 3; "
-            "prepare the data with --min-user-events 3."
-        )
+    if (lengths < 3).all():
+        raise SystemExit(f"error: {folder}: no user has 3 events, which leave-one-out needs; take a longer log.")
     ptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return Events(names, catalogue.to_pylist(), ptr, rows.to_numpy().astype(np.int64)[order])
 
@@ -182,7 +185,7 @@ def trained_network(name: str, settings: dict[str, Any], events: Events, seed: i
     best, state, since, started = -1.0, {}, 0, time.process_time()
     for epoch in range(schedule["every"], schedule["epochs"] + 1, schedule["every"]):
         model.fit_partial(train, min_epochs=schedule["every"], max_epochs=schedule["every"])
-        score = ndcg(lists_of(model, events, known, 10, exclude_seen), targets)
+        score = ndcg(lists_of(model, events, known, 10, exclude_seen)[events.judged], targets)
         used = time.process_time() - started
         print(f"epoch {epoch}: validation NDCG@10 {score:.4f}, {used:.0f} CPU seconds so far", flush=True)
         since += 1

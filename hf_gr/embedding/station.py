@@ -10,7 +10,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from ..artifacts import fingerprint, is_current, report, write_manifest, writing
-from ..dataset import InteractionDataset, SplitKind
+from ..dataset import InteractionDataset, SplitKind, check_split
 from ..errors import HfGrError
 from ..interests.table import Interests
 from ..processes import main_process_first
@@ -243,6 +243,7 @@ def _graph(config: EmbedConfig, dataset: InteractionDataset) -> sp.csr_array:
 
 def _check(config: EmbedConfig) -> dict[str, float]:
     """The weight of every source."""
+    check_split(config.split)
     unknown = [name for name in config.sources if name not in SOURCES]
     if unknown or not config.sources or len(set(config.sources)) < len(config.sources):
         raise HfGrError(f"sources {config.sources} must name each of {list(SOURCES)} at most once, and one at least.")

@@ -138,7 +138,7 @@ def tuned_knn(
         The baseline, and all trials in the order in which they were made.
     """
     rows = np.sort(np.random.default_rng(0).permutation(len(validation))[:_TRIED_CASES])
-    histories, targets = validation.histories.cut(rows, validation.histories.lengths[rows]), validation.targets[rows]
+    histories, targets = validation.take(rows).histories, validation.targets[rows]
     settings = {"neighbours": max(NEIGHBOURS), "exclude_seen": exclude_seen}
 
     def tried(model: ItemKNN, neighbours: int) -> Trial:

@@ -22,7 +22,7 @@ from ..artifacts import (
     write_manifest,
     writing,
 )
-from ..dataset import Cases, Histories, InteractionDataset
+from ..dataset import Cases, Histories, InteractionDataset, SplitKind, check_split
 from ..errors import HfGrError
 from ..offline import local_folder
 from ..processes import joined, launched
@@ -61,9 +61,12 @@ class EvaluateConfig:
             "order of the rows counts."
         },
     )
-    split: Literal["leave_one_out", "temporal"] = field(
+    split: SplitKind = field(
         default="leave_one_out",
-        metadata={"help": "`leave_one_out` (last event of every user) or `temporal` (by time)."},
+        metadata={
+            "help": "`leave_one_out` (last event of every user), `temporal` (by time), or `temporal:0.7,0.15` with "
+            "other shares of training and validation."
+        },
     )
     part: Literal["test", "validation"] = field(default="test", metadata={"help": "Which held-out part is predicted."})
     num_beams: int = field(default=50, metadata={"help": "Beams of the search, at least `top_k`."})
@@ -100,6 +103,7 @@ class EvaluateConfig:
     seed: int = field(default=0, metadata={"help": "Seed of the bootstrap, the sample of users and the examples."})
 
     def __post_init__(self) -> None:
+        check_split(self.split)
         sizes = {"num_beams": self.num_beams, "top_k": self.top_k, "batch_size": self.batch_size}
         for name, size in sizes.items():
             if size < 1:
@@ -231,7 +235,7 @@ def _sample(cases: Cases, config: EvaluateConfig) -> Cases:
         return cases
     chosen = np.random.default_rng(config.seed).choice(total, config.max_users, replace=False)
     rows = np.flatnonzero(np.isin(users, chosen))
-    return Cases(cases.histories.cut(rows, cases.histories.lengths[rows]), cases.targets[rows])
+    return cases.take(rows)
 
 
 def _judge_all(
@@ -263,18 +267,18 @@ def _examples(lists: np.ndarray, cases: Cases, dataset: InteractionDataset, seed
     """A random sample of the cases, not a choice of the good ones."""
     rows = np.random.default_rng(seed).permutation(len(cases))[:_EXAMPLES]
     titles = [*dataset.titles, "(not an item)"]
-    histories = cases.histories
+    chosen = cases.take(rows)
     return [
         Example(
-            user=str(histories.user_ids[row]),
-            history=[titles[i] for i in histories.items[histories.ptr[row] : histories.ptr[row + 1]][-10:]],
+            user=str(user),
+            history=[titles[i] for i in history],
             recommended=[
                 titles[i] if 0 <= i < dataset.num_items else titles[-1] for i in lists[row][:10] if i != m.MISSING
             ],
             truth=titles[cases.targets[row]],
             rank=int(m.target_ranks(lists[[row]], cases.targets[[row]])[0]),
         )
-        for row in rows
+        for row, user, history in zip(rows, chosen.user_ids, chosen.latest(10), strict=True)
     ]
 
 

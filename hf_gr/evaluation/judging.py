@@ -55,7 +55,7 @@ def judge(
         result["sid"] = _summary(m.sid_ranks(recommended, cases.targets, m.sid_numbers(codes)), users, ks, seed)
     bucket = popularity_buckets(counts)[cases.targets]
     result["by_popularity"] = _by_group(ranks, users, bucket, list(BUCKETS), ks, seed)
-    bins, labels = length_bins(cases.histories.lengths)
+    bins, labels = length_bins(cases.ends)
     result["by_history_length"] = _by_group(ranks, users, bins, labels, ks, seed)
     shown = m.exposures(recommended, num_items)
     result["unseen"] = {
@@ -74,9 +74,7 @@ def judge(
 
 def in_history(cases: Cases, items: np.ndarray) -> np.ndarray:
     """Whether one item for every case (int64 [cases]) stands in its history, bool [cases]."""
-    histories = cases.histories
-    case = np.repeat(np.arange(len(histories)), histories.lengths)
-    return np.bincount(case[histories.items == items[case]], minlength=len(histories)) > 0
+    return np.array([item in history for item, history in zip(items, cases, strict=True)], bool)
 
 
 def popularity_buckets(counts: np.ndarray) -> np.ndarray:
@@ -114,7 +112,7 @@ def per_case(ranks: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
 
 def user_numbers(cases: Cases) -> np.ndarray:
     """A number for the user of every case, int64 [cases]; equal for cases of one user."""
-    return np.unique(cases.histories.user_ids.astype(str), return_inverse=True)[1]
+    return np.unique(cases.user_ids.astype(object), return_inverse=True)[1]  # as objects: ids differ in length
 
 
 def usable_ks(ks: tuple[int, ...], width: int) -> tuple[int, ...]:

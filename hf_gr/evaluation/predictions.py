@@ -44,9 +44,9 @@ def read_predictions(
     """
     table = _read(Path(file))
     _check_scores(table, file)
-    lists = table["item_ids"].combine_chunks()
+    lists = table["item_ids"].cast(pa.large_list(pa.large_string())).combine_chunks()
     ids = lists.flatten()  # leaves null lists out, and a null list has length 0 below
-    rows = pc.index_in(ids, pa.array(dataset.item_ids, pa.string()), skip_nulls=True)
+    rows = pc.index_in(ids, pa.array(dataset.item_ids, pa.large_string()), skip_nulls=True)
     flat = pc.fill_null(rows, INVALID).to_numpy().astype(np.int64)
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
     chosen = _row_of_each_case(table, cases, file)
@@ -67,7 +67,7 @@ def write_predictions(file: str | Path, recommended: np.ndarray, cases: Cases, i
     ]
     table = pa.table(
         {
-            "user_id": pa.array(cases.histories.user_ids, pa.string()),
+            "user_id": pa.array(cases.user_ids, pa.string()),
             "case": pa.array(case_numbers(cases), pa.int32()),
             "item_ids": pa.array(lists, pa.list_(pa.string())),
             "target": pa.array(names[cases.targets], pa.string()),
@@ -78,7 +78,7 @@ def write_predictions(file: str | Path, recommended: np.ndarray, cases: Cases, i
 
 def case_numbers(cases: Cases) -> np.ndarray:
     """Number of every case among those of its user, from 0, int64 [cases]."""
-    return np.array(_running_numbers(cases.histories.user_ids.tolist()), np.int64)
+    return np.array(_running_numbers(cases.user_ids.tolist()), np.int64)
 
 
 def _running_numbers(users: list[str]) -> list[int]:
@@ -143,7 +143,7 @@ def _row_of_each_case(table: pa.Table, cases: Cases, file: str | Path) -> np.nda
         if key in rows:
             raise HfGrError(f"{file}: two lists for case {key[1]} of user {key[0]!r} (row {row}); keep one.")
         rows[key] = row
-    wanted = list(zip(cases.histories.user_ids.tolist(), case_numbers(cases).tolist(), strict=True))
+    wanted = list(zip(cases.user_ids.tolist(), case_numbers(cases).tolist(), strict=True))
     for user, number in wanted:
         if (user, number) not in rows:
             have = sum(known == user for known, _ in rows)

@@ -12,7 +12,7 @@ from ..dataset import Cases, Histories, InteractionDataset, Split
 from ..errors import HfGrError
 from ..limits import NO_LIMITS
 from . import metrics as m
-from .baselines import Popularity, tuned_knn
+from .baselines import ItemKNN, Popularity, tuned_knn
 from .predictions import read_predictions
 from .redistribution import judge_redistribution
 from .thoughts import judge_thoughts
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .evaluator import EvaluateConfig
 
 Exclude = Sequence[np.ndarray] | None  # of every history, what is no answer to it
+
+_CASES_AT_ONCE = 4096  # whose histories a baseline holds
 
 
 def all_lists(
@@ -54,14 +56,20 @@ def all_lists(
     if config.baselines and main:
         settings = {"num_items": dataset.num_items, "exclude_seen": config.exclude_seen}
         knn, trials = tuned_knn(split.train, split.validation, **settings)
-        lists["item kNN"] = knn.recommend(cases.histories, config.top_k)
-        lists["popularity"] = Popularity(split.train, **settings).recommend(cases.histories, config.top_k)
+        lists["item kNN"] = _in_parts(knn, cases, config.top_k)
+        lists["popularity"] = _in_parts(Popularity(split.train, **settings), cases, config.top_k)
         figures["item kNN"] = {
             "window": knn.window,
             "neighbours": knn.neighbours,
             "trials": [asdict(trial) for trial in trials],
         }
     return lists, codes, figures
+
+
+def _in_parts(baseline: Popularity | ItemKNN, cases: Cases, top_k: int) -> np.ndarray:
+    """The baseline's lists, int64 [cases, top_k]; the histories of a few thousand cases are held at a time."""
+    parts = np.split(np.arange(len(cases)), range(_CASES_AT_ONCE, len(cases), _CASES_AT_ONCE))
+    return np.concatenate([baseline.recommend(cases.take(rows).histories, top_k) for rows in parts])
 
 
 def _generated(
@@ -161,14 +169,14 @@ def _shared_out(
     [cases, top_k], and the mean share of pruned paths where it is told, on every process."""
     from accelerate.utils import gather_object
 
-    histories = _translate(cases.histories, rows, num_items)
-    order = np.argsort(-histories.lengths, kind="stable")  # similar lengths share a batch: little padding
+    moved = _translate(cases, rows, num_items)
+    order = np.argsort(-moved.ends, kind="stable")  # similar lengths share a batch: little padding
     mine = order[world.process_index :: world.num_processes]
     done = []
     starts = range(0, len(mine), config.batch_size)
     for start in tqdm(starts, desc="recommend", unit="batch", disable=not world.is_main_process):
         chosen = mine[start : start + config.batch_size]
-        batch = histories.cut(chosen, histories.lengths[chosen])
+        batch = moved.take(chosen).histories
         items, pruned = answer(batch, [np.unique(history) for history in batch] if config.exclude_seen else None)
         done.append((chosen, items, pruned))
     lists = np.full((len(cases), config.top_k), m.MISSING, np.int64)
@@ -185,9 +193,8 @@ def _judged_thoughts(
     thoughts: "Thoughts", rows: np.ndarray, cases: Cases, first: np.ndarray, num_items: int, config: "EvaluateConfig"
 ) -> dict[str, Any] | None:
     """What [`judge_thoughts`] finds; `first` int64 [cases]: the items that the model puts first, in dataset rows."""
-    places = _places(rows, num_items)
-    moved = Cases(_translate(cases.histories, rows, num_items), places[cases.targets])
-    top_items = np.where(first >= 0, places[np.maximum(first, 0)], -1)
+    moved = _translate(cases, rows, num_items)
+    top_items = np.where(first >= 0, _places(rows, num_items)[np.maximum(first, 0)], -1)
     return judge_thoughts(thoughts, moved, top_items, batch_size=config.batch_size, seed=config.seed)
 
 
@@ -198,16 +205,20 @@ def _places(rows: np.ndarray, num_items: int) -> np.ndarray:
     return places
 
 
-def _translate(histories: Histories, rows: np.ndarray, num_items: int) -> Histories:
-    """Histories in rows of the model's catalogue; events of items that it does not have are left out."""
-    items = _places(rows, num_items)[histories.items]
+def _translate(cases: Cases, rows: np.ndarray, num_items: int) -> Cases:
+    """Cases in rows of the model's catalog; events of items that it does not have are left out of histories, and a
+    target that it does not have is -1."""
+    places, events = _places(rows, num_items), cases.events
+    items = places[events.items]
     keep = items >= 0
-    ptr = np.concatenate([[0], np.cumsum(keep)])[histories.ptr]
-    return Histories(
-        histories.user_ids,
-        ptr,
+    before = np.concatenate([[0], np.cumsum(keep)])  # events kept before every one
+    starts = events.ptr[:-1][cases.users]
+    known = Histories(
+        events.user_ids,
+        before[events.ptr],
         items[keep],
-        histories.timestamps[keep],
-        None if histories.ratings is None else histories.ratings[keep],
-        None if histories.behaviors is None else histories.behaviors[keep],
+        events.timestamps[keep],
+        None if events.ratings is None else events.ratings[keep],
+        None if events.behaviors is None else events.behaviors[keep],
     )
+    return Cases(known, places[cases.targets], cases.users, before[starts + cases.ends] - before[starts])

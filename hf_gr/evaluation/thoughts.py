@@ -36,8 +36,7 @@ def judge_thoughts(
     if not len(usable):
         return None
     drawn = np.random.default_rng(seed).permutation(usable)[:_CASES]
-    histories = cases.histories.cut(drawn, cases.histories.lengths[drawn])
-    chosen = Cases(histories, cases.targets[drawn])
+    chosen = cases.take(drawn)
     found = agreement(thoughts, chosen, top_items[drawn], batch_size=batch_size, seed=seed)
     return found | {"examples": _examples(thoughts, chosen, top_items[drawn])}
 
@@ -63,13 +62,12 @@ def agreement(
         (shares that agree), `most_frequent` (the constant's share) and `difference` (`truth` less `most_frequent`,
         paired); `interest`, the same without `level`, or `None`.
     """
-    lengths = cases.histories.lengths
-    order = np.argsort(-lengths, kind="stable")  # similar lengths share a batch
+    order = np.argsort(-cases.ends, kind="stable")  # similar lengths share a batch
     pairs: list[list[Explanation]] = []
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         both = np.stack([top_items[chosen], cases.targets[chosen]], axis=1)
-        pairs += thoughts.explain(cases.histories.cut(chosen, lengths[chosen]), both)
+        pairs += thoughts.explain(cases.take(chosen).histories, both)
     users = user_numbers(cases)[order]
     by_level = [
         [[one.levels[number] for one in pair] for pair in pairs] for number in range(thoughts.heads.num_levels)
@@ -98,7 +96,7 @@ def _shares(pairs: "list[list[Thought]]", users: np.ndarray, seed: int) -> dict[
 
 def _examples(thoughts: "Thoughts", cases: Cases, top_items: np.ndarray) -> list[dict[str, Any]]:
     rows = np.arange(min(_EXAMPLES, len(cases)))  # the cases stand in random order
-    histories = cases.histories.cut(rows, cases.histories.lengths[rows])
+    histories = cases.take(rows).histories
     told = thoughts.explain(histories, top_items[rows][:, None])
     titles = thoughts.recommender.catalog.titles
     return [

@@ -46,8 +46,8 @@ class Validation:
         if not len(cases.targets):
             raise HfGrError("the validation part has no case to measure on; use another split, or no eval_strategy.")
         chosen = np.random.default_rng(seed).permutation(len(cases.targets))[:users]
-        prompts = vocabulary.prompts(cases.histories, catalog)
-        return cls([prompts[case] for case in chosen], cases.targets[chosen], **settings)
+        drawn = cases.take(chosen)
+        return cls(vocabulary.prompts(drawn.latest(vocabulary.max_history), catalog), drawn.targets, **settings)
 
     def measure(self, model: PreTrainedModel, grammar: SidGrammar, accelerator: Accelerator) -> dict[str, float]:
         """HR@k and NDCG@k of the model's beams, means over all cases; each process searches its share of them."""

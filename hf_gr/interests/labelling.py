@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..artifacts import fingerprint, is_current, report, write_json, write_manifest, writing
-from ..dataset import Histories, InteractionDataset, SplitKind
+from ..dataset import Histories, InteractionDataset, SplitKind, check_split
 from ..embedding.text import DEFAULT_ENCODER, Encoder, SentenceEncoder, encode_text
 from ..errors import HfGrError
 from ..processes import main_process_first
@@ -313,6 +313,7 @@ def _both(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | No
 
 
 def _check(config: LabelConfig) -> None:
+    check_split(config.split)
     for name in ("horizon", "negatives"):
         if vars(config)[name] < 1:
             raise HfGrError(f"{name} is {vars(config)[name]}; it must be 1 or more.")

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import offline
 from ..artifacts import MANIFEST, fingerprint, is_current, read_json, report, write_json, write_manifest, writing
-from ..dataset import InteractionDataset, SplitKind
+from ..dataset import InteractionDataset, SplitKind, check_split
 from ..embedding.text import DEFAULT_ENCODER, DEFAULT_FIELDS, SentenceEncoder
 from ..errors import HfGrError
 from ..processes import main_process_first
@@ -280,6 +280,7 @@ def _say_what_is_missing(mined: dict[str, _Mined], output: Path) -> None:
 
 def _check(config: MineConfig) -> dict[str, Settings]:
     """The settings of every miner."""
+    check_split(config.split)
     if not config.subjects or len(set(config.subjects)) < len(config.subjects) or set(config.subjects) - set(SUBJECTS):
         raise HfGrError(f"subjects are {config.subjects}; name items, users or both.")
     if not isinstance(config.miners, dict) or not config.miners:

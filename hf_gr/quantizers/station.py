@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from ..artifacts import fingerprint, is_current, report, settings_key, write_json, write_manifest, writing
 from ..catalog import SidCatalog
-from ..dataset import InteractionDataset, SplitKind, popularity
+from ..dataset import InteractionDataset, SplitKind, check_split, popularity
 from ..embedding.behavior import cooccurrence
 from ..embedding.newcomers import RECIPE_FILES
 from ..embedding.store import ItemVectors, items_fingerprint
@@ -155,6 +155,7 @@ def _quantize(config: QuantizeConfig, output: Path) -> None:
 
 def _check(config: QuantizeConfig) -> None:
     check_idle(config, {"spare_digits": (config.collisions == "digit", "collisions: digit")})
+    check_split(config.split)
     if config.method not in METHODS:
         raise HfGrError(f"method {config.method!r} is unknown; use one of {', '.join(METHODS)}.")
     if config.levels < 1 or config.codebook_size < 2:

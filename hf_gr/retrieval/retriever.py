@@ -114,8 +114,8 @@ def is_retriever(folder: str | Path) -> bool:
 def target_places(model: BSARecModel, cases: Cases, batch_size: int) -> np.ndarray:
     """Place of every case's target in the list of 50 that is answered, counted from 0, int64 [cases];
     [`~hf_gr.evaluation.metrics.MISS`] where it is not in it."""
-    order = np.argsort(cases.histories.lengths, kind="stable")  # alike long rows share a batch
-    histories = list(cases.histories)
+    order = np.argsort(cases.ends, kind="stable")  # alike long rows share a batch
+    histories = list(cases)
     lists = _retrieved(model, [histories[case] for case in order], 50, batch_size).items
     ranks = np.empty(len(cases), np.int64)
     ranks[order] = target_ranks(lists, cases.targets[order])

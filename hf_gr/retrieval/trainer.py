@@ -65,9 +65,8 @@ class RetrieverTrainer(FiniteTrainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """HR@k and NDCG@k on the validation cases, means over all of them; every process ranks its share."""
         plain, accelerator = self.accelerator.unwrap_model(self.model), self.accelerator
-        lengths = self.validation.histories.lengths
-        mine = np.arange(accelerator.process_index, len(lengths), accelerator.num_processes)
-        cases = Cases(self.validation.histories.cut(mine, lengths[mine]), self.validation.targets[mine])
+        mine = np.arange(accelerator.process_index, len(self.validation), accelerator.num_processes)
+        cases = self.validation.take(mine)
         was_training = plain.training
         plain.eval()
         ranks = target_places(plain, cases, self.args.per_device_eval_batch_size)

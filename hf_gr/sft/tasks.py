@@ -76,10 +76,9 @@ def held_out(cases: Cases, catalog: SidCatalog, vocabulary: SidVocabulary) -> Da
 
     Cases whose target was removed are left out.
     """
-    histories = cases.histories
     kept = np.flatnonzero(catalog.live[cases.targets])
-    last = histories.ptr[1:][kept]
-    first = np.maximum(histories.ptr[:-1][kept], last - vocabulary.max_history)
+    histories = cases.take(kept).latest(vocabulary.max_history)
+    first, last = histories.ptr[:-1], histories.ptr[1:]
     return rows_of(
         lists([vocabulary.opening] * len(kept)),
         matrix(vocabulary.event_tokens(histories, catalog)),

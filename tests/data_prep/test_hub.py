@@ -1,11 +1,13 @@
 """Datasets that `load_dataset` reads from a local folder."""
 
+import gzip
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data_prep import prepare_hub, prepare_table
-from hf_gr.dataset import InteractionDataset
+from hf_gr.dataset import InteractionDataset, write_dataset
 from hf_gr.errors import HfGrError
 
 
@@ -35,6 +37,42 @@ def test_column_map_splits_and_categoricals(tmp_path):
     data = InteractionDataset.load(tmp_path / "out")
     assert (data.events.user_ids.tolist(), data.item_ids) == (["a", "b"], ["12"])
     assert data.events.timestamps.tolist() == [1_500_000_000_000_000] * 2
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.csv.gz"])
+def test_text_files_are_read_as_text(tmp_path, name):
+    """As `prepare table` reads the same file: zeros in front, long numbers, words for nothing in a title, quotes."""
+    delimiter = "\t" if ".tsv" in name else ","
+    log = [("user_id", "item_id", "timestamp"), ("0012", "007", "5"), ("12", "7", "6"), ("0012", "1e5", "7")]
+    log += [("9007199254740993", "true", "8"), ("9007199254740992", "2020-01-01", "9")]
+    items = [("item_id", "title"), *((item, f"{item} None") for _, item, _ in log[1:])]
+    for folder, rows in (("log", log), ("items", items)):
+        (tmp_path / folder).mkdir()
+        with (gzip.open if name.endswith(".gz") else open)(tmp_path / folder / name, "wt") as handle:
+            handle.writelines(delimiter.join(row) + "\n" for row in rows)
+    prepare_table(tmp_path / "table", tmp_path / "log" / name, tmp_path / "items" / name)
+    prepare_hub(tmp_path / "hub", str(tmp_path / "log"), items_dataset=str(tmp_path / "items"))
+    one, other = (InteractionDataset.load(tmp_path / folder) for folder in ("table", "hub"))
+    assert one.items == other.items and one.item_ids == ["007", "7", "1e5", "true", "2020-01-01"]
+    assert one.events.user_ids.tolist() == other.events.user_ids.tolist()
+    assert one.events.items.tolist() == other.events.items.tolist()
+    assert one.events.timestamps.tolist() == other.events.timestamps.tolist()
+
+
+@pytest.mark.parametrize("card", [True, False])
+def test_our_own_folder_says_what_its_times_are(tmp_path, card):
+    """With or without its card; times of 1970 are taken for microseconds, not for the seconds that they look like."""
+    events = pa.table({"user_id": ["u"] * 3, "item_id": ["a", "b", "a"], "timestamp": [3, 5, 7_000_000]})
+    for time in ("timestamp", "position"):
+        write_dataset(
+            tmp_path / time, events, pa.table({"item_id": ["a", "b"], "title": ["A", "B"]}), source="", time=time
+        )
+        if not card:
+            (tmp_path / time / "README.md").unlink()
+            (tmp_path / time / "items.parquet").rename(tmp_path / f"{time}.parquet")
+        prepare_hub(tmp_path / "out", str(tmp_path / time), config="interactions" if card else None)
+        data = InteractionDataset.load(tmp_path / "out")
+        assert data.time == time and data.events.timestamps.tolist() == [3, 5, 7_000_000]
 
 
 def test_bad_datasets(tmp_path):
