@@ -131,6 +131,14 @@ def _sequences(paths: list[Path]) -> pa.Table:
     if not steps.num_rows:
         raise HfGrError(f"{paths[0]} holds no interactions; check the file.")
     user, target = (np.array(steps[name].to_pylist(), dtype=object) for name in ("user_id", "item_id"))
+    for name, ids in (("user_id", user), ("item_id", target)):
+        empty = [row for row, value in enumerate(ids.tolist()) if not value]
+        if empty:
+            who = f"user {user[empty[0]]!r}, item {target[empty[0]]!r}"
+            raise HfGrError(
+                f"{', '.join(path.name for path in paths)}: {name!r} is empty for {who} ({len(empty)} such row(s)); fix "
+                "or drop the row(s)."
+            )
     first = np.concatenate([[True], user[1:] != user[:-1]])
     _check_continues(steps, user, target, first, paths)
     histories = steps["history"].combine_chunks().filter(pa.array(first))

@@ -81,6 +81,19 @@ def test_bad_files(tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["user_id", "item_id"])
+def test_empty_ids_are_refused(tmp_path, name):
+    files = write_files(tmp_path, 50)
+    lines = files[0].read_text().splitlines()
+    place = lines[0].split(",").index(name)
+    cells = next(csv.reader([lines[1]]))
+    cells[place] = ""
+    with files[0].open("a", newline="") as handle:
+        csv.writer(handle).writerow(cells)
+    with pytest.raises(HfGrError, match=rf"'{name}' is empty for user .* \(1 such row\(s\)\); fix or drop"):
+        prepare_minionerec(tmp_path / "out", files, tmp_path / "items.json")
+
+
 def test_index_rows_follow_the_ids_asked_for(tmp_path):
     write_files(tmp_path, 50)
     assert read_index(tmp_path / "index.json", ["3", "1"]).tolist() == [[3, 0], [1, 7]]
