@@ -136,8 +136,8 @@ def _sequences(paths: list[Path]) -> pa.Table:
         if empty:
             who = f"user {user[empty[0]]!r}, item {target[empty[0]]!r}"
             raise HfGrError(
-                f"{', '.join(path.name for path in paths)}: {name!r} is empty for {who} ({len(empty)} such row(s)); fix "
-                "or drop the row(s)."
+                f"{', '.join(path.name for path in paths)}: {name!r} is empty for {who} ({len(empty)} such row(s)); "
+                "fix or drop the row(s)."
             )
     first = np.concatenate([[True], user[1:] != user[:-1]])
     _check_continues(steps, user, target, first, paths)

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_gr.errors import HfGrError
-from hf_gr.tables import id_texts
 
 from .common import finish, settings_of, up_to_date
-from .files import ROW, check_file, column_names, pick_columns, read_columns
+from .files import ROW, check_file, column_names, pick_columns, read_table
 from .filters import DEFAULT, FilterOptions
 from .items import OPTIONAL
 from .table import check_map, read_items
+from .values import ids, is_empty, is_text
 
 
 Event = tuple[str, str]  # item, behavior
@@ -78,12 +78,12 @@ def prepare_sessions(
     item_columns = check_map(item_columns, ("item_id", *OPTIONAL))
     if item_columns and items is None:
         raise HfGrError("--item-column maps a column of the items, but there is no table of items; give --items FILE.")
-    more = {"columns": columns, "item_columns": item_columns}
+    more: dict[str, object] = {"columns": columns, "item_columns": item_columns}
     more |= {"target_behavior": target_behavior, "undo_augmentation": undo_augmentation}
     settings = settings_of("sessions", files, options, **more)
     if up_to_date(out, settings):
         return
-    ids: list[str] = []
+    users: list[str] = []
     lists: list[list[Event]] = []
     for path, name in zip(paths, names, strict=True):
         rows = _read(path, columns, target_behavior)
@@ -94,11 +94,11 @@ def prepare_sessions(
         )
         _check_unique([session for session, _ in kept], path, undo_augmentation)
         print(f"[prepare] {path.name}: {len(rows):,} rows -> {len(kept):,} sessions", flush=True)
-        ids += [session if len(paths) == 1 else f"{name}-{session}" for session, _ in kept]
+        users += [session if len(paths) == 1 else f"{name}-{session}" for session, _ in kept]
         lists += [events for _, events in kept]
     finish(
         out,
-        _events(ids, lists),
+        _events(users, lists),
         None if items is None else read_items(files["items"], item_columns),
         where=paths[0] if len(paths) == 1 else paths[0].parent,
         time="position",
@@ -162,15 +162,15 @@ def _read(path: Path, columns: Mapping[str, str], behavior: str | None) -> list[
     found = column_names(path)
     wanted = {name: theirs for name, theirs in _THEIRS.items() if theirs in found} | dict(columns)
     picked = pick_columns(found, wanted, ("session_id", "item_ids"), ("behaviors", "target"), path)
-    table = read_columns(path, picked).to_arrow()
+    table = read_table(path, picked)
     if not table.num_rows:
         raise HfGrError(f"{path} holds no sessions; check the file.")
-    sessions = _ids(table["session_id"], "session_id", path)
+    sessions = ids(table["session_id"], "session_id", path).to_pylist()
     if None in sessions:
         raise HfGrError(f"{path}: 'session_id' is empty in row {sessions.index(None)}; fill it or drop the row.")
     items = _words(table["item_ids"], "item_ids", path)
     behaviors = _words(table["behaviors"], "behaviors", path) if "behaviors" in picked else None
-    targets = _ids(table["target"], "target", path) if "target" in picked else [None] * len(items)
+    targets = ids(table["target"], "target", path).to_pylist() if "target" in picked else [None] * len(items)
     if "target" in picked:
         behavior = _behavior_of_target(picked, behavior, path)
     elif behavior is not None:
@@ -201,30 +201,21 @@ def _behavior_of_target(picked: Mapping[str, str], given: str | None, path: Path
     )
 
 
-def _ids(column: pa.ChunkedArray, name: str, path: Path) -> list[str | None]:
-    """Ids as text, `None` where there is none (null, NaN or an empty text)."""
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), None, column)
-    there = pc.is_valid(column).to_numpy()
-    texts = iter(id_texts(column.drop_null(), name, path).to_pylist())
-    return [next(texts) or None if valid else None for valid in there]
-
-
 def _words(column: pa.ChunkedArray, name: str, path: Path) -> list[list[str]]:
     """A list of words for every row: of a list column, or of a text parted by spaces."""
     kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return [(text or "").split() for text in column.to_pylist()]
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if is_text(kind):
+        lists = [(text or "").split() for text in column.to_pylist()]
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        words = ids(pc.list_flatten(column), name, path).to_pylist()
+        ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy()).tolist()
+        lists = [words[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    else:
         raise HfGrError(f"{path}: column {name!r} holds {kind}; give texts parted by spaces, or lists.")
-    flat = pc.list_flatten(column)
-    words = _ids(flat, name, path)
-    ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy()).tolist()
-    lists = [words[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     for row, own in enumerate(lists):
-        if None in own:
+        if any(map(is_empty, own)):
             raise HfGrError(f"{path}: a list in {name!r} has an empty value in row {row}; drop it from the list.")
-    return [[word for word in own if word is not None] for own in lists]
+    return lists
 
 
 def _check_unique(ids: list[str], path: Path, undone: bool) -> None:

@@ -54,7 +54,7 @@ def all_lists(
     if config.predictions and main:
         lists["predictions"] = read_predictions(config.predictions, dataset, cases, top_k=config.top_k)
     if config.baselines and main:
-        settings = {"num_items": dataset.num_items, "exclude_seen": config.exclude_seen}
+        settings: dict[str, Any] = {"num_items": dataset.num_items, "exclude_seen": config.exclude_seen}
         knn, trials = tuned_knn(split.train, split.validation, **settings)
         lists["item kNN"] = _in_parts(knn, cases, config.top_k)
         lists["popularity"] = _in_parts(Popularity(split.train, **settings), cases, config.top_k)
