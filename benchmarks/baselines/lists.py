@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 
-MODELS = ("popularity", "item-knn", "ease", "sasrec", "hstu")
+MODELS = ("popularity", "ease", "sasrec", "hstu")
 NETWORKS = ("sasrec", "hstu")
 _AFTER = {"train": 2, "validation": 2, "test": 1}  # events at a history's end that are not known
 SCHEDULE = {"epochs": 100, "every": 5, "patience": 3, "seconds": math.inf}  # of a config, ours; the rest is RecTools'
@@ -152,16 +152,10 @@ def ndcg(lists: np.ndarray, targets: np.ndarray, k: int = 10) -> float:
 
 
 def simple_model(name: str, settings: dict[str, Any]) -> Any:
-    """Popularity, item-item neighbours or EASE, with RecTools' defaults but for `settings`."""
-    from rectools.models import EASEModel, ImplicitItemKNNWrapperModel, PopularModel
+    """Popularity or EASE, with RecTools' defaults but for `settings`."""
+    from rectools.models import EASEModel, PopularModel
 
-    if name == "popularity":
-        return PopularModel(**settings)
-    if name == "ease":
-        return EASEModel(recommend_n_threads=1, **settings)
-    from implicit.nearest_neighbours import CosineRecommender
-
-    return ImplicitItemKNNWrapperModel(CosineRecommender(num_threads=1, **{"K": 100} | settings))
+    return PopularModel(**settings) if name == "popularity" else EASEModel(recommend_n_threads=1, **settings)
 
 
 def trained_network(name: str, settings: dict[str, Any], events: Events, seed: int, exclude_seen: bool) -> Any:
@@ -182,7 +176,8 @@ def trained_network(name: str, settings: dict[str, Any], events: Events, seed: i
     model = kind(get_trainer_func=trainer, **shared, **settings)
     train, known = rectools_dataset(events.known("train")), events.known("validation")
     targets = events.targets("validation")
-    best, state, since, started = -1.0, {}, 0, time.process_time()
+    popular = ndcg(lists_of(simple_model("popularity", {}).fit(train), events, known, 10, exclude_seen), targets)
+    best, state, since, started, ended = -1.0, {}, 0, time.process_time(), "by the number of epochs"
     for epoch in range(schedule["every"], schedule["epochs"] + 1, schedule["every"]):
         model.fit_partial(train, min_epochs=schedule["every"], max_epochs=schedule["every"])
         score = ndcg(lists_of(model, events, known, 10, exclude_seen)[events.judged], targets)
@@ -191,8 +186,17 @@ def trained_network(name: str, settings: dict[str, Any], events: Events, seed: i
         since += 1
         if score > best:
             best, state, since = score, copy.deepcopy(model.lightning_model.state_dict()), 0
-        if since >= schedule["patience"] or used > schedule["seconds"]:
+        if since >= schedule["patience"]:
+            ended = "by patience"
             break
+        if used > schedule["seconds"]:
+            ended = "by CPU seconds" + (", while it still gained" if since == 0 else "")
+            break
+    print(f"stopped {ended}; best validation NDCG@10 {best:.4f}, that of popularity {popular:.4f}", flush=True)
+    if best <= popular:
+        raise SystemExit(
+            f"error: {name} is not ahead of popularity on validation, so it has not learned; see its loss."
+        )
     model.lightning_model.load_state_dict(state)
     return model
 

@@ -122,7 +122,9 @@ def _row(suite: Suite, cell: Cell, steps: list[Step], costs: list[dict[str, Any]
     if suite.exclude_seen:
         ranks = ranks_of(cell, places, unseen=True)[1]
         row |= {f"unseen_{name}": float(per_user(ranks, name).mean()) for name in SHORT}
-    training = [cost for step, cost in zip(steps, costs, strict=True) if step.station in TRAINING]
+    training = [cost for step, cost in zip(steps, costs, strict=True) if step.station in TRAINING] or costs[-1:]
+    if next(iter(judged["systems"])) == "item kNN":  # which is chosen and fitted where it is judged
+        row["chosen"] = "window {window}, {neighbours} neighbours".format(**judged["item kNN"])
     found = versions()
     return row | {
         "key": steps[-1].key,

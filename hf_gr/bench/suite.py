@@ -61,7 +61,7 @@ class Suite:
             `quantize`, `sft`, `grpo`, `retrieve`; for `lists` the name of a baseline of `benchmarks/baselines`. Keys
             of `evaluate` are added to the suite's. `from` names the method whose model it goes on with, `blend` the
             `method` whose retriever that is blended with, and its `share`; `seeds` are its own, such as one of a
-            method without chance.
+            method without chance. A method of `evaluate: {baselines: true}` alone is item kNN.
         seeds: Of all data sets that do not name their own.
         evaluate: Keys of `hf-gr evaluate` for all.
         against: The method that all others are compared with.
@@ -147,8 +147,12 @@ def load_suite(name: str | Path) -> Suite:
             _check_keys(own["blend"], ("method", "share"), file, f"blend of method {method}")
             if "from" not in own or "retrieve" not in given["methods"].get(own["blend"].get("method"), {}):
                 raise HfGrError(f"{file}: blend of method {method} needs from, and a method with retrieve.")
-        if "from" not in own and not any(station in own for station in TRAINING):
-            raise HfGrError(f"{file}: method {method} does nothing; give it one of {', '.join(TRAINING)}, or from.")
+        knn = (own.get("evaluate") or {}).get("baselines") is True
+        if not knn and "from" not in own and not any(station in own for station in TRAINING):
+            raise HfGrError(
+                f"{file}: method {method} does nothing; give it one of {', '.join(TRAINING)}, from, or "
+                "evaluate: {baselines: true} for item kNN."
+            )
     suite = Suite(file, **given | {"datasets": datasets})
     if suite.against not in ("", *suite.methods):
         raise HfGrError(f"{file}: against is {suite.against!r}, which is no method of the suite.")

@@ -146,6 +146,23 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path):
         bench(file, out=tmp_path / "out", data=tmp_path)
 
 
+def test_the_row_of_item_knn_says_what_was_chosen(tmp_path):
+    write_table(tmp_path)
+    methods = {
+        "knn": {"title": "kNN", "evaluate": {"baselines": True}},
+        "flat": {"quantize": "quantize", "sft": "sft-flat"},
+    }
+    file, out = write_suite(tmp_path, methods=methods), tmp_path / "out"
+    bench(file, out=out, data=tmp_path, cells=["circle/knn-s0"])
+    suite = load_suite(file)
+    row = row_of(suite, suite.cells()[0], Places(out, tmp_path))
+    knn = json.loads((out / "circle/knn-s0/test/metrics.json").read_text())
+    assert row["chosen"] == f"window {knn['item kNN']['window']}, {knn['item kNN']['neighbours']} neighbours"
+    assert row["HR@10"] == knn["systems"]["item kNN"]["item"]["HR@10"]["value"] and row["train_cpu_seconds"] > 0
+    page = (out / "RESULTS.md").read_text()
+    assert f"| kNN ({row['chosen']}) | 1 |" in page and "| HR@10 against kept |" in page
+
+
 @pytest.mark.slow
 def test_from_raw_data_to_the_page(tmp_path, capsys):
     write_table(tmp_path)

@@ -87,3 +87,13 @@ def test_stations_hear_nothing_of_a_launcher(monkeypatch):
     found = _environment(2)
     assert not [name for name in found if LAUNCHER.fullmatch(name)] and found["PATH"] == os.environ["PATH"]
     assert found["OMP_NUM_THREADS"] == "2" and found["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_item_knn_is_judged_without_a_training(tmp_path):
+    """The bench's kNN is the reports' kNN: there is no other."""
+    methods = {"knn": {"evaluate": {"baselines": True}}, "flat": {"quantize": "quantize", "sft": "sft-flat"}}
+    suite = load_suite(write_suite(tmp_path, methods=methods))
+    steps = steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))
+    assert [step.station for step in steps] == ["prepare", "evaluate"]
+    words = steps[1].command
+    assert words[words.index("--baselines") + 1] == "true" and "--model" not in words and "--predictions" not in words
