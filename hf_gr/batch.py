@@ -16,6 +16,7 @@ from .artifacts import fingerprint, read_json, settings_key, write_json
 from .catalog import SidCatalog
 from .decoding import Recommender
 from .errors import HfGrError
+from .evaluation.predictions import USERS_KEY, WHOLE_HISTORIES
 from .limits import Limits
 from .offline import local_folder
 from .requests import Request, parse_request, warn_skipped
@@ -115,7 +116,7 @@ def recommend_batch(
     if None not in errors:
         shutil.rmtree(parts)
     _check_errors(users, user_ids, errors)
-    _write_whole((pq.read_table(file) for file in files), out, key)
+    _write_whole((pq.read_table(file) for file in files), out, key, whole_histories=users.is_dir())
     shutil.rmtree(parts)
     return out
 
@@ -137,13 +138,17 @@ def _parts_folder(out: Path, key: str) -> Path:
     return parts
 
 
-def _write_whole(tables: Sequence[pa.Table] | Iterator[pa.Table], file: Path, key: str) -> None:
-    """Writes tables to a neighbour file which then takes the name: half a file never bears it."""
+def _write_whole(
+    tables: Sequence[pa.Table] | Iterator[pa.Table], file: Path, key: str, *, whole_histories: bool = False
+) -> None:
+    """Writes tables to a neighbour file which then takes the name: half a file never bears it. Lists made from whole
+    histories say so, as they cannot be judged."""
+    metadata = {_METADATA_KEY: key.encode()} | ({USERS_KEY: WHOLE_HISTORIES} if whole_histories else {})
     temporary = file.with_name(f".{file.name}.tmp")
     try:
-        with pq.ParquetWriter(temporary, _SCHEMA.with_metadata({_METADATA_KEY: key})) as writer:
+        with pq.ParquetWriter(temporary, _SCHEMA.with_metadata(metadata)) as writer:
             for table in tables:
-                writer.write_table(table.replace_schema_metadata({_METADATA_KEY: key}))
+                writer.write_table(table.replace_schema_metadata(metadata))
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from transformers import pipeline
 import hf_gr.batch
 from hf_gr.batch import recommend_batch
 from hf_gr.errors import HfGrError
+from hf_gr.evaluation.predictions import read_predictions
 from hf_gr.hub import save_repo
 from hf_gr.vocabulary import add_vocabulary
 
@@ -151,7 +152,10 @@ def test_a_dataset_folder_gives_every_user(repo, dataset_folder, tmp_path):
     from hf_gr.dataset import InteractionDataset
 
     out = recommend_batch(repo, dataset_folder, tmp_path / "out.parquet", top_k=2, num_beams=2)
-    events = InteractionDataset.load(dataset_folder).events
+    dataset = InteractionDataset.load(dataset_folder)
+    events = dataset.events
+    with pytest.raises(HfGrError, match=r"was made by `hf-gr recommend` from whole histories, which hold what is to"):
+        read_predictions(out, dataset, dataset.split().test)
     found = rows(out)
     assert [row[0] for row in found] == events.user_ids.tolist()
     recommend = pipeline("generative-recommendation", model=str(repo))
