@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(prepare_app, name="prepare")
 
-_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which newer releases of typer carry within
+_UsageError: Any = typer.BadParameter.__bases__[0]  # click's, which newer releases of typer carry within
 _INTERRUPTED = 130  # exit status
 _TITLE = 80  # characters of a title in a table
 _PARSED_BY_TRL = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

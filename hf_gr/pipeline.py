@@ -142,7 +142,7 @@ class GenerativeRecommendationPipeline(Pipeline):
         size = self.batch_size if batch_size is None else batch_size
         searching = self._forward_params | {"batch_size": size} | searching
         if isinstance(inputs, Iterator | Dataset):
-            stream = inputs if isinstance(inputs, Iterator) else (inputs[row] for row in range(len(inputs)))
+            stream = inputs if isinstance(inputs, Iterator) else (inputs[row] for row in range(len(inputs)))  # type: ignore[arg-type]
             return self._stream(stream, self.recommender.limits.number("batch_size", size), reading, searching)
         batch = _batch(inputs)
         if batch is not None:

@@ -158,7 +158,7 @@ def test_damaged_dataset_folders(damage, tmp_path, road, refused):
     expected = {
         "empty file": r"interactions.parquet is not a Parquet file",
         "missing column": r"interactions.parquet has no column 'item_id' \(it has: user_id, timestamp",
-        "duplicate item ids": r"items.parquet: item_id 'i000' occurs 2 times",
+        "duplicate item ids": r"items.parquet: item_id 'i000' stands in rows 0 and 40",
         "unknown item": r"interactions.parquet: \d+ interaction\(s\) name an item that is not among the items",
     }
     if damage == "empty file":
