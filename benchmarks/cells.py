@@ -30,7 +30,7 @@ def run_apart(script: str, cells: Sequence[str], arguments: Sequence[str], out: 
         folder.mkdir(parents=True, exist_ok=True)
         threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
         command = [sys.executable, script, "--only", cell, *arguments]
-        with (folder / "log.txt").open("a") as log:
+        with (folder / "log.txt").open("a", encoding="utf-8") as log:
             done = subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": threads})
         print(f"{cell}: {'done' if done.returncode == 0 else f'failed, see {folder}/log.txt'}", flush=True)
 

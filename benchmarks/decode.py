@@ -326,7 +326,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = {name: tuple(getattr(chosen, name)) for name in GRID if getattr(chosen, name)}
     values = (GRID if chosen.grid and not chosen.product else single) | given
     todo = cells(values, {"device": chosen.device, "padded": chosen.padded}, chosen.product)
-    lines = chosen.grid.read_text().splitlines() if chosen.grid and chosen.grid.exists() else []
+    lines = chosen.grid.read_text(encoding="utf-8").splitlines() if chosen.grid and chosen.grid.exists() else []
     done = [Cell(**json.loads(line)["settings"]) for line in lines]
     for cell in todo:
         if cell in done:
@@ -334,7 +334,7 @@ def main(arguments: list[str] | None = None) -> None:
         result = run_cell(cell, repeats)
         console.print(table(result))
         if chosen.grid:
-            with chosen.grid.open("a") as file:
+            with chosen.grid.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(result) + "\n")
         elif chosen.json:
             measure.write_json(chosen.json, result)

@@ -80,7 +80,7 @@ def run_cell(cell: str, chosen: argparse.Namespace) -> None:
     arm, seed = cells.parts(cell)
     folder = chosen.out / cell
     start = Path(chosen.start.format(seed=seed)) / "sft" / "model"
-    settings = yaml.safe_load((Path(chosen.recipes) / "grpo-small.yaml").read_text()) | ARMS[arm]
+    settings = yaml.safe_load((Path(chosen.recipes) / "grpo-small.yaml").read_text(encoding="utf-8")) | ARMS[arm]
     if chosen.max_steps is not None:
         settings["max_steps"] = chosen.max_steps
     started = time.process_time()

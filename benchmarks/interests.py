@@ -127,7 +127,7 @@ def run_cell(cell: str, chosen: argparse.Namespace) -> None:
 
 
 def recipe(chosen: argparse.Namespace, name: str) -> dict[str, Any]:
-    return yaml.safe_load((Path(chosen.recipes) / f"{name}.yaml").read_text())
+    return yaml.safe_load((Path(chosen.recipes) / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def catalog_of(chosen: argparse.Namespace, texts: str, seed: int) -> Path:

@@ -160,14 +160,14 @@ def _start_peak(device: str) -> int:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     ctypes.CDLL(None).malloc_trim(0)  # else a run reuses freed pages that still count as in use
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts again from here
     return _peak(device)
 
 
 def _peak(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text().splitlines()
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
 
 
@@ -192,7 +192,7 @@ def provenance(device: str) -> dict[str, Any]:
 
 
 def hardware(device: str) -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     flags = next((line for line in lines if line.startswith("flags")), "").split()
     return {
@@ -293,4 +293,4 @@ def prefix_dict(tokens: np.ndarray) -> dict[tuple[int, ...], list[int]]:
 
 
 def write_json(file: Path, result: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(result, indent=2) + "\n")
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ def figures(runs: list[Path]) -> dict[str, list[dict[str, float]]]:
     """Metric values of every system, one dict a run."""
     found: dict[str, list[dict[str, float]]] = {}
     for run in runs:
-        metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+        metrics = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
         for system, judged in metrics["systems"].items():
             found.setdefault(system, []).append({name: judged["item"][name]["value"] for name in SHOWN})
     return found

@@ -124,7 +124,7 @@ def trained(name: str, seed: int, chosen: argparse.Namespace) -> Path:
     if arm.recipe is None:
         assert start is not None
         return start
-    settings = yaml.safe_load((Path(chosen.recipes) / f"{arm.recipe}.yaml").read_text()) | arm.changes
+    settings = yaml.safe_load((Path(chosen.recipes) / f"{arm.recipe}.yaml").read_text(encoding="utf-8")) | arm.changes
     settings |= {"dataset": chosen.dataset, "seed": seed, "disable_tqdm": True, "save_total_limit": 1}
     if chosen.max_steps is not None:
         settings["max_steps"] = chosen.max_steps

@@ -79,7 +79,7 @@ def run_cell(cell: str, chosen: argparse.Namespace) -> None:
 
     arm, seed = cells.parts(cell)
     recipe, changes = ARMS[arm]
-    settings = yaml.safe_load((Path(chosen.recipes) / f"{recipe}.yaml").read_text())
+    settings = yaml.safe_load((Path(chosen.recipes) / f"{recipe}.yaml").read_text(encoding="utf-8"))
     for key, value in changes.items():
         settings[key] = settings[key] | value if isinstance(value, dict) else value
     if chosen.epochs is not None:

@@ -58,7 +58,7 @@ def prepare_amazon(
     if metadata is not None:
         files["metadata"] = check_file(metadata)
     settings = settings_of("amazon", files, options)
-    if up_to_date(out, settings):
+    if up_to_date(out, settings, files):
         return
     found = column_names(reviews)
     edition = "2023" if "parent_asin" in found else "2014/2018"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hf_gr.artifacts import write_manifest, writing
+from hf_gr.artifacts import check_output, write_manifest, writing
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import InteractionDataset
 from hf_gr.errors import HfGrError
@@ -22,6 +22,7 @@ from .times import TimeUnit
 
 
 app = typer.Typer(help="Turn raw logs into a dataset folder.")
+_IMPORT = "import"  # the station of a catalog that was made elsewhere
 
 Out = Annotated[Path, typer.Option(help="Dataset folder to write.")]
 MinRating = Annotated[float | None, typer.Option(help="Drop interactions rated lower.")]
@@ -210,14 +211,16 @@ def minionerec(
     """MiniOneRec's files, semantic IDs included."""
     if catalog is not None and index is None:
         raise HfGrError("--catalog needs the SIDs; name MiniOneRec's index json with --index.")
+    if catalog is not None:
+        check_output(catalog, _IMPORT, [*interactions, items])
     options = replace(WITH_COLD_ITEMS, drop_unknown_items=drop_unknown_items)
     codes = prepare_minionerec(out, interactions, items, index, options=options, license=license)
     if catalog is not None and codes is not None:
         sizes = (codes.max(axis=0) + 1).tolist()
         dataset = InteractionDataset.load(out)
-        with writing(catalog) as folder:
+        with writing(catalog, _IMPORT, [out]) as folder:
             SidCatalog.from_codes(codes, dataset.items, sizes).save(folder)
-            write_manifest(folder, "import", {"source": "minionerec"}, {})
+            write_manifest(folder, _IMPORT, {"source": "minionerec"}, {})
 
 
 def _mapping(pairs: list[str] | None) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import daft
 import pyarrow as pa
 
-from hf_gr.artifacts import fingerprint, is_current, report
+from hf_gr.artifacts import check_output, fingerprint, is_current, report
 from hf_gr.dataset import TimeKind, write_dataset
 
 from .filters import FilterOptions, filter_events
@@ -20,11 +20,16 @@ def settings_of(source: str, files: Mapping[str, Path], options: FilterOptions, 
     return {"source": source, "files": read, "times": "microseconds", **asdict(options), **more}
 
 
-def up_to_date(out: str | Path, settings: Mapping[str, Any]) -> bool:
-    """Whether the folder was made with these settings from these files; says so if it was."""
+def up_to_date(out: str | Path, settings: Mapping[str, Any], files: Mapping[str, Path]) -> bool:
+    """Whether the folder was made with these settings from these files; says so if it was.
+
+    Raises [`HfGrError`] for a folder that was not, and may not be replaced.
+    """
     current = is_current(out, "prepare", settings, {})
     if current:
         report("prepare", {}, out, current=True)
+    else:
+        check_output(out, "prepare", files.values())
     return current
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hf_gr.artifacts import check_output
 from hf_gr.dataset import TimeKind, time_of
 from hf_gr.errors import HfGrError, first_line
 
@@ -70,6 +71,7 @@ def prepare_hub(
     Raises:
         HfGrError: When a dataset cannot be loaded, lacks a column or holds unreadable values.
     """
+    check_output(out, "prepare", [dataset, *([items_dataset] if items_dataset else [])])
     columns = check_map(columns, (*ev.REQUIRED, *ev.OPTIONAL, *it.OPTIONAL))
     item_columns = check_map(item_columns, ("item_id", *it.OPTIONAL))
     if not (items_dataset or items_config):

@@ -62,7 +62,7 @@ def prepare_minionerec(
         raise HfGrError("no csv file was given; name train, valid and test.")
     files = {f"interactions {number}": path for number, path in enumerate(paths)} | {"items": check_file(items)}
     settings = settings_of("minionerec", files, options)
-    if up_to_date(out, settings):
+    if up_to_date(out, settings, files):
         return None if index is None else read_index(index, _written_ids(out))
     described = _read_object(files["items"], "item id → title, description")
     table = items_table(_records(described, files["items"]), files["items"])

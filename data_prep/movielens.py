@@ -51,8 +51,9 @@ def prepare_movielens(out: str | Path, path: str | Path | None = None, *, option
     """
     with _folder(from_wheel("movielens-100k") if path is None else Path(path)) as folder:
         ratings, movies = _find(folder, path)
-        settings = settings_of("movielens", {"ratings": ratings, "movies": movies}, options)
-        if up_to_date(out, settings):
+        files = {"ratings": ratings, "movies": movies}
+        settings = settings_of("movielens", files, options)
+        if up_to_date(out, settings, files if path is None else {**files, "path": Path(path)}):
             return
         events, time = typed_events(_ratings(ratings), ratings.name, "s")
         finish(

@@ -81,7 +81,7 @@ def prepare_sessions(
     more: dict[str, object] = {"columns": columns, "item_columns": item_columns}
     more |= {"target_behavior": target_behavior, "undo_augmentation": undo_augmentation}
     settings = settings_of("sessions", files, options, **more)
-    if up_to_date(out, settings):
+    if up_to_date(out, settings, files):
         return
     users: list[str] = []
     lists: list[list[Event]] = []

@@ -78,7 +78,7 @@ def prepare_table(
     if flags:
         more["flags"] = list(flags)
     settings = settings_of("table", files, options, **more)
-    if up_to_date(out, settings):
+    if up_to_date(out, settings, files):
         return
     picked = pick_events(column_names(interactions), columns, interactions)
     events, time = typed_events(

@@ -1,77 +1,221 @@
-"""Artefacts on disk: fingerprints, atomic folders, and the manifest that says what was read and written.
+"""Artifacts on disk: fingerprints, atomic folders and files, and the manifest that says what was read and written.
 
 Every station writes one folder. It is filled beside its final place and then put there in one step, so that a killed
-run leaves either the old artefact or the new one. `manifest.json` inside it records the station's settings and the
-fingerprints of its inputs, which is all that is needed to see whether the folder is up to date.
+run leaves either the old artifact or the new one. `manifest.json` inside it records the station's settings, the
+fingerprints of its inputs and its files: enough to see whether the folder is up to date, and whether it may be
+replaced. A folder or file that hf_gr did not write is never replaced.
 """
 
 import contextlib
 import ctypes
+import glob
 import hashlib
 import json
 import os
 import platform
 import shutil
-import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .cards import merged_card
+from .environment import versions
 from .errors import HfGrError
+from .fingerprints import CARD, MANIFEST, fingerprint
 
 
-MANIFEST = "manifest.json"
-_NOT_CONTENT = {MANIFEST, "README.md"}  # the manifest holds dates and paths, the card is prose
-_PACKAGES = ("hf-gr", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "sentence-transformers")
+MARKER = ".hf-gr"  # a folder that holds this file is scratch: hf_gr made it, and may remove it
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in any folder
 
 
-def fingerprint(path: str | Path) -> str:
-    """SHA-256 of a file, or of every file below a folder (names and bytes; manifest and card left out), 16 digits."""
-    path = Path(path)
-    if not path.exists():
-        raise HfGrError(f"{path} does not exist; run the station that writes it first.")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        name = file.name if path.is_file() else file.relative_to(path).as_posix()
-        if name in _NOT_CONTENT:
-            continue
-        digest.update(name.encode())
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()[:16]
+# Output folders
+
+
+class _Held(threading.local):
+    """Output folders that this thread holds."""
+
+    def __init__(self) -> None:
+        self.paths: set[Path] = set()
+
+
+_held = _Held()
+
+
+def check_output(path: str | Path, station: str, inputs: Iterable[str | Path] = (), *, rewrite: bool = False) -> Path:
+    """Checks that a station may write its folder there, and returns the folder with links followed.
+
+    A folder may be replaced if it is empty, or if its manifest says that the same station made it and it holds nothing
+    else. (Manifests of the first version do not name the files: then the station counts alone.)
+
+    Args:
+        path: Folder to write.
+        station: Who writes it.
+        inputs: Files and folders that are read; what is no path of this machine, such as a Hub id, is skipped.
+        rewrite: Whether the new folder takes over all that the old one holds, so that it may be anybody's.
+
+    Raises:
+        HfGrError: If there is a file, a mount point, the working folder, a folder with an input in it, or anything
+            that the station did not make.
+    """
+    folder = _place(path)
+    if rewrite or _is_empty(folder):
+        return folder
+    for read in inputs:
+        if Path(read).exists() and Path(read).resolve().is_relative_to(folder):
+            raise HfGrError(f"{path} would be replaced, but holds the input {read}; choose another output folder.")
+    manifest = read_manifest(folder)
+    remedy = "choose another output folder, or move this one away"
+    if manifest is None:
+        raise HfGrError(f"{path} holds files that hf-gr did not write, and would replace; {remedy}.")
+    if manifest["station"] != station:
+        raise HfGrError(f"{path} was written by {manifest['station']}, not by {station}, and is kept; {remedy}.")
+    foreign = sorted(set(file_names(folder)) - {MANIFEST, *manifest.get("files", file_names(folder))})
+    if foreign:
+        raise HfGrError(
+            f"{path} holds {foreign[0]}, which {station} did not write, and would be replaced with it; "
+            "move that file away, or choose another output folder."
+        )
+    return folder
+
+
+def _place(path: str | Path) -> Path:
+    """An output folder with links followed, if a folder may stand there at all."""
+    folder = Path(path).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise HfGrError(f"{path} is a file; a folder is to be written there: move it or choose another --out.")
+    if folder.is_mount():
+        raise HfGrError(f"{path} is a mount point, which cannot be replaced in one step; name a folder inside it.")
+    if Path.cwd().is_relative_to(folder):
+        raise HfGrError(f"{path} is the folder that this command runs in, or one above it; name a new folder.")
+    return folder
+
+
+def check_output_file(path: str | Path, ours: Callable[[Path], bool]) -> Path:
+    """Checks that a command may write its file there: it does not exist, is empty, or is `ours`.
+
+    Returns the file with links followed; raises [`HfGrError`] otherwise.
+    """
+    file = Path(path).resolve()
+    if file.is_dir():
+        raise HfGrError(f"{path} is a folder; name a file.")
+    if file.is_file() and file.stat().st_size and not ours(file):
+        raise HfGrError(f"{path} exists, and this command did not write it; choose another name, or move it away.")
+    return file
 
 
 @contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[Path]:
+def claimed(path: str | Path) -> Iterator[Path]:
+    """Holds an output folder for one command from reading to writing: another that wants it waits.
+
+    What killed runs left beside the folder is removed. Nests within a thread. Yields the folder with links followed;
+    raises [`HfGrError`] where no folder can be written.
+    """
+    folder = _place(path)
+    if folder in _held.paths:
+        yield folder
+        return
+    made = [parent for parent in folder.parents if not parent.exists()]
+    lock = folder.with_name(f".{folder.name}.hf-gr-lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(lock, folder)
+    except (PermissionError, NotADirectoryError) as error:
+        raise HfGrError(f"cannot write to {folder.parent} ({error.strerror}); choose another output folder.") from None
+    _held.paths.add(folder)
+    try:
+        _clear_leftovers(folder)
+        yield folder
+    finally:
+        _held.paths.discard(folder)
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+        for parent in made:
+            with contextlib.suppress(OSError):  # not empty any more, as it should be
+                parent.rmdir()
+
+
+def _lock(file: Path, folder: Path) -> int:
+    """An open lock file. The system frees it when the process ends, however it ends."""
+    import fcntl  # not on every system; nothing is written without it
+
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another command that writes {folder}", file=sys.stderr, flush=True)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if file.exists() and os.path.samestat(file.stat(), os.fstat(descriptor)):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # who held it has removed the file: the lock is on one that nobody finds any more
+
+
+@contextlib.contextmanager
+def writing(
+    path: str | Path, station: str, inputs: Iterable[str | Path] = (), *, rewrite: bool = False
+) -> Iterator[Path]:
     """Yields an empty folder; when the block ends without an error it becomes `path`, atomically.
 
-    Whatever stood at `path` before stays whole until that moment, and for ever if the block raises.
+    Whatever stood at `path` before stays whole until that moment, and for ever if the block raises. Sections of its
+    card that the new card does not have move to the new one. Arguments and errors are those of [`check_output`]; what
+    may be written is asked before the block, and once more after it.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    staging.chmod(0o755)
-    try:
-        yield staging
-        _put_in_place(staging, path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    inputs = list(inputs)
+    with claimed(path) as place:
+        check_output(place, station, inputs, rewrite=rewrite)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}.hf-gr-", dir=place.parent))
+        try:
+            (scratch / MARKER).write_text(_of(place), encoding="utf-8")
+            folder = scratch / place.name
+            folder.mkdir()
+            yield folder
+            check_output(place, station, inputs, rewrite=rewrite)
+            _keep_card(place / CARD, folder / CARD)
+            _put_in_place(folder, place)
+        finally:
+            discard(scratch)
 
 
-def _put_in_place(staging: Path, path: Path) -> None:
-    if path.is_file():
-        raise HfGrError(f"{path} is a file; a folder is to be written there: move it or choose another --out.")
-    if path.exists() and not _exchange(staging, path):
+def _of(place: Path) -> str:
+    return f"on the way to {place.name}\n"
+
+
+def _parked(scratch: Path, place: Path) -> Path:
+    return scratch / f"{place.name}.old"
+
+
+def _put_in_place(folder: Path, place: Path) -> None:
+    if not place.exists():
+        folder.rename(place)
+    elif not _exchange(folder, place):
         # No atomic exchange on this system: the old folder is parked beside the new one between two renames.
-        parked = staging.with_name(f"{staging.name}.old")
-        path.rename(parked)
-        staging.rename(path)
-        shutil.rmtree(parked)
-    elif staging.exists() and not path.exists():
-        staging.rename(path)
+        place.rename(_parked(folder.parent, place))
+        folder.rename(place)
+
+
+def _clear_leftovers(place: Path) -> None:
+    """Removes what killed runs left of their way to `place`; whoever holds it knows that they are dead."""
+    for scratch in place.parent.glob(f".{glob.escape(place.name)}.hf-gr-*/"):
+        marker = scratch / MARKER
+        if marker.is_file() and marker.read_text(encoding="utf-8") == _of(place):
+            parked = _parked(scratch, place)
+            if parked.is_dir() and not place.exists():  # killed between two renames
+                parked.rename(place)
+            discard(scratch)
+        elif _is_empty(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _keep_card(old: Path, new: Path) -> None:
+    if old.is_file() and new.is_file():
+        new.write_text(merged_card(new.read_text(encoding="utf-8"), old.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -89,52 +233,93 @@ def _exchange(a: Path, b: Path) -> bool:
     return False
 
 
+def file_names(folder: Path) -> list[str]:
+    """Names of all files and links below a folder, but for what file managers leave."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in found if path.name not in _LITTER)
+
+
+def _is_empty(folder: Path) -> bool:
+    return not folder.exists() or all(path.name in _LITTER for path in folder.iterdir())
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[Path]:
+    """Yields a scratch folder for what a run that is killed goes on from.
+
+    It is removed when the block ends without an error, or with nothing in it. A folder that was there before, with
+    other things in it, is used and stays.
+    """
+    mark(folder)
+    try:
+        yield folder
+    except BaseException:
+        if file_names(folder) == [MARKER]:
+            discard(folder)
+        raise
+    discard(folder)
+
+
+def mark(folder: Path) -> None:
+    """Makes a scratch folder, which [`discard`] may remove; leaves one that holds anything as it is."""
+    if _is_empty(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER).touch()
+
+
+def discard(folder: Path) -> None:
+    """Removes a scratch folder, its mark last; leaves any other folder alone."""
+    if not (folder / MARKER).is_file():
+        return
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != MARKER:
+            path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+# Files
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a neighbor file to write, which takes the name `path` when the block ends without an error.
+
+    A reader never sees half a file. Links are followed.
+    """
+    file = Path(path).resolve()
+    temporary = file.with_name(f".{file.name}.hf-gr-tmp")
+    try:
+        yield temporary
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path, data: Any) -> None:
-    """Writes JSON by way of a neighbour file, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
-    temporary.replace(path)
+    """Writes JSON in one step."""
+    with replacing(path) as file:
+        text = json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True)
+        file.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise HfGrError(f"{path} is missing; is {path.parent} the right folder?") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise HfGrError(f"{path} is not valid JSON ({error}); write the artefact again.") from None
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages a result depends on, of Python, and the git commit of the working tree (if any)."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-        found["commit"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return found
-
-
-def hardware(*, gpus: bool = True) -> str:
-    """Processor, number of cores and, with `gpus`, the accelerators that torch sees."""
-    info = Path("/proc/cpuinfo")  # Linux only; elsewhere `platform` names the processor
-    lines = info.read_text().splitlines() if info.is_file() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    found = f"{named[0] if named else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    if gpus:
-        import torch
-
-        if torch.cuda.is_available():
-            found += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return found
+# Manifests
 
 
 def write_manifest(
     folder: Path, station: str, settings: Mapping[str, Any], inputs: Mapping[str, str], **facts: Any
 ) -> None:
-    """Writes `manifest.json` into an artefact that is otherwise complete.
+    """Writes `manifest.json` into an artifact that is otherwise complete: what comes later is not the station's.
 
     Args:
         folder: The artefact (the staging folder of [`writing`]).
@@ -148,10 +333,23 @@ def write_manifest(
         "settings": dict(settings),
         "inputs": dict(inputs),
         "fingerprint": fingerprint(folder),
+        "files": file_names(folder),
         "versions": versions(),
         **facts,
     }
     write_json(folder / MANIFEST, manifest)
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """The manifest of an artifact; `None` where there is none of ours."""
+    file = Path(folder) / MANIFEST
+    if not file.is_file():
+        return None
+    with contextlib.suppress(ValueError):  # another program's file may hold anything
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and {"station", "settings", "inputs"} <= manifest.keys():
+            return manifest
+    return None
 
 
 def settings_key(station: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -162,10 +360,9 @@ def settings_key(station: str, settings: Mapping[str, Any], inputs: Mapping[str,
 
 def is_current(folder: str | Path, station: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
     """Whether `folder` was made by `station` with these settings from these inputs."""
-    file = Path(folder) / MANIFEST
-    if not file.is_file():
+    manifest = read_manifest(folder)
+    if manifest is None:
         return False
-    manifest = read_json(file)
     recorded = settings_key(manifest["station"], manifest["settings"], manifest["inputs"])
     return recorded == settings_key(station, settings, inputs)
 

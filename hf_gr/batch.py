@@ -1,7 +1,6 @@
 """Recommendations for a file of users, written to one Parquet file; a job that was killed goes on where it stopped."""
 
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from .answering import answer_each
-from .artifacts import fingerprint, read_json, settings_key, write_json
+from .artifacts import check_output_file, claimed, fingerprint, read_json, replacing, settings_key, write_json
 from .catalog import SidCatalog
 from .decoding import Recommender
 from .errors import HfGrError
@@ -60,7 +59,7 @@ def recommend_batch(
 
     Finished parts lie in `<out>.parts` until the last one is there. A part counts only for the same model, users and
     settings; when any of them has changed the job starts anew. `out` is put in place in one step at the end, and
-    left alone when it was made from the same inputs.
+    left alone when it was made from the same inputs. Any other file that is there is not replaced.
 
     Args:
         model: Model folder or Hub repo.
@@ -81,8 +80,9 @@ def recommend_batch(
             can be answered, with the first one's reason.
     """
     users, out = Path(users), Path(out)
-    if out.is_dir() or out.resolve() == users.resolve():
-        raise HfGrError(f"{out} is {'a folder' if out.is_dir() else 'the file of users'}; name a new Parquet file.")
+    if out.resolve() == users.resolve():
+        raise HfGrError(f"{out} is the file of users; name a new Parquet file.")
+    check_output_file(out, lambda file: _key_of(file) is not None)
     if out.suffix != ".parquet":
         raise HfGrError(f"{out} does not end in .parquet, which is what is written; name it so.")
     if part_size < 1:
@@ -95,63 +95,74 @@ def recommend_batch(
     settings = search | {"defaults": defaults, "strict": strict, "part_size": part_size}
     settings["columns"] = _SCHEMA.names
     key = settings_key("recommend", settings, inputs)
-    if _made_from(out, key):
+    if _key_of(out) == key.encode():
         logger.info("%s is up to date.", out)
         return out
     recommender = Recommender.from_pretrained(folder, limits=limits)
     answer_each(recommender, [], batch_size=batch_size, **search)  # settings are refused before a part is written
     user_ids, requests = _read_requests(users, recommender, defaults, strict)
     warn_skipped(requests)
-    parts = _parts_folder(out, key)
-    files = []
-    with tqdm(total=len(requests), desc="recommend", unit="user") as progress:
-        for number, start in enumerate(range(0, len(requests), part_size)):
-            part = slice(start, start + part_size)
-            files.append(parts / f"part-{number:05d}.parquet")
-            if not files[-1].is_file():
-                answers = answer_each(recommender, requests[part], batch_size=batch_size, **search)
-                _write_whole([_table(user_ids[part], answers, recommender.catalog)], files[-1], key)
-            progress.update(len(requests[part]))
-    errors = [error for file in files for error in pq.read_table(file, columns=["error"])["error"].to_pylist()]
-    if None not in errors:
-        shutil.rmtree(parts)
-    _check_errors(users, user_ids, errors)
-    _write_whole((pq.read_table(file) for file in files), out, key, whole_histories=users.is_dir())
-    shutil.rmtree(parts)
+    with claimed(out.with_name(f"{out.name}.parts")) as parts:
+        _begin(parts, key)
+        files = []
+        with tqdm(total=len(requests), desc="recommend", unit="user") as progress:
+            for number, start in enumerate(range(0, len(requests), part_size)):
+                part = slice(start, start + part_size)
+                files.append(parts / f"part-{number:05d}.parquet")
+                if not files[-1].is_file():
+                    answers = answer_each(recommender, requests[part], batch_size=batch_size, **search)
+                    _write_whole([_table(user_ids[part], answers, recommender.catalog)], files[-1], key)
+                progress.update(len(requests[part]))
+        errors = [error for file in files for error in pq.read_table(file, columns=["error"])["error"].to_pylist()]
+        if None not in errors:
+            _clear(parts)
+        _check_errors(users, user_ids, errors)
+        _write_whole((pq.read_table(file) for file in files), out, key, whole_histories=users.is_dir())
+        _clear(parts)
     return out
 
 
-def _made_from(out: Path, key: str) -> bool:
+def _key_of(out: Path) -> bytes | None:
+    """The key that a file of ours was made under."""
     try:
-        return (pq.read_schema(out).metadata or {}).get(_METADATA_KEY) == key.encode()
+        return (pq.read_schema(out).metadata or {}).get(_METADATA_KEY)
     except (FileNotFoundError, pa.ArrowInvalid):
-        return False
+        return None
 
 
-def _parts_folder(out: Path, key: str) -> Path:
-    """The folder of finished parts, emptied if they belong to other inputs."""
-    parts = out.with_name(f"{out.name}.parts")
-    if parts.is_dir() and not ((parts / _KEY).is_file() and read_json(parts / _KEY) == key):
-        shutil.rmtree(parts)
+def _begin(parts: Path, key: str) -> None:
+    """Makes the folder of finished parts, emptied if they belong to other inputs.
+
+    Raises [`HfGrError`] if there is a folder of that name that is not ours: one with other files and no key.
+    """
+    if parts.is_dir() and any(parts.iterdir()):
+        known = read_json(parts / _KEY) if (parts / _KEY).is_file() else None
+        if not isinstance(known, str):
+            raise HfGrError(
+                f"{parts}, where finished parts are kept, holds other files; move it, or name another --out."
+            )
+        if known != key:
+            _clear(parts)
     parts.mkdir(parents=True, exist_ok=True)
     write_json(parts / _KEY, key)
-    return parts
+
+
+def _clear(parts: Path) -> None:
+    """Removes the parts and, if nothing else lies in it, their folder."""
+    for file in [*parts.glob("part-*.parquet"), *parts.glob(".part-*.hf-gr-tmp"), parts / _KEY]:
+        file.unlink()
+    if not any(parts.iterdir()):
+        parts.rmdir()
 
 
 def _write_whole(
     tables: Sequence[pa.Table] | Iterator[pa.Table], file: Path, key: str, *, whole_histories: bool = False
 ) -> None:
-    """Writes tables to a neighbour file which then takes the name: half a file never bears it. Lists made from whole
-    histories say so, as they cannot be judged."""
+    """Writes tables as one file, in one step. Lists made from whole histories say so, as they cannot be judged."""
     metadata = {_METADATA_KEY: key.encode()} | ({USERS_KEY: WHOLE_HISTORIES} if whole_histories else {})
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        with pq.ParquetWriter(temporary, _SCHEMA.with_metadata(metadata)) as writer:
-            for table in tables:
-                writer.write_table(table.replace_schema_metadata(metadata))
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(file) as half, pq.ParquetWriter(half, _SCHEMA.with_metadata(metadata)) as writer:
+        for table in tables:
+            writer.write_table(table.replace_schema_metadata(metadata))
 
 
 def _table(

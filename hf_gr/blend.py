@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .artifacts import fingerprint, is_current, report, write_manifest, writing
+from .artifacts import check_output, fingerprint, is_current, report, write_manifest, writing
 from .catalog import SidCatalog
 from .errors import HfGrError
 from .hub import carry, save_repo
@@ -48,6 +48,7 @@ def blend(model: str | Path, retriever: str | Path, out: str | Path, *, share: f
     if is_current(out, STATION, settings, inputs):
         report(STATION, paths, out, current=True)
         return out
+    check_output(out, STATION, [source, other])
     learned = joined(model, retriever)
     vocabulary, catalog = SidVocabulary.load(source), SidCatalog.load(source)
     found = Retriever.from_pretrained(other, device="cpu")
@@ -57,7 +58,7 @@ def blend(model: str | Path, retriever: str | Path, out: str | Path, *, share: f
             f"{model} is of form {vocabulary.form}; blend takes form: recursive, which scores any item in one step."
         )
     lm.blend_with(_in_order(found, catalog, retriever), share)
-    with writing(out) as folder:
+    with writing(out, STATION, [source, other]) as folder:
         save_repo(folder, lm, AutoTokenizer.from_pretrained(source), catalog, vocabulary, base_model=str(model))
         carry(source, folder)
         if learned is not None:

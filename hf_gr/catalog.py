@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -287,6 +288,8 @@ class SidCatalog:
             if not (folder / name).is_file():
                 raise HfGrError(f"{folder / name} is missing; write the catalogue again with `hf-gr quantize`.")
         with safe_open(folder / "catalog.safetensors", framework="numpy") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            _check_sizes(folder, description, shapes)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         vectors = sum(name.startswith("code_vectors.") for name in tensors)
         catalog = cls(
@@ -304,6 +307,25 @@ class SidCatalog:
                 f"{catalog.fingerprint}, expected {description['fingerprint']}); write the catalogue again."
             )
         return catalog
+
+
+def _check_sizes(folder: Path, description: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises [`HfGrError`] unless the tables are of the sizes that `catalog.json` tells, before any of them is read: a
+    few bytes of Parquet may say millions of rows."""
+    items, sizes = description["items"], description["codebook_sizes"]
+    rows = pq.read_metadata(folder / "items.parquet").num_rows
+    expected = {"codes": (items, len(sizes)), "popularity": (items,), "live": (items,)}
+    found = {name: shapes.get(name) for name in expected} | {"items.parquet": (rows,)}
+    expected["items.parquet"] = (items,)
+    vectors = [name for name in shapes if name.startswith("code_vectors.")]
+    for level, size in enumerate(sizes[: len(vectors)]):
+        name = f"code_vectors.{level}"
+        expected[name], found[name] = (size,), (shapes.get(name) or (None,))[:1]
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise HfGrError(
+                f"{folder}: {name} is of size {found[name]}, but catalog.json tells {shape}; write the catalog again."
+            )
 
 
 def _cast(column: pa.ChunkedArray, ours: pa.Field) -> pa.ChunkedArray:

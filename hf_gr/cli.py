@@ -84,11 +84,15 @@ def inspect(
     json_file: Annotated[Path | None, typer.Option("--json", help="JSON file for the numbers.")] = None,
 ) -> None:
     """What a catalogue's SIDs are worth: a table, and a page with plots and with what codes mean."""
-    from .artifacts import write_json
+    from .artifacts import check_output_file, write_json
+    from .pages.html import is_ours
     from .quantizers.inspection import inspect as run
-    from .quantizers.inspection import print_inspection
+    from .quantizers.inspection import is_inspection, print_inspection
     from .quantizers.inspection_page import write_inspection_page
 
+    check_output_file(out / "inspection.html" if out.is_dir() else out, is_ours)
+    if json_file is not None:
+        check_output_file(json_file, is_inspection)
     found = run(catalog, embeddings, dataset)
     print_inspection(found)
     print(f"[inspect] wrote {write_inspection_page(out, found)}")
@@ -248,7 +252,7 @@ def remove_items(
 
 @app.command()
 def push(
-    model: Annotated[Path, typer.Argument(help="Model folder, as written by sft or grpo.")],
+    model: Annotated[Path, typer.Argument(help="Model folder of sft, grpo or blend, or retriever of retrieve.")],
     repo: Annotated[str, typer.Argument(help="NAME/REPO on the Hub.")],
     private: Annotated[bool, typer.Option(help="Make the repo private.")] = False,
 ) -> None:

@@ -174,7 +174,7 @@ def write_dataset(
     interactions = interactions.replace_schema_metadata({_TIME: _NAMES[time]})
     events = _histories(interactions, items)
     counts = {"users": len(events), "items": items.num_rows, "interactions": interactions.num_rows} | _ties(events)
-    with writing(path) as folder:
+    with writing(path, "prepare") as folder:
         pq.write_table(interactions, folder / "interactions.parquet")
         pq.write_table(items, folder / "items.parquet")
         _card(Path(path).name, source, license, time, events, counts).save(folder / "README.md")

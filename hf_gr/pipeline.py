@@ -79,12 +79,13 @@ class GenerativeRecommendationPipeline(Pipeline):
         vocabulary: Likewise.
         thinking: Likewise, where there are thinking heads and the vocabulary is read too.
         interests: Likewise, where the model carries interests and the vocabulary is read too.
-        catalog_revision: Revision of the repo that they are read from. transformers keeps the `revision` of
-            `pipeline()` to itself; where catalogue and weights do not match, an error says so.
+        catalog_revision: Revision of the repo that they are read from, for a model that was loaded elsewhere and came
+            here as an object. With the name of a repo, `revision` of `pipeline()` is that of everything.
         batch_size: Requests per call of the model.
         limits: Of what a request may ask; [`Limits`] if left out.
     """
 
+    commit: str | None = None  # of the repo that the model is of, where its name alone is known
     _load_tokenizer = True
     _load_processor = False
     _load_image_processor = False
@@ -111,13 +112,15 @@ class GenerativeRecommendationPipeline(Pipeline):
         from .vocabulary import SidVocabulary
 
         super().__init__(model, tokenizer, **kwargs)  # moves the model to its device
-        path, whole = model.config.name_or_path, vocabulary is None
-        vocabulary = vocabulary or SidVocabulary.load(path, catalog_revision)
-        catalog = catalog or _load_catalog(model, catalog_revision)
+        path, whole = str(model.config.name_or_path), vocabulary is None
+        if vocabulary is None or catalog is None:
+            path = repo_folder(path, catalog_revision or self.commit)
+        vocabulary = vocabulary or SidVocabulary.load(path)
+        catalog = catalog or _load_catalog(path, model)
         if whole and thinking is None:
-            thinking = load_thinking(path, catalog, catalog_revision)
+            thinking = load_thinking(path, catalog, vocabulary)
         if whole and interests is None:
-            interests = Interests.of_model(path, catalog_revision)
+            interests = Interests.of_model(path)
         self.recommender = Recommender(model, tokenizer, catalog, vocabulary, thinking=thinking, limits=limits)
         self.batch_size = batch_size
         self._paths = Paths(self.recommender)
@@ -281,21 +284,36 @@ def _batch(inputs: Any) -> list[Any] | None:
     return values if not values or any(is_list(value) or isinstance(value, Mapping) for value in values) else None
 
 
-def _load_catalog(model: PreTrainedModel, revision: str | None) -> SidCatalog:
-    """The catalogue of the model's repo, checked against the fingerprint that the model's config holds."""
-    path = model.config.name_or_path
-    catalog = SidCatalog.load(path, revision)
+class RepoModel(AutoModelForCausalLM):
+    """Loads a model out of its repo's folder, which is fetched whole, at one commit: what the pipeline reads beside
+    the weights is of the commit that they are of."""
+
+    @classmethod
+    def from_pretrained(cls, name: str, *args: Any, **kwargs: Any) -> PreTrainedModel:  # type: ignore[override]
+        folder = repo_folder(name, kwargs.pop("revision", None), kwargs.get("token"))
+        return AutoModelForCausalLM.from_pretrained(str(folder), *args, **kwargs)
+
+
+def repo_folder(name: str, revision: str | None = None, token: str | bool | None = None) -> str:
+    """Folder of a model's repo, or of a model on disk."""
+    from .hub import READ_FILES
+    from .offline import local_folder
+
+    return str(local_folder(name, revision=revision, files=READ_FILES, token=token))
+
+
+def _load_catalog(path: str, model: PreTrainedModel) -> SidCatalog:
+    """The catalog of the model's repo, checked against the fingerprint that the model's config holds."""
+    catalog = SidCatalog.load(path)
     expected = model.config.to_dict().get("catalog_fingerprint", catalog.fingerprint)
     if catalog.fingerprint != expected:
         raise HfGrError(
-            f"{path}: the weights were made for catalogue {expected}, but {revision or 'main'} holds catalogue "
-            f"{catalog.fingerprint}; pass catalog_revision=… beside revision=…."
+            f"{path}: the weights were made for catalog {expected}, but this is catalog {catalog.fingerprint}; pass "
+            "the model by its name, with revision=…, or the revision that it was loaded from as catalog_revision=…."
         )
     return catalog
 
 
 import_module(".models", __package__)  # makes the Auto classes know IntRR
 if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
-    PIPELINE_REGISTRY.register_pipeline(
-        TASK, GenerativeRecommendationPipeline, pt_model=AutoModelForCausalLM, type="text"
-    )
+    PIPELINE_REGISTRY.register_pipeline(TASK, GenerativeRecommendationPipeline, pt_model=RepoModel, type="text")

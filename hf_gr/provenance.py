@@ -39,7 +39,7 @@ class TrainingData:
     def of(cls, path: str | Path) -> "TrainingData | None":
         """What taught the artifact in a folder or Hub repo. Of an earlier release's the manifest tells the split;
         `None` where nothing does."""
-        folder = local_folder(path, files=[TRAINING_DATA_FILE])
+        folder = local_folder(path, files=["config.json", TRAINING_DATA_FILE])
         if (folder / TRAINING_DATA_FILE).is_file():
             found = read_json(folder / TRAINING_DATA_FILE)
             return cls(found["split"], tuple(found["events"]))

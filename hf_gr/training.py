@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,20 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 from trl import GRPOConfig, SFTConfig
 
-from .artifacts import fingerprint, is_current, report, settings_key, write_json, write_manifest, writing
+from .artifacts import (
+    MARKER,
+    check_output,
+    claimed,
+    discard,
+    fingerprint,
+    is_current,
+    mark,
+    report,
+    settings_key,
+    write_json,
+    write_manifest,
+    writing,
+)
 from .catalog import SidCatalog
 from .dataset import SplitKind, check_split
 from .decoding import check_model
@@ -208,7 +220,7 @@ def tuned(
     _try_adapter(model, adapter)
     with PartialState().main_process_first():
         if not base.is_dir():
-            with writing(base) as folder:
+            with writing(base, "base") as folder:
                 model.save_pretrained(folder)
     if config.finetune == "qlora":
         if not is_bitsandbytes_available():
@@ -400,11 +412,30 @@ class Run:
     def base(self) -> Path:
         return self.folder / "base"
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the output for this run, on the main process."""
+        if not PartialState().is_main_process:
+            yield
+            return
+        with claimed(self.model):
+            mark(self.folder)
+            try:
+                yield
+            finally:
+                if not any(path.name != MARKER for path in self.folder.glob("*")):  # nothing to go on from
+                    discard(self.folder)
+
     def is_current(self, force: bool) -> bool:
-        """Whether the finished model is there already, of these settings and inputs; says so."""
+        """Whether the finished model is there already, of these settings and inputs; says so.
+
+        Raises [`HfGrError`], before anything is trained, where something else is that may not be replaced.
+        """
         current = not force and is_current(self.model, self.station, self.settings, self.inputs)
         if current:
             self.report(current=True)
+        else:
+            check_output(self.model, self.station, self.paths.values())
         return current
 
     def report(self, *, current: bool = False) -> None:
@@ -430,11 +461,11 @@ class Run:
     def finishing(self, log: list[dict[str, Any]]) -> Iterator[Path]:
         """Yields the folder to put the finished model in; it becomes [`model`] atomically, with the log, and what only
         a resume would need is cleared."""
-        with writing(self.model) as folder:
+        with writing(self.model, self.station, self.paths.values()) as folder:
             yield folder
             write_json(folder / "training_log.json", log)
             write_manifest(folder, self.station, self.settings, self.inputs)
-        shutil.rmtree(self.folder, ignore_errors=True)  # only its own: another run-… folder may be the user's
+        discard(self.folder)  # only its own: another run-… folder may be the user's
 
     def finish(
         self,

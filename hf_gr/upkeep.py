@@ -9,12 +9,13 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .artifacts import MANIFEST, fingerprint, read_json, report, write_json, writing
+from .artifacts import MANIFEST, claimed, file_names, fingerprint, read_manifest, report, write_json, writing
 from .catalog import CATALOG_FILES, SidCatalog
 from .dataset import check_items
 from .embedding.newcomers import embed_new_items
@@ -63,8 +64,23 @@ def add_items(
             made, or a catalogue whose trained SIDs are used up.
     """
     source, target = _source(folder, out)
-    catalog = _load(source)
     table = _checked(items if isinstance(items, pa.Table) else _read(Path(items)))
+    with claimed(target):  # from reading to writing: of two commands at once none is lost
+        catalog = _load(source)
+        changed, counts = _with_items(catalog, source, table, vectors_file, images_root, update, device)
+        return _write("add-items", source, target, changed, counts)
+
+
+def _with_items(
+    catalog: SidCatalog,
+    source: Path,
+    table: pa.Table,
+    vectors_file: str | Path | None,
+    images_root: str | Path | None,
+    update: bool,
+    device: str | None,
+) -> tuple[SidCatalog, dict[str, int]]:
+    """The catalog with items added, and how many of them are new, back and updated."""
     rows = np.array([catalog.row_of.get(item_id, -1) for item_id in table["item_id"].to_pylist()])
     known = np.flatnonzero(rows >= 0)
     there = known[catalog.live[rows[known]]]
@@ -80,8 +96,7 @@ def add_items(
         quantizer, recipe = _encoder(source)
         vectors = embed_new_items(recipe, new, images_root, vectors_file, device)
         changed = changed.extended(new, new_codes(changed, vectors, quantizer))
-    counts = {"new": new.num_rows, "back": len(known) - len(there), "updated": len(there)}
-    return _write("add-items", source, target, changed, counts)
+    return changed, {"new": new.num_rows, "back": len(known) - len(there), "updated": len(there)}
 
 
 def remove_items(folder: str | Path, item_ids: Sequence[str], *, out: str | Path | None = None) -> Path:
@@ -101,11 +116,13 @@ def remove_items(folder: str | Path, item_ids: Sequence[str], *, out: str | Path
         HfGrError: On ids that are not in the catalogue, or if no item would be left.
     """
     source, target = _source(folder, out)
-    catalog = _load(source)
-    changed = catalog.removed(item_ids)
-    if not changed.live.any():
-        raise HfGrError(f"{source}: no item would be left; keep at least one.")
-    return _write("remove-items", source, target, changed, {"removed": int(catalog.live.sum() - changed.live.sum())})
+    with claimed(target):
+        catalog = _load(source)
+        changed = catalog.removed(item_ids)
+        if not changed.live.any():
+            raise HfGrError(f"{source}: no item would be left; keep at least one.")
+        counts = {"removed": int(catalog.live.sum() - changed.live.sum())}
+        return _write("remove-items", source, target, changed, counts)
 
 
 def new_codes(catalog: SidCatalog, vectors: np.ndarray, quantizer: Quantizer) -> np.ndarray:
@@ -148,7 +165,10 @@ def _source(folder: str | Path, out: str | Path | None) -> tuple[Path, Path]:
     if out is None and not Path(folder).is_dir():
         raise HfGrError(f"{folder} is no folder; give the folder of a catalogue or model, or --out for a Hub repo.")
     source = local_folder(folder)
-    return source, Path(folder if out is None else out)
+    target = Path(folder if out is None else out)
+    if source.resolve() in target.resolve().parents:
+        raise HfGrError(f"{target} lies inside {source}, which is copied; name a folder outside it.")
+    return source, target
 
 
 def _load(source: Path) -> SidCatalog:
@@ -194,20 +214,34 @@ def _encoder(source: Path) -> tuple[Quantizer, Path]:
 
 def _write(station: str, source: Path, target: Path, catalog: SidCatalog, counts: dict[str, int]) -> Path:
     in_place = target.resolve() == source.resolve()
-    with writing(target) as folder:
+    with writing(target, station, [source], rewrite=in_place) as folder:
         _copy(source, folder, linked=in_place)
         if (folder / VOCABULARY_FILE).is_file():
             update_catalog(folder, catalog)
         else:
             catalog.save(folder)
-        if (folder / MANIFEST).is_file():  # what came from the Hub has none
-            manifest = read_json(folder / MANIFEST)
-            history = [*manifest.get("upkeep", []), {"station": station} | counts]
-            write_json(folder / MANIFEST, manifest | {"fingerprint": fingerprint(folder), "upkeep": history})
+        _write_manifest(station, source, folder, in_place, counts)
     done = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"[{station}] {done}; {int(catalog.live.sum())} of {len(catalog)} items live", flush=True)
     report(station, {}, target)
     return target
+
+
+def _write_manifest(station: str, source: Path, folder: Path, in_place: bool, counts: dict[str, int]) -> None:
+    """Of a folder changed in place, what made it and which files are not its own stay as they were; a copy is this
+    station's. What came from the Hub has no manifest."""
+    manifest = read_manifest(source)
+    if manifest is None and in_place:
+        return
+    manifest = manifest or {"settings": {}, "inputs": {}}
+    changed: dict[str, Any] = {"fingerprint": fingerprint(folder)}
+    changed["upkeep"] = [*manifest.get("upkeep", []), {"station": station} | counts]
+    if not in_place:
+        changed |= {"station": station, "files": file_names(folder)}
+    elif "files" in manifest:
+        before, now = set(file_names(source)), set(file_names(folder))
+        changed["files"] = sorted(set(manifest["files"]) & now | now - before)
+    write_json(folder / MANIFEST, manifest | changed)
 
 
 def _copy(source: Path, folder: Path, *, linked: bool) -> None:

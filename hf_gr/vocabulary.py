@@ -70,6 +70,11 @@ class SidVocabulary:
         return len(self.code_ids)
 
     @property
+    def has_thoughts(self) -> bool:
+        """Whether the model writes thinking tokens, so that thinking heads can say what they stand for."""
+        return self.form in ("stepwise", "upfront")
+
+    @property
     def opening(self) -> list[int]:
         """Token ids that open every history: the text of the prompt, if there is one, and `<items>`."""
         return [*self.prompt_ids, self.start_id]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_gr import artifacts
+from hf_gr import artifacts, environment
 from hf_gr.artifacts import (
+    MANIFEST,
     fingerprint,
     is_current,
     read_json,
@@ -23,7 +24,9 @@ from hf_gr.errors import HfGrError
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    """Of the files of a folder but the manifest."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
 
 
 @pytest.fixture
@@ -33,6 +36,7 @@ def old(tmp_path: Path) -> Path:
     (folder / "sub").mkdir(parents=True)
     (folder / "a.txt").write_text("old a")
     (folder / "sub" / "b.txt").write_text("old b")
+    write_manifest(folder, "test", {}, {})
     return folder
 
 
@@ -41,10 +45,10 @@ OLD = {"a.txt": "old a", "sub/b.txt": "old b"}
 
 def test_a_new_folder_appears_only_at_the_end(tmp_path):
     target = tmp_path / "deep" / "artefact"
-    with writing(target) as folder:
+    with writing(target, "test") as folder:
         (folder / "a.txt").write_text("new")
         assert not target.exists()
-        assert folder.parent == target.parent  # a rename must not cross file systems
+        assert folder.parent.parent == target.parent  # a rename must not cross file systems
     assert contents(target) == {"a.txt": "new"}
     assert [p.name for p in target.parent.iterdir()] == ["artefact"]
     assert target.stat().st_mode & 0o777 == 0o755
@@ -54,7 +58,7 @@ def test_a_new_folder_appears_only_at_the_end(tmp_path):
 def test_an_old_folder_is_replaced_whole(old, atomic, monkeypatch):
     if not atomic:
         monkeypatch.setattr(artifacts, "_exchange", lambda a, b: False)
-    with writing(old) as folder:
+    with writing(old, "test") as folder:
         (folder / "c.txt").write_text("new c")
         assert contents(old) == OLD
     assert contents(old) == {"c.txt": "new c"}
@@ -65,13 +69,13 @@ def test_an_old_folder_is_replaced_whole(old, atomic, monkeypatch):
 def test_the_replacement_is_one_step(old, monkeypatch):
     """With the exchange to be had, nothing is renamed, so there is no moment without a folder."""
     monkeypatch.setattr(Path, "rename", lambda *_: pytest.fail("renamed"))
-    with writing(old) as folder:
+    with writing(old, "test") as folder:
         (folder / "c.txt").write_text("new c")
     assert contents(old) == {"c.txt": "new c"}
 
 
 def test_an_exception_leaves_the_old_folder(old):
-    with pytest.raises(RuntimeError, match="half way"), writing(old) as folder:
+    with pytest.raises(RuntimeError, match="half way"), writing(old, "test") as folder:
         (folder / "a.txt").write_text("new a")
         raise RuntimeError("half way")
     assert contents(old) == OLD
@@ -79,12 +83,12 @@ def test_an_exception_leaves_the_old_folder(old):
 
 
 def test_a_full_disk_leaves_the_old_folder(old, monkeypatch):
-    def no_space(self: Path, text: str) -> int:
+    def no_space(self: Path, text: str, **_: object) -> int:
         self.touch()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
 
-    monkeypatch.setattr(Path, "write_text", no_space)
-    with pytest.raises(OSError, match="No space left"), writing(old) as folder:
+    with pytest.raises(OSError, match="No space left"), writing(old, "test") as folder:
+        monkeypatch.setattr(Path, "write_text", no_space)
         write_json(folder / "a.json", {"new": 1})
     assert contents(old) == OLD
     assert [p.name for p in old.parent.iterdir()] == ["artefact"]
@@ -97,8 +101,8 @@ def test_a_full_disk_leaves_the_old_json(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", lambda *_: pytest.fail("half a file was put in place"))
     original = Path.write_text
 
-    def half(self: Path, text: str) -> int:
-        original(self, text)
+    def half(self: Path, text: str, **encoding: str) -> int:
+        original(self, text, **encoding)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
 
     monkeypatch.setattr(Path, "write_text", half)
@@ -112,7 +116,7 @@ def test_a_kill_leaves_the_old_folder(old):
 import os, signal, sys
 from pathlib import Path
 from hf_gr.artifacts import writing
-with writing(sys.argv[1]) as folder:
+with writing(sys.argv[1], "test") as folder:
     (folder / "a.txt").write_text("new a")
     print("half way", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -120,7 +124,7 @@ with writing(sys.argv[1]) as folder:
     done = subprocess.run([sys.executable, "-c", script, str(old)], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL and done.stdout == "half way\n", done.stderr
     assert contents(old) == OLD
-    with writing(old) as folder:  # and the next run is not disturbed by what the killed one left
+    with writing(old, "test") as folder:  # and the next run is not disturbed by what the killed one left
         (folder / "a.txt").write_text("new a")
     assert contents(old) == {"a.txt": "new a"}
 
@@ -128,7 +132,7 @@ with writing(sys.argv[1]) as folder:
 def test_a_file_in_the_way_is_refused_and_kept(tmp_path):
     file = tmp_path / "artefact"
     file.write_text("mine")
-    with pytest.raises(HfGrError, match=r"artefact is a file; .* choose another --out"), writing(file):
+    with pytest.raises(HfGrError, match=r"artefact is a file; .* choose another --out"), writing(file, "test"):
         pass
     assert file.read_text() == "mine" and [p.name for p in tmp_path.iterdir()] == ["artefact"]
 
@@ -212,3 +216,33 @@ def test_report_names_paths_and_fingerprints(old, tmp_path, capsys):
         f"[embed] wrote {old} ({here}) from dataset {tmp_path / 'input'} ({read})",
         f"[embed] up to date: {old} ({here})",
     ]
+
+
+def test_the_commit_is_that_of_hf_gr_itself(tmp_path):
+    """A repository around the environment that the package lies in is somebody else's."""
+
+    def git(*words: str) -> str:
+        settings = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *settings, *words], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    for folder in ("hf_gr", ".venv/hf_gr"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "hf_gr" / "__init__.py").touch()
+    git("init", "-q")
+    git("add", "hf_gr")
+    git("commit", "-q", "-m", "first")
+    assert environment._commit(tmp_path / "hf_gr") == git("rev-parse", "--short", "HEAD")
+    assert environment._commit(tmp_path / ".venv" / "hf_gr") is None
+
+
+def test_text_of_json_is_utf_8_whatever_the_machine_says(tmp_path):
+    script = "import sys; from pathlib import Path; from hf_gr.artifacts import read_json, write_json\n"
+    script += "file = Path(sys.argv[1]); write_json(file, {'\\u00e9': '\\u65e5\\u672c'}); read_json(file)"
+    plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", script, str(tmp_path / "a.json")]
+    done = subprocess.run(command, env=plain, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_json(tmp_path / "a.json") == {"é": "日本"}

@@ -63,6 +63,12 @@ def searched(monkeypatch) -> list[int]:
     return sizes
 
 
+def earlier(out: Path) -> bytes:
+    """Writes the result of an earlier job."""
+    hf_gr.batch._write_whole([], out, "another key")
+    return out.read_bytes()
+
+
 def rows(file: Path) -> list[tuple]:
     return [(row["user_id"], row["item_ids"], row["titles"]) for row in pq.read_table(file).to_pylist()]
 
@@ -168,13 +174,13 @@ def test_a_killed_job_goes_on_where_it_stopped(repo, users, tmp_path, searched):
     assert searched == [2, 2, 1]
     searched.clear()
     out, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
-    out.write_bytes(b"the result of an earlier job")
+    before = earlier(out)
     hf_gr.batch.answer_each.stop_after = 1
     with pytest.raises(KeyboardInterrupt):
         recommend_batch(repo, users, out, **QUICK)
-    assert out.read_bytes() == b"the result of an earlier job"
+    assert out.read_bytes() == before
     assert sorted(path.name for path in parts.iterdir()) == ["key.json", "part-00000.parquet"]
-    (parts / ".part-00001.parquet.tmp").write_bytes(
+    (parts / ".part-00001.parquet.hf-gr-tmp").write_bytes(
         b"PAR1 half a part"
     )  # as a kill in the middle of writing leaves it
     hf_gr.batch.answer_each.stop_after = None
@@ -185,7 +191,7 @@ def test_a_killed_job_goes_on_where_it_stopped(repo, users, tmp_path, searched):
     assert not parts.exists()
 
 
-@pytest.mark.parametrize("change", ["users", "settings", "key lost"])
+@pytest.mark.parametrize("change", ["users", "settings"])
 def test_other_inputs_start_anew(repo, users, tmp_path, searched, change):
     out, changed = tmp_path / "out.parquet", dict(QUICK)
     hf_gr.batch.answer_each.stop_after = 2
@@ -195,10 +201,8 @@ def test_other_inputs_start_anew(repo, users, tmp_path, searched, change):
     searched.clear()
     if change == "users":
         pq.write_table(pa.Table.from_pylist([{**USERS[0], "user_id": "new"}, *USERS[1:]]), users)
-    elif change == "settings":
-        changed["top_k"] = 4
     else:
-        (tmp_path / "out.parquet.parts" / "key.json").unlink()
+        changed["top_k"] = 4
     recommend_batch(repo, users, out, **changed)
     assert searched == [2, 2, 1]
     assert rows(out)[0][0] == ("new" if change == "users" else "ann")
@@ -245,12 +249,42 @@ def test_a_finished_job_is_not_done_again(repo, users, tmp_path, searched):
 def test_bad_users_get_one_line_and_leave_the_old_result(repo, tmp_path, searched, name, content, message):
     file, out = tmp_path / name, tmp_path / "out.parquet"
     file.write_text(content)
-    out.write_bytes(b"old")
+    before = earlier(out)
     with pytest.raises(HfGrError, match=message) as caught:
         recommend_batch(repo, file, out, **QUICK)
     assert "\n" not in str(caught.value)
-    assert (out.read_bytes(), searched) == (b"old", [])
+    assert (out.read_bytes(), searched) == (before, [])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out.parquet"])
+
+
+def test_a_file_or_folder_of_parts_that_is_not_ours_stays(repo, users, tmp_path, searched):
+    table = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"mine": [1]}), table)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    for file in (table, notes):
+        before = file.read_bytes()
+        with pytest.raises(HfGrError, match="exists, and this command did not write it"):
+            recommend_batch(repo, users, file, **QUICK)
+        assert file.read_bytes() == before
+    parts = tmp_path / "out.parquet.parts"
+    parts.mkdir()
+    (parts / "part-00000.parquet").write_text("mine")
+    with pytest.raises(HfGrError, match="holds other files"):
+        recommend_batch(repo, users, tmp_path / "out.parquet", **QUICK)
+    assert (parts / "part-00000.parquet").read_text() == "mine" and not searched
+    (parts / "part-00000.parquet").rename(parts / "notes.txt")
+    (parts / "key.json").write_text('"another job"')
+    recommend_batch(repo, users, tmp_path / "out.parquet", **QUICK)
+    assert [path.name for path in parts.iterdir()] == ["notes.txt"]  # what is not a part stays
+
+
+def test_a_link_is_followed(repo, users, tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "out.parquet"
+    link.symlink_to(tmp_path / "disk" / "real.parquet")
+    recommend_batch(repo, users, link, **QUICK)
+    assert link.is_symlink() and rows(tmp_path / "disk" / "real.parquet")[0][0] == "ann"
 
 
 def test_bad_places_and_ids(repo, users, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file, save_file
 from tiny import tiny_catalog, tiny_items
 
 from hf_gr.catalog import CATALOG_FILES, SidCatalog
@@ -89,6 +90,21 @@ def test_files_of_two_catalogues_are_refused(name, tmp_path):
     assert tiny_catalog(seed=0).fingerprint in str(error.value) and "write the catalogue again" in str(error.value)
 
 
+@pytest.mark.parametrize("part", ["items.parquet", "codes", "popularity", "live", "code_vectors.1"])
+def test_sizes_are_checked_before_a_table_is_read(part, tmp_path, monkeypatch):
+    """A few bytes of Parquet may say millions of rows."""
+    tiny_catalog().save(tmp_path)
+    if part == "items.parquet":
+        column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(1_000_000, np.int32)), ["i000"])
+        pq.write_table(pa.table({"item_id": column, "title": column}), tmp_path / part, compression="zstd")
+    else:
+        tensors = load_file(tmp_path / "catalog.safetensors")
+        save_file(tensors | {part: np.concatenate([tensors[part]] * 2)}, tmp_path / "catalog.safetensors")
+    monkeypatch.setattr(pq, "read_table", lambda *_: pytest.fail("the table was read"))
+    with pytest.raises(HfGrError, match=rf"{part} is of size \(.*\), but catalog.json tells \(.*\); write"):
+        SidCatalog.load(tmp_path)
+
+
 def test_reordered_items_are_refused(tmp_path):
     catalog = tiny_catalog()
     catalog.save(tmp_path)
@@ -143,7 +159,7 @@ def test_parts_that_do_not_agree_are_refused():
     for vectors in ([np.zeros((2, 5))], [np.zeros((2, 5)), np.zeros((3, 5))]):
         with pytest.raises(HfGrError, match=r"code vectors, but the codebook sizes are \[2, 2\]"):
             SidCatalog.from_codes(CODES, ITEMS, (2, 2), code_vectors=vectors)
-    with pytest.raises(HfGrError, match="catalogue items: item_id 'i000' occurs 3 times"):
+    with pytest.raises(HfGrError, match="item_id 'i000' stands in rows 0 and 1"):
         SidCatalog.from_codes(CODES, ITEMS.set_column(0, "item_id", pa.array(["i000"] * 3)), (2, 2))
     assert_same(SidCatalog.from_codes(CODES, ITEMS, (2, 2)), SidCatalog.from_codes(CODES, ITEMS, [2, 2], np.zeros(3)))
 
@@ -162,7 +178,7 @@ def test_extended_puts_new_items_at_the_end():
     for bad, message in (("i003", "'i003' are in the catalogue already"), ("a", "outside the codebook sizes")):
         with pytest.raises(HfGrError, match=message):
             catalog.extended(pa.table({"item_id": [bad], "title": ["C"]}), np.array([[0, 4, 0]]))
-    with pytest.raises(HfGrError, match="column 'categories' of the items is int64, but list"):
+    with pytest.raises(HfGrError, match="column 'categories' holds int64"):
         catalog.extended(items.append_column("categories", pa.array([1, 2])), np.zeros((2, 3)))
 
 

@@ -95,6 +95,15 @@ def refused(capfd):
 # Bad input, in the order of the stations
 
 
+def test_a_recipe_cannot_set_the_environment(tmp_path, refused, monkeypatch):
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("env: {HF_ENDPOINT: http://elsewhere}\ndataset: data\noutput_dir: out\n")
+    for station in ("embed", "sft", "evaluate"):
+        assert re.search(r"recipe\.yaml: there is no setting 'env'", refused([station, "--config", recipe]))
+    assert "HF_ENDPOINT" not in os.environ
+
+
 @pytest.fixture
 def prepared(tmp_path) -> Path:
     folder = tmp_path / "out" / "dataset"

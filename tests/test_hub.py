@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
@@ -13,10 +14,15 @@ from tiny import tiny_catalog, tiny_interactions, tiny_items, tiny_lm, tiny_toke
 from transformers import AutoModelForCausalLM, pipeline
 
 from hf_gr.dataset import write_dataset
+from hf_gr.decoding import load_thinking
 from hf_gr.errors import HfGrError
 from hf_gr.evaluation import EvaluateConfig, evaluate
 from hf_gr.hub import PIPELINE_TAG, carry, push_to_hub, save_repo, update_card
-from hf_gr.vocabulary import add_vocabulary
+from hf_gr.model_card import retriever_card
+from hf_gr.models import BSARecConfig, BSARecModel
+from hf_gr.retrieval import Retriever
+from hf_gr.upkeep import remove_items
+from hf_gr.vocabulary import SidVocabulary, add_vocabulary
 
 
 ROOT = Path(__file__).parents[1]
@@ -50,10 +56,10 @@ TRAINER_FILES = (
 )
 
 
-def write_repo(folder: Path, seed: int = 0, **details) -> Path:
+def write_repo(folder: Path, seed: int = 0, form: str = "flat", **details) -> Path:
     model, tokenizer, catalog = tiny_lm(), tiny_tokenizer(), tiny_catalog(seed=seed)
     model.generation_config.update(top_k=5, top_p=0.9, temperature=0.6, repetition_penalty=1.3, do_sample=True)
-    vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10)
+    vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10, form=form)
     save_repo(folder, model, tokenizer, catalog, vocabulary, **details)
     return folder
 
@@ -108,8 +114,12 @@ def test_card_before_and_after_evaluation(tmp_path, metrics):
     assert (card.data.library_name, card.data.pipeline_tag) == ("hf_gr", "generative-recommendation")
     assert (card.data.base_model, card.data.license) == ("user/base", "unknown")
     assert "Not evaluated yet" in card.text and "semantic-ids" in card.data.tags
+    file = folder / "README.md"
+    own = "\nA word of mine.\n\n## Limits\n\nMine too: | items | 7 |\n"
+    file.write_text(file.read_text() + own)
     update_card(folder, metrics)
     update_card(folder, metrics)  # replaces, never appends
+    assert file.read_text().endswith(own)
     measured = ModelCard.load(folder / "README.md")
     assert measured.data.to_dict() == card.data.to_dict()
     assert "Not evaluated yet" not in measured.text and measured.text.count("## Measured") == 1
@@ -152,20 +162,35 @@ def test_update_card_wants_a_card(tmp_path, metrics):
     assert (tmp_path / "README.md").read_text() == "# Mine\n"
 
 
+# What an earlier push may have left, and what a person may have put there.
+STALE = ("thinking.json", "interests.parquet", "model-00001-of-00002.safetensors", "quantizer/old.safetensors")
+OWN = {"notes.md": b"mine", "images/logo.png": b"mine", "onnx/model.safetensors": b"mine", "data.parquet": b"mine"}
+
+
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory, metrics):
-    """A Hub that holds two commits of a repo, made for different catalogues, and the folder of the last."""
+    """A Hub that holds three pushes of a repo, the first for another catalog, the last without two items, and the
+    folder of the last."""
     folder = write_repo(tmp_path_factory.mktemp("pushed") / "model", seed=1)
     for name in (*TRAINER_FILES, *CARRIED_FILES):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"for others" if name in CARRIED_FILES else b"not for others")
     with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setenv("HF_TOKEN", "hf_secret")
         push_to_hub(folder, REPO, private=True)
+        files = dict(hub.repos[REPO].commits[-1][1]) | OWN | dict.fromkeys(STALE, b"of another model")
+        files["README.md"] += b"\n## Limits\n\nWritten on the Hub.\n"
+        files["README.md"] = files["README.md"].replace(b"license: unknown", b"license: mit")
+        hub.repos[REPO].commit(files)
         write_repo(folder, metrics=metrics)
+        push_to_hub(folder, REPO)
+        remove_items(folder, ["i002", "i003"])
         assert push_to_hub(folder, REPO) == f"{hub.url}/{REPO}"
         yield hub, folder
 
@@ -175,12 +200,42 @@ def test_only_the_repo_goes_up(pushed):
     repo = hub.repos[REPO]
     assert repo.private
     _, files = repo.at("main")
-    assert set(files) == REPO_FILES | CARRIED_FILES | {".gitattributes"}
+    assert set(files) == REPO_FILES | CARRIED_FILES | OWN.keys() | {".gitattributes"}
+    assert files | OWN == files
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     card = files["README.md"].decode()
     assert f'model="{REPO}"' in card and "your-name" not in card and "| HR@5 |" in card
+    assert card.count("## Limits\n\nWritten on the Hub.") == 1 and "license: mit" in card
     assert "Bearer hf_secret" in hub.tokens
     assert not any(b"hf_secret" in content for content in files.values())
+
+
+def test_a_retriever_goes_up_and_comes_down(pushed, tmp_path):
+    hub, _ = pushed
+    folder = tmp_path / "retriever"
+    BSARecModel(BSARecConfig(40, 8)).save_pretrained(folder)
+    pq.write_table(tiny_items(), folder / "items.parquet")
+    with pytest.raises(HfGrError, match=r"README\.md is missing; push a model folder made by .*`hf-gr retrieve`"):
+        push_to_hub(folder, "user/retriever")
+    (folder / "README.md").write_text(str(retriever_card(40)))
+    push_to_hub(folder, "user/retriever")
+    _, files = hub.repos["user/retriever"].at("main")
+    assert set(files) == {".gitattributes", "README.md", "config.json", "model.safetensors", "items.parquet"}
+    assert b'from_pretrained("user/retriever")' in files["README.md"]
+    assert len(Retriever.from_pretrained(folder).item_ids) == 40
+
+
+def test_thoughts_are_carried_to_models_that_think(tmp_path):
+    source, flat = tmp_path / "source", write_repo(tmp_path / "flat")
+    source.mkdir()
+    for name in ("thinking.json", "thinking.safetensors"):
+        (source / name).write_text("heads")
+    carry(source, flat)
+    assert not (flat / "thinking.json").exists()
+    thinking = write_repo(tmp_path / "thinking", form="stepwise")
+    carry(source, thinking)
+    assert (thinking / "thinking.json").read_text() == "heads"
+    assert load_thinking(flat, tiny_catalog(), SidVocabulary.load(flat)) is None
 
 
 def test_what_cannot_be_pushed_gets_one_line(tmp_path, monkeypatch):
@@ -197,15 +252,23 @@ def test_what_cannot_be_pushed_gets_one_line(tmp_path, monkeypatch):
 _REGISTERED = """
 import json
 import hf_gr
+import hf_gr.decoding
+import hf_gr.pipeline
 from huggingface_hub import constants
-from transformers import pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 answers = dict(first=pipeline("generative-recommendation", model="{repo}")(["i001"], top_k=4))
+for name, revision in dict(old="{old}", second="{second}").items():
+    answers[name] = pipeline("generative-recommendation", model="{repo}", revision=revision)(["i001"], top_k=40)
+model = AutoModelForCausalLM.from_pretrained("{repo}", revision="{old}")
+tokenizer = AutoTokenizer.from_pretrained("{repo}", revision="{old}")
 try:
-    pipeline("generative-recommendation", model="{repo}", revision="{old}")
+    hf_gr.pipeline.GenerativeRecommendationPipeline(model, tokenizer)
 except hf_gr.HfGrError as error:
     answers["refused"] = str(error)
-old = pipeline("generative-recommendation", model="{repo}", revision="{old}", catalog_revision="{old}")
-answers["old"] = old(["i001"], top_k=4)
+own = hf_gr.pipeline.GenerativeRecommendationPipeline(model, tokenizer, catalog_revision="{old}")
+answers["own"] = own(["i001"], top_k=40)
+recommender = hf_gr.decoding.Recommender.from_pretrained("{repo}", revision="{second}")
+answers["live"] = int(recommender.catalog.live.sum())
 constants.HF_HUB_OFFLINE = True  # from here on every request to the Hub raises
 answers["offline"] = pipeline("generative-recommendation", model="{repo}")(["i001"], top_k=4)
 print(json.dumps(answers))
@@ -215,6 +278,8 @@ import importlib, json, sys
 from transformers import pipeline
 from transformers.pipelines import check_task
 answers = dict(first=pipeline(model="{repo}", trust_remote_code=True)(["i001"], top_k=4))
+second = pipeline(model="{repo}", trust_remote_code=True, revision="{second}")
+answers["second"] = second(["i001"], top_k=40)
 check_task("generative-recommendation")  # the remote code has imported hf_gr, after transformers.pipelines
 for module in ("hf_gr", "hf_gr.pipeline"):
     importlib.reload(sys.modules[module])
@@ -230,7 +295,7 @@ def fresh_process(code: str, home: Path, **environment: str):
         [sys.executable, "-c", code], env=kept | told | environment, cwd=home, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "already registered" not in done.stderr
+    assert "already registered" not in done.stderr and "No files matched" not in done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -238,13 +303,16 @@ def test_the_repo_works_by_its_name(pushed, tmp_path):
     """With `import hf_gr` and no remote code, online and off; and by remote code without that import."""
     hub, folder = pushed
     expected = pipeline("generative-recommendation", model=str(folder))(["i001"], top_k=4)
-    code = _REGISTERED.format(repo=REPO, old=hub.repos[REPO].commits[1][0])
+    second = hub.repos[REPO].commits[3][0]
+    code = _REGISTERED.format(repo=REPO, old=hub.repos[REPO].commits[1][0], second=second)
     answers = fresh_process(code, tmp_path, HF_ENDPOINT=hub.url)
     assert answers["first"] == answers["offline"] == expected
-    assert "pass catalog_revision" in answers["refused"]
-    assert [entry["sid"] for entry in answers["old"]] != [entry["sid"] for entry in expected]
+    assert "as catalog_revision" in answers["refused"] and answers["own"] == answers["old"]
+    assert [entry["sid"] for entry in answers["old"][:4]] != [entry["sid"] for entry in expected]
+    assert len(answers["second"]) == answers["live"] == 40  # the items that were there then, not those of today
     assert not any("gr_pipeline.py" in line for line in hub.log)  # no remote code was even fetched
-    assert fresh_process(_REMOTE.format(repo=REPO), tmp_path, HF_ENDPOINT=hub.url) == {"first": expected}
+    remote = fresh_process(_REMOTE.format(repo=REPO, second=second), tmp_path, HF_ENDPOINT=hub.url)
+    assert remote == {"first": expected, "second": answers["second"]}
     assert any("gr_pipeline.py" in line for line in hub.log)
 
 

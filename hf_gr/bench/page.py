@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..artifacts import check_output_file, replacing
 from .results import METRICS, SHORT, Difference, Figure, Results
 from .suite import Cell, Suite
 
@@ -27,9 +28,13 @@ Studies that were made one by one are in [STUDIES.md](STUDIES.md).
 def write_page(file: Path, suites: Sequence[tuple[Suite, Results]]) -> None:
     """Writes the page of some suites."""
     parts = [INTRODUCTION, *(part for suite, results in suites for part in _suite(suite, results))]
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text("\n".join(parts))
-    temporary.replace(file)
+    with replacing(check_output_file(file, is_page)) as half:
+        half.write_text("\n".join(parts), encoding="utf-8")
+
+
+def is_page(file: Path) -> bool:
+    """Whether a file is a page of results that a grid made."""
+    return file.read_text(encoding="utf-8", errors="replace").startswith(INTRODUCTION[: INTRODUCTION.index(",")])
 
 
 def _suite(suite: Suite, results: Results) -> list[str]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.stats import t as student
 
+from ..artifacts import replacing
 from ..errors import HfGrError
 from ..evaluation.metrics import MISS, hit_rate, ndcg, paired_bootstrap
 
@@ -187,6 +188,5 @@ def outside(fresh: Results, known: Results, names: Sequence[str] = ("HR@10", "ND
 
 
 def _write(table: pa.Table, file: Path) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(file)
+    with replacing(file) as half:
+        pq.write_table(table, half, compression="zstd")

@@ -110,7 +110,9 @@ class _Chain:
         """Adds a step. Its key covers its arguments, what YAML files among them say instead of where they are, and the
         keys of the steps that it builds on."""
         told = [
-            yaml.safe_load(Path(word).read_text()) if word.endswith(".yaml") else self.places.portable(word)
+            yaml.safe_load(Path(word).read_text(encoding="utf-8"))
+            if word.endswith(".yaml")
+            else self.places.portable(word)
             for word in arguments
         ]
         key = hashlib.sha256(json.dumps([station, program, told, read]).encode()).hexdigest()[:12]
@@ -212,7 +214,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
     Yields 0, at once, if another process holds it and this one is not to `wait`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as file:
+    with path.with_name(f".{path.name}.lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -246,7 +248,7 @@ class Station:
             if self.stopped:
                 raise HfGrError(f"{step.station} was not begun, as the grid was stopped.")
             before, took = _stamp(step.output), {"seconds": time.perf_counter()}
-            with log.open("a") as file:
+            with log.open("a", encoding="utf-8") as file:
                 file.write(f"$ {' '.join(step.command)}\n")
                 file.flush()
                 environment = _environment(self.threads)
@@ -263,7 +265,11 @@ class Station:
             cost = _told(step, took, made=before != _stamp(step.output) or process.returncode != 0)
             write_json(step.cost_file, cost | {"key": step.key, "finished": process.returncode == 0})
         if process.returncode:
-            last = [line for line in log.read_text().splitlines() if line.startswith("error:")][-1:]
+            last = [
+                line
+                for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+                if line.startswith("error:")
+            ][-1:]
             reason = last[0].removeprefix("error: ") if last else f"exit status {process.returncode}"
             raise HfGrError(f"{step.station} failed ({reason}); see {log}.")
         return cost

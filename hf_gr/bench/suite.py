@@ -128,7 +128,7 @@ def load_suite(name: str | Path) -> Suite:
         known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml"))) or f"none in {FOLDER.resolve()}"
         raise HfGrError(f"there is no suite {str(name)!r}; give a YAML file or one of: {known}.")
     try:
-        given = yaml.safe_load(file.read_text())
+        given = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise HfGrError(f"{file} is no YAML ({first_line(error)}); mend it.") from None
     _check_keys(given, [key for key in Suite.__dataclass_fields__ if key != "file"], file, "the suite")

@@ -14,10 +14,11 @@ from ..catalog import SidCatalog
 from ..dataset import Histories
 from ..errors import HfGrError
 from ..grammar import ItemMask, SidGrammar
+from ..hub import READ_FILES
 from ..limits import Limits, shown
 from ..models import ThinkingHeads, check_window
 from ..models.thinking import THINKING_FILES
-from ..offline import local_folder, resolve
+from ..offline import local_folder
 from ..vocabulary import SidVocabulary, encode_text, reads_text
 from .beam import beam_search
 from .hybrid import ItemVectors
@@ -117,12 +118,12 @@ class Recommender:
         limits: Limits | None = None,
     ) -> "Recommender":
         """Loads a model folder or Hub repo; onto a GPU where there is one unless `device` says otherwise."""
-        path = resolve(str(path))
-        vocabulary, catalog = SidVocabulary.load(path, revision), SidCatalog.load(path, revision)
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, revision=revision)
+        folder = local_folder(path, revision=revision, files=READ_FILES)  # once: all of it is of one commit
+        vocabulary, catalog = SidVocabulary.load(folder), SidCatalog.load(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         default = "cuda" if torch.cuda.is_available() else "cpu"
-        thinking = load_thinking(path, catalog, revision)
+        thinking = load_thinking(folder, catalog, vocabulary)
         return cls(model.to(device or default), tokenizer, catalog, vocabulary, prefix_cache, thinking, limits)
 
     @property
@@ -327,9 +328,11 @@ class Recommender:
         return [text + prompt for text, prompt in zip(texts, prompts, strict=True)]
 
 
-def load_thinking(path: str | Path, catalog: SidCatalog, revision: str | None = None) -> ThinkingHeads | None:
-    """Thinking heads of a model folder or Hub repo; `None` where it has none."""
-    folder = local_folder(path, revision=revision, files=THINKING_FILES)
+def load_thinking(path: str | Path, catalog: SidCatalog, vocabulary: SidVocabulary) -> ThinkingHeads | None:
+    """Thinking heads of a model folder or Hub repo; `None` where it has none, or writes no thoughts."""
+    if not vocabulary.has_thoughts:
+        return None
+    folder = local_folder(path, files=["config.json", *THINKING_FILES])
     return ThinkingHeads.load(folder, catalog) if (folder / THINKING_FILES[0]).is_file() else None
 
 

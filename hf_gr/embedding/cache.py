@@ -9,6 +9,8 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from ..artifacts import replacing
+
 
 CHUNK_SIZE = 2048  # inputs per file of the cache: what a killed run can lose
 
@@ -55,10 +57,8 @@ def _cached(inputs: Sequence[Input], encode: Callable[[Sequence[Input]], np.ndar
         return np.load(file, allow_pickle=False)
     vectors = encode(inputs)
     file.parent.mkdir(parents=True, exist_ok=True)
-    half = file.with_suffix(".tmp")
-    with half.open("wb") as handle:
+    with replacing(file) as half, half.open("wb") as handle:
         np.save(handle, vectors, allow_pickle=False)
-    half.replace(file)
     return vectors
 
 

@@ -1,6 +1,5 @@
 """The embed station: dataset folder → item vectors."""
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +8,16 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from ..artifacts import fingerprint, is_current, report, write_manifest, writing
+from ..artifacts import (
+    check_output,
+    claimed,
+    fingerprint,
+    is_current,
+    report,
+    resumable,
+    write_manifest,
+    writing,
+)
 from ..dataset import InteractionDataset, SplitKind, check_split
 from ..errors import HfGrError
 from ..interests.table import Interests
@@ -122,18 +130,22 @@ def embed(config: EmbedConfig) -> Path:
     weights = _check(config)
     with main_process_first() as main:
         if main:
-            _embed(config, weights, Path(config.output_dir))
+            with (
+                claimed(config.output_dir) as place,
+                resumable(place.with_name(f".{place.name}.cache")) as cache,  # chunks of encoded texts and images
+            ):
+                _embed(config, weights, Path(config.output_dir), cache)
     return Path(config.output_dir)
 
 
-def _embed(config: EmbedConfig, weights: dict[str, float], output: Path) -> None:
+def _embed(config: EmbedConfig, weights: dict[str, float], output: Path, cache: Path) -> None:
     settings, inputs = _settings(config, weights), _inputs(config)
     if not config.force and is_current(output, STATION, settings, inputs):
         report(STATION, {"dataset": config.dataset}, output, current=True)
         return
+    reads = [config.dataset, config.encoder, config.image_encoder, config.interests, config.vectors_file]
+    check_output(output, STATION, [read for read in reads if read])
     dataset = InteractionDataset.load(config.dataset)
-    # chunks of encoded texts and images; an encoder folder that was trained again must not find its old ones
-    cache = output.with_name(f".{output.name}.cache")
     learned = None
     if "behavior" in config.sources or config.propagate or config.interests is not None:
         train = dataset.split(config.split).train
@@ -154,13 +166,12 @@ def _embed(config: EmbedConfig, weights: dict[str, float], output: Path) -> None
         vectors = propagate(
             vectors, _graph(config, dataset), config.alpha, config.hops, out=vectors, keep_lengths=True
         )
-    with writing(output) as folder:
+    with writing(output, STATION) as folder:
         ItemVectors(vectors, info).save(folder)
         save_maps(maps, folder)
         if learned is not None:
             learned.save(folder)
         write_manifest(folder, STATION, settings, inputs)
-    shutil.rmtree(cache, ignore_errors=True)
     report(STATION, {"dataset": config.dataset}, output)
 
 
@@ -179,6 +190,7 @@ def _text(config: EmbedConfig, dataset: InteractionDataset, cache: Path, folder:
     fields = [name for name in config.fields if name in items.column_names]
     texts = item_texts(items, fields or config.fields, config.template)
     encoder = SentenceEncoder(config.encoder, config.batch_size, config.device)
+    # an encoder folder that was trained again must not find its old chunks
     vectors = encode_text(texts, encoder, cache=cache / (folder or "hub"))
     facts = {"encoder": config.encoder, "encoder_fingerprint": folder, "pooling": encoder.pooling}
     return vectors, facts | {"fields": fields, "template": config.template}

@@ -12,17 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from ..artifacts import (
+    check_output,
     fingerprint,
-    hardware,
     is_current,
     read_json,
     report,
-    versions,
     write_json,
     write_manifest,
     writing,
 )
 from ..dataset import Cases, Histories, InteractionDataset, SplitKind, check_split
+from ..environment import hardware, versions
 from ..errors import HfGrError
 from ..offline import local_folder
 from ..processes import joined, launched
@@ -38,6 +38,7 @@ from .systems import all_lists
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+STATION = "evaluate"
 _EXAMPLES = 20
 _DEFINITION = 2  # of what is judged and how: to be raised where the same settings and inputs give other numbers
 
@@ -135,12 +136,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     paths = _inputs(config)
     inputs = {name: fingerprint(path) for name, path in paths.items()}
     settings = _settings(config)
-    if is_current(output, "evaluate", settings, inputs):
+    if is_current(output, STATION, settings, inputs):
         result = read_json(output / "metrics.json")
         if main:
-            report("evaluate", paths, output, current=True)
+            report(STATION, paths, output, current=True)
             print_table(result, output)
         return result
+    check_output(output, STATION, paths.values())
     dataset = InteractionDataset.load(config.dataset)
     split = dataset.split(config.split)
     if config.model and (told := check_judged(config.model, config.split, split.train, dataset.item_ids)) and main:
@@ -154,14 +156,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     lists, codes, figures = all_lists(config, paths, dataset, split, cases, world)
     if main:
         result = _judge_all(lists, codes, dataset, split.train, cases, config) | figures | {"seen_targets": seen}
-        with writing(output) as folder:
+        with writing(output, STATION, paths.values()) as folder:
             write_json(folder / "metrics.json", result)
             first = next(iter(lists.values()))
             write_predictions(folder / "predictions.parquet", first, cases, dataset.item_ids)
             examples = _examples(first, cases, dataset, config.seed)
             write_report(folder / "report.html", result, examples, _read_logs(config))
-            write_manifest(folder, "evaluate", settings, inputs, cases=len(cases))
-        report("evaluate", paths, output)
+            write_manifest(folder, STATION, settings, inputs, cases=len(cases))
+        report(STATION, paths, output)
         print_table(result, output)
     if world is not None:
         world.wait_for_everyone()

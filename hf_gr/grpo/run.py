@@ -13,8 +13,9 @@ from ..catalog import SidCatalog
 from ..dataset import Histories, InteractionDataset
 from ..decoding import load_thinking
 from ..errors import HfGrError
+from ..hub import READ_FILES
 from ..interests import Interests
-from ..offline import resolve
+from ..offline import local_folder
 from ..provenance import learned_from
 from ..rewards import ItemKnowledge
 from ..training import Run, load_lm, trained_model, tuned
@@ -40,13 +41,16 @@ def grpo(config: SidGRPOConfig) -> Path:
     if config.interests:
         inputs["interests"] = config.interests
     run = Run.of("grpo", config, inputs)
-    if run.is_current(config.force):
-        return run.model
-    path = resolve(config.model)
+    with run.held():
+        return run.model if run.is_current(config.force) else _grpo(config, run)
+
+
+def _grpo(config: SidGRPOConfig, run: Run) -> Path:
+    path = str(local_folder(config.model, files=READ_FILES))
     catalog, vocabulary = SidCatalog.load(path), SidVocabulary.load(path)
     model, tokenizer = load_lm(path, config.attention)
     vocabulary.check(catalog, tokenizer, config.model)
-    thinking = load_thinking(path, catalog)
+    thinking = load_thinking(path, catalog, vocabulary)
     if thinking is not None and thinking.feed is not None:
         raise HfGrError(
             f"{config.model} feeds hidden states back (thinking.feedback: hidden), which GRPO does not score; take "

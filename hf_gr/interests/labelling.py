@@ -1,6 +1,5 @@
 """The label station: mined interests → which of them tell what users take next (RLDI of DeepInterestGR)."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,17 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from ..artifacts import fingerprint, is_current, report, write_json, write_manifest, writing
+from ..artifacts import (
+    check_output,
+    claimed,
+    fingerprint,
+    is_current,
+    report,
+    resumable,
+    write_json,
+    write_manifest,
+    writing,
+)
 from ..dataset import Histories, InteractionDataset, SplitKind, check_split
 from ..embedding.text import DEFAULT_ENCODER, Encoder, SentenceEncoder, encode_text
 from ..errors import HfGrError
@@ -99,7 +108,11 @@ def label(config: LabelConfig) -> Path:
     _check(config)
     with main_process_first() as main:
         if main:
-            _label(config, Path(config.output_dir))
+            with (
+                claimed(config.output_dir) as place,
+                resumable(place.with_name(f".{place.name}.cache")) as cache,
+            ):
+                _label(config, Path(config.output_dir), cache)
     return Path(config.output_dir)
 
 
@@ -164,7 +177,7 @@ def label_interests(
     return Labelled(Interests(table), classifier, figures)
 
 
-def _label(config: LabelConfig, output: Path) -> None:
+def _label(config: LabelConfig, output: Path, cache: Path) -> None:
     read = {"dataset": config.dataset, "interests": config.interests}
     settings, inputs = _settings(config), {name: fingerprint(path) for name, path in read.items()}
     if Path(config.encoder).is_dir():
@@ -172,10 +185,10 @@ def _label(config: LabelConfig, output: Path) -> None:
     if not config.force and is_current(output, STATION, settings, inputs):
         report(STATION, read, output, current=True)
         return
+    check_output(output, STATION, [*read.values(), config.encoder])
     interests, dataset = Interests.load(config.interests), InteractionDataset.load(config.dataset)
     train = dataset.split(config.split).train
     learned = learned_from(config.split, train, dataset.item_ids, config.interests)
-    cache = output.with_name(f".{output.name}.cache")
     found = label_interests(
         interests,
         dataset,
@@ -189,14 +202,13 @@ def _label(config: LabelConfig, output: Path) -> None:
         seed=config.seed,
         cache=cache / inputs.get("encoder", "hub"),
     )
-    with writing(output) as folder:
+    with writing(output, STATION) as folder:
         found.interests.save(folder)
         found.classifier.save(folder)
         learned.save(folder)
         write_json(folder / LABELLING_FILE, found.figures)
         write_labelling_page(folder / PAGE_FILE, found.figures, settings, *examples(found.interests, dataset))
         write_manifest(folder, STATION, settings, inputs)
-    shutil.rmtree(cache, ignore_errors=True)
     print_figures(found.figures)
     report(STATION, read, output)
 

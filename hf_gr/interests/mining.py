@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from .. import offline
-from ..artifacts import MANIFEST, fingerprint, is_current, read_json, report, write_json, write_manifest, writing
+from ..artifacts import (
+    MANIFEST,
+    check_output,
+    claimed,
+    fingerprint,
+    is_current,
+    read_json,
+    report,
+    write_json,
+    write_manifest,
+    writing,
+)
 from ..dataset import InteractionDataset, SplitKind, check_split
 from ..embedding.text import DEFAULT_ENCODER, DEFAULT_FIELDS, SentenceEncoder
 from ..errors import HfGrError
@@ -148,7 +159,8 @@ def mine(config: MineConfig) -> Path:
     miners = _check(config)
     with main_process_first() as main:
         if main:
-            _mine(config, miners, Path(config.output_dir))
+            with claimed(config.output_dir):
+                _mine(config, miners, Path(config.output_dir))
     return Path(config.output_dir)
 
 
@@ -157,6 +169,8 @@ def _mine(config: MineConfig, miners: dict[str, Settings], output: Path) -> None
     if not config.force and is_current(output, STATION, settings, inputs) and read_json(output / MANIFEST)["complete"]:
         report(STATION, {"dataset": config.dataset}, output, current=True)
         return
+    answers = [config.answers] if config.answers else []
+    check_output(output, STATION, [config.dataset, config.encoder, *answers])
     subjects, learned = _subjects(config)
     encoder = SentenceEncoder(config.encoder)
     mined = _asked(config, miners, subjects)
@@ -168,7 +182,7 @@ def _mine(config: MineConfig, miners: dict[str, Settings], output: Path) -> None
     _say_what_stopped(mined)
     interests = merge(subjects, {name: one.findings for name, one in mined.items()}, encoder, config.threshold)
     complete = not any(one.missing for one in mined.values())
-    with writing(output) as folder:
+    with writing(output, STATION) as folder:
         interests.save(folder)
         learned.save(folder)
         _write_failures(mined, folder / FAILURES_FILE)
@@ -253,7 +267,7 @@ def _write_failures(mined: dict[str, _Mined], file: Path) -> None:
         for name, one in mined.items()
         for subject, reason in one.failures
     ]
-    file.write_text("".join(f"{line}\n" for line in lines))
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _say_what_stopped(mined: dict[str, _Mined]) -> None:

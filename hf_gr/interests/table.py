@@ -66,7 +66,7 @@ class Interests:
     @classmethod
     def of_model(cls, path: str | Path, revision: str | None = None) -> "Interests | None":
         """Those that a model folder or Hub repo carries; `None` where it has none."""
-        folder = local_folder(path, revision=revision, files=[INTERESTS_FILE])
+        folder = local_folder(path, revision=revision, files=["config.json", INTERESTS_FILE])
         return cls.load(folder) if (folder / INTERESTS_FILE).is_file() else None
 
     def save(self, folder: str | Path) -> Path:

@@ -6,6 +6,7 @@ to be HTML is taken as it is.
 
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 
 
 _CSS = """
@@ -54,9 +55,16 @@ def page(title: str, sections: Iterable[str], style: str = "") -> str:
     body = "\n".join(sections)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="generator" content="hf_gr">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_CSS}{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a file is a page that [`page`] made; those of the first version have its styles only."""
+    head = file.read_text(encoding="utf-8", errors="replace")[:2000]
+    return '<meta name="generator" content="hf_gr">' in head or _CSS[:100] in head
 
 
 def section(title: str, *parts: str) -> str:

@@ -1,6 +1,7 @@
 """`hf-gr inspect`: what a catalogue's SIDs are worth, as numbers and in words."""
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,15 @@ class Inspection:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def is_inspection(file: Path) -> bool:
+    """Whether a JSON file is one that `hf-gr inspect` wrote."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.keys() == {item.name for item in fields(Inspection)}
 
 
 def inspect(

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgba
 from matplotlib.ticker import StrMethodFormatter
 
-from ..pages.html import cell, charts, page, section, table
+from ..artifacts import check_output_file, replacing
+from ..pages.html import cell, charts, is_ours, page, section, table
 from ..pages.svg import COLOURS, TEXT, drawn
 from .clusters import Cluster
 from .inspection import Inspection, headline, level_cells
@@ -51,7 +52,8 @@ def write_inspection_page(file: str | Path, found: Inspection) -> Path:
         *([section("How this came about", _settings(found.settings))] if found.settings else []),
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page(f"SIDs of {found.name}", sections, _STYLE), encoding="utf-8")
+    with replacing(check_output_file(file, is_ours)) as half:
+        half.write_text(page(f"SIDs of {found.name}", sections, _STYLE), encoding="utf-8")
     return file
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import initialization
 
+from ..artifacts import replacing
 from ..errors import HfGrError
 from .base import BATCH_SIZE, POSITIVE, Quantizer, QuantizerConfig
 from .vectors import CHUNK, sample_rows, shuffled_batches
@@ -197,7 +198,6 @@ class _FitState:
 
     def save(self, file: Path, epoch: int) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        half = file.with_suffix(".tmp")
         state = {
             "fit": self._fit,
             "model": self._model.state_dict(),
@@ -206,8 +206,8 @@ class _FitState:
             "log": self._model.fit_log,
             "epoch": epoch,
         }
-        torch.save(state, half)
-        half.replace(file)
+        with replacing(file) as half:
+            torch.save(state, half)
 
     def load(self, file: Path) -> int:
         """Epochs done. Raises [`HfGrError`] if the file is of a fit with other settings, seed or number of vectors."""

@@ -8,7 +8,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ..artifacts import fingerprint, is_current, report, settings_key, write_json, write_manifest, writing
+from ..artifacts import (
+    check_output,
+    claimed,
+    fingerprint,
+    is_current,
+    report,
+    resumable,
+    settings_key,
+    write_json,
+    write_manifest,
+    writing,
+)
 from ..catalog import SidCatalog
 from ..dataset import InteractionDataset, SplitKind, check_split, popularity
 from ..embedding.behavior import cooccurrence
@@ -106,16 +117,21 @@ def quantize(config: QuantizeConfig) -> Path:
     _check(config)
     with main_process_first() as main:
         if main:
-            _quantize(config, Path(config.output_dir))
+            with (
+                claimed(config.output_dir) as place,
+                resumable(place.with_name(f".{place.name}.fit")) as states,
+            ):
+                _quantize(config, Path(config.output_dir), states)
     return Path(config.output_dir)
 
 
-def _quantize(config: QuantizeConfig, output: Path) -> None:
+def _quantize(config: QuantizeConfig, output: Path, states: Path) -> None:
     read = {"dataset": config.dataset, "embeddings": config.embeddings}
     settings, inputs = _settings(config), {name: fingerprint(path) for name, path in read.items()}
     if not config.force and is_current(output, STATION, settings, inputs):
         report(STATION, read, output, current=True)
         return
+    check_output(output, STATION, read.values())
     dataset = InteractionDataset.load(config.dataset)
     split = dataset.split(config.split)
     learned = learned_from(config.split, split.train, dataset.item_ids, config.embeddings)
@@ -124,7 +140,7 @@ def _quantize(config: QuantizeConfig, output: Path) -> None:
     quantizer = new_quantizer(config, item_vectors.dim).to(_device())
     graph = cooccurrence(split.train, dataset.num_items, config.window) if quantizer.uses_graph else None
     vectors = quantizer.align(item_vectors.vectors, graph)
-    checkpoint = output.with_name(f".{output.name}.fit-{settings_key(STATION, settings, inputs)}.pt")
+    checkpoint = states / f"{settings_key(STATION, settings, inputs)}.pt"
     quantizer.fit(vectors, item_ids=dataset.item_ids, seed=config.seed, checkpoint=checkpoint)
     codes, sizes = resolve_collisions(
         quantizer.encode(vectors, item_ids=dataset.item_ids),
@@ -140,7 +156,7 @@ def _quantize(config: QuantizeConfig, output: Path) -> None:
         codes, dataset.items, sizes, popularity=counts, code_vectors=code_vectors, collisions=config.collisions
     )
     found = collision_report(codes, list(sizes), targets=split.test.targets, popularity=counts)
-    with writing(output) as folder:
+    with writing(output, STATION) as folder:
         quantizer.save_pretrained(folder / "quantizer")
         _copy_recipe(Path(config.embeddings), folder / "embedder")
         catalog.save(folder)
@@ -148,7 +164,6 @@ def _quantize(config: QuantizeConfig, output: Path) -> None:
         if isinstance(quantizer, NeuralQuantizer):
             write_json(folder / "fit_log.json", quantizer.fit_log)
         write_manifest(folder, STATION, settings, inputs, collisions=found)
-    checkpoint.unlink(missing_ok=True)
     report(STATION, read, output)
     print_collisions(found)
 

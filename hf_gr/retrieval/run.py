@@ -7,8 +7,10 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from ..arguments import parse_config
+from ..artifacts import CARD
 from ..dataset import InteractionDataset
 from ..errors import HfGrError
+from ..model_card import retriever_card
 from ..models import BSARecModel
 from ..provenance import learned_from
 from ..safeguards import check_finite
@@ -27,8 +29,11 @@ def retrieve(config: RetrieveConfig) -> Path:
     if not config.dataset:
         raise HfGrError("dataset is not set; give --dataset FOLDER or name it in the YAML file.")
     run = Run.of("retrieve", config, {"dataset": config.dataset})
-    if run.is_current(config.force):
-        return run.model
+    with run.held():
+        return run.model if run.is_current(config.force) else _retrieve(config, run)
+
+
+def _retrieve(config: RetrieveConfig, run: Run) -> Path:
     dataset = InteractionDataset.load(config.dataset)
     split = dataset.split(config.split)
     learned = learned_from(config.split, split.train, dataset.item_ids)
@@ -46,6 +51,7 @@ def retrieve(config: RetrieveConfig) -> Path:
         with run.finishing(trainer.state.log_history) as folder:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
             pq.write_table(dataset.items, folder / ITEMS_FILE)
+            (folder / CARD).write_text(str(retriever_card(dataset.num_items)), encoding="utf-8")
             learned.save(folder)
         run.report()
     PartialState().wait_for_everyone()

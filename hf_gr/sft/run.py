@@ -37,8 +37,11 @@ def sft(config: SidSFTConfig) -> Path:
     if config.interests:
         inputs["interests"] = config.interests
     run = Run.of("sft", config, inputs)
-    if run.is_current(config.force):
-        return run.model
+    with run.held():
+        return run.model if run.is_current(config.force) else _sft(config, run)
+
+
+def _sft(config: SidSFTConfig, run: Run) -> Path:
     catalog = SidCatalog.load(config.catalog)
     split = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split)
     made_of = (config.catalog, config.continue_from, config.interests)
@@ -141,7 +144,7 @@ def starting_heads(
     if vocabulary.form not in ("stepwise", "upfront"):
         return None
     if config.continue_from:
-        heads = load_thinking(config.continue_from, catalog)
+        heads = load_thinking(config.continue_from, catalog, vocabulary)
         if heads is not None and config.heads not in (None, heads.config):
             raise HfGrError(
                 f"thinking asks for {config.heads}, but {config.continue_from} has heads of {heads.config}; ask for "
