@@ -139,19 +139,18 @@ def tuned_knn(
     """
     rows = np.sort(np.random.default_rng(0).permutation(len(validation))[:_TRIED_CASES])
     histories, targets = validation.take(rows).histories, validation.targets[rows]
-    settings = {"neighbours": max(NEIGHBOURS), "exclude_seen": exclude_seen}
 
     def tried(model: ItemKNN, neighbours: int) -> Trial:
         model.keep(neighbours)
         ranks = target_ranks(model.recommend(histories, 10), targets)
         return Trial(model.window, neighbours, float(ndcg(ranks, 10).sum() / max(len(ranks), 1)))
 
-    best, trials, first = None, [], None
+    trials: list[Trial] = []
     for window in WINDOWS:
-        model = ItemKNN(train, num_items, window=window, **settings)
+        model = ItemKNN(train, num_items, neighbours=max(NEIGHBOURS), window=window, exclude_seen=exclude_seen)
         trials.append(tried(model, NEIGHBOURS[0]))
-        if first is None or trials[-1].validation > first.validation:
-            best, first = model, trials[-1]
+        if trials[-1].validation > max((trial.validation for trial in trials[:-1]), default=-1.0):
+            best = model
     trials += [tried(best, neighbours) for neighbours in NEIGHBOURS[1:]]
     best.keep(max(trials, key=lambda trial: trial.validation).neighbours)
     return best, trials

@@ -82,8 +82,8 @@ def _own_logits(
     """Logits [n, columns] of the class's forward on a twin of the model, which shares all of it but its decoder and
     what stands `instead` of other children. The twin is thrown away: threads may share the model."""
     twin, decoder = object.__new__(type(model)), decoder_of(model)
-    parts = {name: _ReadBefore(hidden[None]) for name, child in model.named_children() if child is decoder}
-    parts |= instead or {}
+    parts: dict[str, nn.Module] = dict(instead or {})
+    parts |= {name: _ReadBefore(hidden[None]) for name, child in model.named_children() if child is decoder}
     vars(twin).update(vars(model) | {"_modules": {**model._modules, **parts}})
     vars(twin).pop("forward", None)  # wrappers of the model that is trained
     ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)

@@ -82,9 +82,9 @@ class RetrieveConfig(DataArguments, TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check()
-        if self.patience or self.load_best_model_at_end:
+        if self.patience or self.load_best_model_at_end:  # type: ignore[has-type]  # a field of transformers'
             self.load_best_model_at_end = self.greater_is_better = True
-            self.metric_for_best_model = self.metric_for_best_model or "NDCG@10"
+            self.metric_for_best_model = self.metric_for_best_model or "NDCG@10"  # type: ignore[has-type]
         super().__post_init__()
 
     def model_config(self, num_items: int) -> BSARecConfig:

@@ -175,7 +175,7 @@ class SidSFTConfig(RunArguments, SFTConfig):
             if isinstance(value, str) and (name != "model" or value.lstrip().startswith("{")):  # of the command line
                 setattr(self, name, mapping(name, value))
         self._check()
-        if self.patience or self.load_best_model_at_end:
+        if self.patience or self.load_best_model_at_end:  # type: ignore[has-type]  # a field of TRL's
             self.load_best_model_at_end, self.metric_for_best_model = True, "eval_loss"
         super().__post_init__()
 

@@ -125,11 +125,11 @@ class SidSFTTrainer(FiniteTrainer, SFTTrainer):
         eval_dataset: Dataset | None = None,
         **kwargs: Any,
     ):
-        assert args.max_length is not None
         add_inner_call(model)
         if args.hidden_dropout:
             add_dropout(model, args.hidden_dropout)
         args = copy.copy(args)  # the caller's stays as it is
+        assert args.max_length is not None
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are tokenised already
         with without_router_loss(model, args):
             super().__init__(
