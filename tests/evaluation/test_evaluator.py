@@ -47,7 +47,7 @@ def model(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
     step = StepRecommender([f"i{n:03d}" for n in reversed(range(40))])
-    fake = SimpleNamespace(from_pretrained=lambda path, dtype: step)
+    fake = SimpleNamespace(from_pretrained=lambda path, **_: step)
     monkeypatch.setattr(recommender_module, "Recommender", fake)
     # Drawing takes most of the time: only the tests without a model draw.
     monkeypatch.setattr("hf_gr.evaluation.evaluator.write_report", lambda file, *_: Path(file).write_text("page"))
@@ -140,7 +140,7 @@ def test_a_sample_of_users_is_seeded_and_said(config):
 
 def test_a_catalogue_with_fewer_items_misses_the_others(config, monkeypatch):
     some = StepRecommender([f"i{n:03d}" for n in range(0, 40, 2)])
-    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, dtype: some))
+    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, **_: some))
     result = evaluate(config(baselines=False))
     cases = InteractionDataset.load(config().dataset).split().test
     lists = pq.read_table(Path(config().output_dir) / "predictions.parquet")["item_ids"].to_pylist()
@@ -150,9 +150,7 @@ def test_a_catalogue_with_fewer_items_misses_the_others(config, monkeypatch):
 
 def test_a_catalogue_with_foreign_items_is_refused(config, monkeypatch):
     foreign = StepRecommender(["i001", "elsewhere"])
-    monkeypatch.setattr(
-        recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, dtype: foreign)
-    )
+    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, **_: foreign))
     with pytest.raises(HfGrError, match="lacks item 'elsewhere'"):
         evaluate(config())
     assert not Path(config().output_dir).exists()
@@ -232,7 +230,7 @@ def test_scores_that_are_not_finite_stop_the_run(config, monkeypatch):
         return found._replace(scores=np.full_like(found.scores, np.nan))
 
     step.answers = broken
-    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, dtype: step))
+    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, **_: step))
     with pytest.raises(HfGrError, match="scores are not finite, so they rank nothing") as error:
         evaluate(config())
     assert "\n" not in str(error.value) and not Path(config().output_dir).exists()
@@ -242,7 +240,7 @@ def test_real_recommender_gives_valid_items(tiny_model, config, monkeypatch):
     from hf_gr.decoding import Recommender
 
     real = Recommender(*(tiny_model[i] for i in (0, 1, 2, 3)))
-    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, dtype: real))
+    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, **_: real))
     judged = evaluate(config(max_users=6))["systems"]["model"]
     assert (judged["invalid_rate"], judged["duplicate_rate"], judged["mean_length"]) == (0, 0, 20)
 
@@ -267,7 +265,7 @@ import hf_gr.decoding.recommender as module
 from hf_gr.evaluation import EvaluateConfig, evaluate
 from test_evaluator import StepRecommender
 step = StepRecommender([f"i{n:03d}" for n in reversed(range(40))])
-module.Recommender = SimpleNamespace(from_pretrained=lambda path, dtype: step)
+module.Recommender = SimpleNamespace(from_pretrained=lambda path, **_: step)
 dataset, model, output = sys.argv[3:]
 result = evaluate(EvaluateConfig(dataset=dataset, model=model, output_dir=output, top_k=20, batch_size=7))
 assert accelerate.PartialState().num_processes == 2

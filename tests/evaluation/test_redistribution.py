@@ -144,7 +144,7 @@ def test_a_model_is_asked_in_batches(monkeypatch):
 def test_the_station_tells_where_items_moved(dataset_folder, tmp_path, monkeypatch):
     case = build(Qwen3Config, RECURSIVE)
     real = recommender_of(case, case.catalog)
-    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, dtype: real))
+    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, **_: real))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
     paths = {"dataset": str(dataset_folder), "model": str(tmp_path / "model"), "output_dir": str(tmp_path / "out")}

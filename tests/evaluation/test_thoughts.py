@@ -113,7 +113,7 @@ def test_examples_are_six_users_with_what_was_thought(monkeypatch):
 
 def test_the_station_judges_the_thoughts_of_a_model_that_has_some(dataset_folder, tmp_path, monkeypatch):
     real = thinking_recommender()
-    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, dtype: real))
+    monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, **_: real))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
 
