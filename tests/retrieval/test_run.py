@@ -37,7 +37,7 @@ def test_it_learns_the_walk_and_is_judged(dataset, tmp_path, changes, capsys):
     model = retrieve(RetrieveConfig(**config))
     assert model == tmp_path / "run" / "model" and "[retrieve] wrote" in capsys.readouterr().out
     files = {"model.safetensors", "config.json", "items.parquet", "training_log.json", "manifest.json"}
-    assert files | {"training_data.json"} == {file.name for file in model.iterdir()}
+    assert files | {"training_data.json", "README.md"} == {file.name for file in model.iterdir()}
     assert [path.name for path in model.parent.iterdir()] == ["model"]
     judged = evaluate(
         EvaluateConfig(str(dataset), str(tmp_path / "judged"), str(model), top_k=10, num_beams=10, baselines=False)
