@@ -289,7 +289,7 @@ class RepoModel(AutoModelForCausalLM):
     the weights is of the commit that they are of."""
 
     @classmethod
-    def from_pretrained(cls, name: str, *args: Any, **kwargs: Any) -> PreTrainedModel:  # type: ignore[override]
+    def from_pretrained(cls, name: str, *args: Any, **kwargs: Any) -> PreTrainedModel:
         folder = repo_folder(name, kwargs.pop("revision", None), kwargs.get("token"))
         return AutoModelForCausalLM.from_pretrained(str(folder), *args, **kwargs)
 
