@@ -134,7 +134,8 @@ def notes(result: dict[str, Any]) -> list[str]:
     lost = ": they count as missed, as seen items are removed" if result["settings"]["exclude_seen"] else ""
     found.append(f"{result['seen_targets']:.1%} of the targets stand in their own history{lost}.")
     if (knn := result.get("item kNN")) is not None:
-        window = "however far apart" if knn["window"] is None else f"within {knn['window']} event{'s' if knn['window'] > 1 else ''}"
+        events = "event" if knn["window"] == 1 else "events"
+        window = "however far apart" if knn["window"] is None else f"within {knn['window']} {events}"
         found.append(
             f"item kNN: pairs {window}, {knn['neighbours']} neighbours; chosen among {len(knn['trials'])} settings by "
             "NDCG@10 on the validation part."
