@@ -240,7 +240,7 @@ def test_a_model_whose_parts_do_not_match(damage, tmp_path, road, refused):
     else:
         (model / "vocabulary.json").unlink()
     expected = {
-        "catalogue": r"not the one this model was trained on .*train again|made for catalogue \w+, but main holds",
+        "catalogue": r"not the one this model was trained on .*train again|made for catalog \w+, but this is catalog",
         "half a catalogue": r"do not belong together .*write the catalogue again",
         "tokenizer": r"tokenizer does not hold the catalogue's tokens .*saved with the model",
         "vocabulary": r"has no vocabulary.json: .*train one with `hf-gr sft`",
