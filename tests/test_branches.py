@@ -305,7 +305,7 @@ def test_fit_fills_rows():
     assert [len(part["answers"]) for part in fit(row, 38)] == [5]
     assert [len(part["answers"]) for part in fit(row, 37)] == [4, 1]
     assert [len(part["answers"]) for part in fit(row, 18)] == [2, 1, 1, 1]
-    with pytest.raises(HfGrError, match="takes 18 tokens, but rows have at most 17; raise max_columns"):
+    with pytest.raises(HfGrError, match="takes 18 tokens, but rows have at most 17; raise max_length"):
         fit(row, 17)
 
 

@@ -272,7 +272,7 @@ def test_answers_are_explained_by_the_catalogue_they_were_found_in(repo, monkeyp
         return found
 
     expected = recommend(["i001"], top_k=5, explain=True)
-    monkeypatch.setattr("hf_gr.pipeline.answer", search_while_all_is_removed)
+    monkeypatch.setattr("hf_gr.answering.answer", search_while_all_is_removed)
     assert recommend(["i001"], top_k=5, explain=True) == expected
 
 

@@ -65,6 +65,8 @@ CASES = [
     ("movielens", RATINGS | {"ml/movies.csv": "movieId,title,genres\n3,x,y\n"}, "--path ml"),
     ("sessions", {"s.csv": "session,items\ns,a\n"}, "s.csv"),
     ("sessions", SESSIONS, "s.csv --k-core 3"),
+    ("sessions", SESSIONS | {"i.csv": "item_id\nb\n"}, "s.csv --items i.csv"),
+    ("sessions", SESSIONS | {"i.csv": "id\nb\n"}, "s.csv --items i.csv"),
     ("minionerec", {"train.csv": "user\nu\n", "items.json": "{}"}, "train.csv --items items.json"),
     ("minionerec", MINI, "train.csv --items items.json"),
 ]
