@@ -95,7 +95,7 @@ def test_sft_goes_on_from_its_checkpoint(data, tmp_path, capsys):
 
 def test_grpo_goes_on_from_its_checkpoint(data, tmp_path, capsys):
     start = sft(SidSFTConfig(**data.sft(tmp_path / "start", max_steps=20)))
-    earlier_model(data, tmp_path / "run")
+    grpo(SidGRPOConfig(**data.grpo(tmp_path / "run", start, max_steps=1)))  # an earlier model
     settings = data.grpo(tmp_path / "run", start, max_steps=60, learning_rate=1e-4, **SAVING)
     unkilled = grpo(SidGRPOConfig(**data.grpo(tmp_path / "unkilled", start, max_steps=60, learning_rate=1e-4)))
     check_resumed("grpo", settings, unkilled, capsys)

@@ -5,6 +5,7 @@ import torch
 from tiny_runs import QUIET, tiny_data
 from transformers import T5Config
 
+from hf_gr.artifacts import mark
 from hf_gr.errors import HfGrError
 from hf_gr.grpo import SidGRPOConfig, grpo
 from hf_gr.retrieval import RetrieveConfig, retrieve
@@ -18,7 +19,8 @@ class _Saved(torch.nn.Module):
 
 def test_a_finished_run_clears_its_own_folder_and_no_other(tmp_path, monkeypatch):
     run = Run("sft", tmp_path, {"seed": 1}, {}, {})
-    (run.folder / "checkpoint-5").mkdir(parents=True)
+    mark(run.folder)
+    (run.folder / "checkpoint-5").mkdir()
     kept = tmp_path / "run-of-somebody-else"
     kept.mkdir()
     monkeypatch.setattr("hf_gr.training.save_repo", lambda folder, *_, **__: (folder / "config.json").write_text("{}"))
