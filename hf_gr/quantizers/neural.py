@@ -46,7 +46,7 @@ class NeuralQuantizerConfig(QuantizerConfig):
     limits: ClassVar = {
         "hidden_sizes": (1, math.inf),
         "latent_dim": (1, math.inf),
-        "epochs": (1, math.inf),
+        "epochs": (0, math.inf),  # 0: codes stay where K-means put them
         "batch_size": (1, math.inf),
         "learning_rate": POSITIVE,
         "weight_decay": (0, math.inf),

@@ -149,6 +149,7 @@ def test_the_schema_stays(runs):
         "interests.parquet",
         "failures.jsonl",
         "mining.json",
+        "training_data.json",
         "manifest.json",
     }
     assert {path.name for path in folder.iterdir()} == {"data", "mined", "answers.sqlite"}
