@@ -46,7 +46,7 @@ def read_users(path: Path, catalog: SidCatalog, context: str) -> Iterator[tuple[
     if not rows:
         raise HfGrError(f"{path} holds no users; give at least one row.")
     for number, row in enumerate(rows):
-        user_id = _user_id(path, number, row["user_id"])
+        user_id = _user_id(path, number, row.get("user_id"))
         try:
             fields = {name: _cell(name, row.get(name), catalog) for name in REQUEST_KEYS}
         except HfGrError as error:
@@ -78,7 +78,7 @@ def _rows(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
             case ".csv":
                 return _of_table(file, _read_csv(file))
             case ".jsonl" | ".json":
-                return _read_jsonl(file)
+                return read_jsonl(file)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise HfGrError(f"{file} cannot be read ({first_line(error)}); is it what its name says?") from None
     raise HfGrError(f"{file} is neither .parquet, .csv nor .jsonl; write the users as one of these.")
@@ -101,7 +101,11 @@ def _read_csv(file: Path) -> pa.Table:
     )
 
 
-def _read_jsonl(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
+def read_jsonl(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Names of all keys, and the objects of a file that holds one object a line; text in them is never a date.
+
+    Raises [`HfGrError`] that names the line, and `UnicodeDecodeError` where the file is not UTF-8.
+    """
     columns: dict[str, None] = {}
     rows = []
     with file.open(encoding="utf-8-sig", newline="\n") as lines:
@@ -110,12 +114,14 @@ def _read_jsonl(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise HfGrError(f"{file}, line {number} is not JSON ({error}); write one object a line.") from None
+            except (ValueError, RecursionError) as error:
+                raise HfGrError(
+                    f"{file}, line {number} is not JSON ({first_line(error)}); write one object a line."
+                ) from None
             if not isinstance(row, dict):
                 raise HfGrError(f"{file}, line {number} is {shown(row)}; write one object a line.")
             columns |= dict.fromkeys(row)
-            rows.append({"user_id": None} | row)
+            rows.append(row)
     return list(columns), rows
 
 

@@ -9,15 +9,17 @@ judged are ignored. Where there are `scores` beside the items, they must be fini
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from ..dataset import Cases, InteractionDataset
 from ..errors import HfGrError, first_line
+from ..limits import shown
+from ..users import read_jsonl
 from .metrics import INVALID, MISSING
 
 
@@ -98,8 +100,8 @@ def _read(file: Path) -> pa.Table:
     if file.suffix not in (".parquet", ".jsonl", ".json"):
         raise HfGrError(f"{file}: cannot read {file.suffix or 'a file without ending'}; write .parquet or .jsonl.")
     try:
-        table = pq.read_table(file) if file.suffix == ".parquet" else pj.read_json(file)
-    except pa.ArrowInvalid as error:
+        table = pq.read_table(file) if file.suffix == ".parquet" else _read_jsonl(file)
+    except (pa.ArrowException, UnicodeError, OverflowError) as error:
         raise HfGrError(f"{file} cannot be read ({first_line(error)}); write one row or line per list.") from None
     if (table.schema.metadata or {}).get(USERS_KEY) == WHOLE_HISTORIES:
         raise HfGrError(
@@ -123,6 +125,32 @@ def _read(file: Path) -> pa.Table:
             raise HfGrError(f"{file}: column {name!r} is {table[name].type}, not {kind}; write it as such.") from None
         table = table.set_column(table.column_names.index(name), name, column)
     return table
+
+
+def _read_jsonl(file: Path) -> pa.Table:
+    """The columns that are read here; of any other only the name."""
+    names, rows = read_jsonl(file)
+    if not rows:
+        raise HfGrError(f"{file} holds no lists; write one object a line.")
+    columns: dict[str, list[Any]] = {name: [None] * len(rows) for name in names}
+    for name in columns.keys() & {"user_id", "item_ids"}:
+        columns[name] = [_id_text(file, name, row.get(name)) for row in rows]
+    for name in columns.keys() & {"case", "scores"}:
+        columns[name] = [row.get(name) for row in rows]
+    return pa.table({name: pa.array(values) for name, values in columns.items()})
+
+
+def _id_text(file: Path, name: str, value: Any) -> Any:
+    """An id, or every id of a list, as text: 12 and 12.0 are the id `12`; what is no number stays as it is."""
+    if isinstance(value, list):
+        return [_id_text(file, name, entry) for entry in value]
+    if isinstance(value, float):
+        if not (value.is_integer() and abs(value) < 2**53):
+            raise HfGrError(
+                f"{file}: {name!r} holds {shown(value)}, which is no exact whole number; write ids as text."
+            )
+        value = int(value)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _check_scores(table: pa.Table, file: str | Path) -> None:

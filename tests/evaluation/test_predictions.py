@@ -68,6 +68,37 @@ def fake(items, users):
     return InteractionDataset("none", table, events, "position"), Cases(events, zeros)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "2020-01-01",
+        "2020-01-01T10:00:00",
+        "2020-01-01 10:00:00Z",
+        "0012",
+        "12",
+        "1e5",
+        "true",
+        "null",
+        "日本",
+        12,
+        12.0,
+    ],
+)
+def test_ids_in_jsonl_stay_as_they_are_written(tmp_path, written):
+    item = written if isinstance(written, str) else "12"
+    dataset, cases = fake(["other", item], [item, "ann"])
+    rows = [{"user_id": "ann", "item_ids": [None, "other", written]}, {"user_id": written, "item_ids": [written]}]
+    file = write_jsonl(tmp_path / "p.jsonl", rows)
+    assert read_predictions(file, dataset, cases).tolist() == [[1, -1, -1], [-2, 0, 1]]
+
+
+@pytest.mark.parametrize("value", [1.5, 2.0**53, float("nan")])
+def test_numbers_that_are_no_ids_are_refused(tmp_path, value):
+    file = write_jsonl(tmp_path / "p.jsonl", [{"user_id": "a", "item_ids": [value]}])
+    with pytest.raises(HfGrError, match=r"'item_ids' holds .* no exact whole number; write ids as text"):
+        read_predictions(file, *fake(["x"], ["a"]))
+
+
 def test_cases_of_a_user_are_numbered_in_order():
     assert case_numbers(fake(["i"], ["a", "b", "a", "a", "b"])[1]).tolist() == [0, 0, 1, 2, 1]
 
@@ -122,7 +153,10 @@ def test_the_pandas_line_of_a_message_makes_what_is_asked_for(tmp_path, dataset,
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("p.parquet", "x"), ("p.jsonl", "{"), ("p.csv", "a,b"), ("p.jsonl", "")]
+    ("name", "content"),
+    [("p.parquet", "x"), ("p.jsonl", "{"), ("p.csv", "a,b"), ("p.jsonl", "")]
+    + [("p.jsonl", text) for text in ("[" * 100_000, '{"user_id": "\\ud800", "item_ids": []}', "[]")]
+    + [("p.jsonl", '{"user_id": "a", "item_ids": ["x"], "case": 99999999999999999999}')],
 )
 def test_unreadable_files_are_refused(tmp_path, dataset, cases, name, content):
     (tmp_path / name).write_text(content)
