@@ -101,6 +101,25 @@ def test_judging_on_other_training_events_is_told(data, model, tmp_path, capsys)
     write_dataset(other, tiny_interactions(seed=5), tiny_items(), source="Made for tests.")
     evaluate(EvaluateConfig(str(other), str(tmp_path / "foreign"), **given))
     assert "has learned from other training events than those of this data" in capsys.readouterr().out
+    evaluate(EvaluateConfig(str(other), str(tmp_path / "foreign"), **given))
+    out = capsys.readouterr().out
+    assert "up to date" in out and "has learned from other training events than those of this data" in out
+
+
+def test_a_result_of_another_split_is_not_shown_again(data, model, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    (folder / TRAINING_DATA_FILE).unlink()  # as of a release in which only the manifest told the split
+    config = EvaluateConfig(
+        str(data.dataset), str(tmp_path / "out"), model=str(folder), baselines=False, top_k=5, num_beams=5, max_users=3
+    )
+    evaluate(config)
+    manifest = read_json(folder / "manifest.json")
+    write_json(folder / "manifest.json", manifest | {"settings": manifest["settings"] | {"split": "temporal"}})
+    capsys.readouterr()
+    with pytest.raises(HfGrError, match="has learned from the training part of the split temporal"):
+        evaluate(config)
+    assert "up to date" not in capsys.readouterr().out
 
 
 def test_a_fingerprint_names_events_not_rows(data):

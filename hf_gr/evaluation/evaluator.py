@@ -136,17 +136,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     paths = _inputs(config)
     inputs = {name: fingerprint(path) for name, path in paths.items()}
     settings = _settings(config)
-    if is_current(output, STATION, settings, inputs):
+    current = is_current(output, STATION, settings, inputs)
+    if not current:
+        check_output(output, STATION, paths.values())
+    dataset = InteractionDataset.load(config.dataset)
+    split = dataset.split(config.split)
+    # asked before an earlier result is shown again: a release without this check may have made it
+    if config.model and (warning := check_judged(config.model, config.split, split.train, dataset.item_ids)) and main:
+        print(f"[evaluate] {warning}", flush=True)
+    if current:
         result = read_json(output / "metrics.json")
         if main:
             report(STATION, paths, output, current=True)
             print_table(result, output)
         return result
-    check_output(output, STATION, paths.values())
-    dataset = InteractionDataset.load(config.dataset)
-    split = dataset.split(config.split)
-    if config.model and (told := check_judged(config.model, config.split, split.train, dataset.item_ids)) and main:
-        print(f"[evaluate] {told}", flush=True)
     cases = _sample(split.test if config.part == "test" else split.validation, config)
     seen = float(in_history(cases, cases.targets).mean())
     if config.exclude_seen and seen == 1:
@@ -297,6 +300,5 @@ def _read_logs(config: EvaluateConfig) -> dict[str, list[dict[str, Any]]]:
 
 def _provenance(config: EvaluateConfig) -> dict[str, str]:
     """Versions, hardware and time of the run."""
-    found = {**versions(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    found["hardware"] = hardware(gpus=bool(config.model))
-    return found
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {**versions(), "date": date, "hardware": hardware(gpus=bool(config.model))}
