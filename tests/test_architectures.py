@@ -12,6 +12,7 @@ from peft import get_peft_model
 from tiny import tiny_catalog, tiny_tokenizer
 from tiny_runs import tiny_data
 
+from hf_gr.adapters import tuned
 from hf_gr.branches import Row, pack, separate
 from hf_gr.dataset import Histories
 from hf_gr.decoding import Recommender, check_model, search, tree_support
@@ -22,7 +23,6 @@ from hf_gr.models import RecursionConfig, add_dropout, add_inner_call, is_tied, 
 from hf_gr.paths import Paths
 from hf_gr.sft import SidSFTConfig, sft
 from hf_gr.sft.loss import answer_loss
-from hf_gr.training import tuned
 from hf_gr.vocabulary import add_vocabulary
 
 
@@ -229,7 +229,7 @@ def test_a_long_query_is_refused_where_the_window_ends():
     ],
 )
 def test_adapters_that_cannot_be_are_refused_before_training(changes, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_gr.training.is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr("hf_gr.adapters.is_bitsandbytes_available", lambda: False)
     model, settings = family("gpt2"), Settings()
     vars(settings).update({"finetune": "lora"} | changes)
     vocabulary = add_vocabulary(tiny_tokenizer(), model, tiny_catalog(), max_history=10)

@@ -11,8 +11,8 @@ from hf_gr.errors import HfGrError
 from hf_gr.grpo import SidGRPOConfig
 from hf_gr.options import default_of
 from hf_gr.retrieval import RetrieveConfig
+from hf_gr.runs import changed_settings
 from hf_gr.sft import SidSFTConfig
-from hf_gr.training import changed_settings
 
 
 KINDS = {

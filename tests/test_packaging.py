@@ -26,7 +26,20 @@ FLOORS = [
     {"dataset", "provenance", "catalog", "categories", "vocabulary", "grammar", "branches"}
     | {"evaluation.metrics", "interests.table"},
     {"quantizers", "embedding", "decoding", "models", "hub", "model_card"},
-    {"training", "upkeep", "blend", "paths", "thoughts", "rewards", "sft", "grpo", "interests", "retrieval"},
+    {
+        "training",
+        "adapters",
+        "runs",
+        "upkeep",
+        "blend",
+        "paths",
+        "thoughts",
+        "rewards",
+        "sft",
+        "grpo",
+        "interests",
+        "retrieval",
+    },
     {"requests", "evaluation", "users", "answering", "pipeline", "batch"},
     {"serving", "bench", "cli", "__init__"},
 ]

@@ -121,7 +121,7 @@ def test_a_changed_setting_never_goes_on_from_a_foreign_checkpoint(data, tmp_pat
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("hf_gr.training.Run.finish", kill)
+        patch.setattr("hf_gr.runs.Run.finish", kill)
         sft(SidSFTConfig(**settings))
     assert list((tmp_path / "run").glob("run-*/checkpoint-6"))
     capsys.readouterr()
@@ -142,7 +142,7 @@ def test_a_torn_checkpoint_is_passed_over(data, tmp_path, capsys, torn):
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("hf_gr.training.Run.finish", kill)
+        patch.setattr("hf_gr.runs.Run.finish", kill)
         sft(SidSFTConfig(**settings))
     (state,) = (tmp_path / "run").glob("run-*/checkpoint-6/trainer_state.json")
     if torn == "no state":

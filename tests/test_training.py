@@ -9,8 +9,9 @@ from hf_gr.artifacts import mark
 from hf_gr.errors import HfGrError
 from hf_gr.grpo import SidGRPOConfig, grpo
 from hf_gr.retrieval import RetrieveConfig, retrieve
+from hf_gr.runs import Run, changed_settings
 from hf_gr.sft import SidSFTConfig, sft
-from hf_gr.training import Run, changed_settings, has_fast_bf16, load_lm
+from hf_gr.training import has_fast_bf16, load_lm
 
 
 class _Saved(torch.nn.Module):
@@ -23,7 +24,7 @@ def test_a_finished_run_clears_its_own_folder_and_no_other(tmp_path, monkeypatch
     (run.folder / "checkpoint-5").mkdir()
     kept = tmp_path / "run-of-somebody-else"
     kept.mkdir()
-    monkeypatch.setattr("hf_gr.training.save_repo", lambda folder, *_, **__: (folder / "config.json").write_text("{}"))
+    monkeypatch.setattr("hf_gr.runs.save_repo", lambda folder, *_, **__: (folder / "config.json").write_text("{}"))
     run.finish(_Saved(), None, None, None, [], None)
     assert (run.model / "manifest.json").is_file()
     assert not run.folder.exists() and kept.is_dir()

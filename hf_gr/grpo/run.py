@@ -8,6 +8,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..adapters import tuned
 from ..arguments import parse_config
 from ..catalog import SidCatalog
 from ..dataset import Histories, InteractionDataset
@@ -18,7 +19,8 @@ from ..interests import Interests
 from ..offline import local_folder
 from ..provenance import learned_from
 from ..rewards import ItemKnowledge
-from ..training import Run, load_lm, trained_model, tuned
+from ..runs import Run
+from ..training import load_lm, trained_model
 from ..vocabulary import SidVocabulary
 from .config import SidGRPOConfig
 from .trainer import SidGRPOTrainer

@@ -10,11 +10,12 @@ import torch
 from transformers import EarlyStoppingCallback, PreTrainedModel
 from trl.models import unwrap_model_for_generation
 
+from ..adapters import check_sharding, plain_lm
 from ..errors import HfGrError
 from ..grammar import SidGrammar
 from ..models import add_inner_call
 from ..rewards import ItemKnowledge, Reward, answered_items, parse_mix, trl_reward, trl_rewards
-from ..training import check_sharding, plain_lm, without_router_loss
+from ..training import without_router_loss
 from .advantages import leave_one_out, without_replacement
 from .config import SidGRPOConfig
 from .internals import GroupedGRPOTrainer

@@ -13,8 +13,8 @@ from ..errors import HfGrError
 from ..model_card import retriever_card
 from ..models import BSARecModel
 from ..provenance import learned_from
+from ..runs import Run
 from ..safeguards import check_finite
-from ..training import Run
 from .config import RetrieveConfig
 from .data import training_rows
 from .retriever import ITEMS_FILE

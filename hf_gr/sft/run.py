@@ -9,6 +9,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..adapters import tuned
 from ..arguments import parse_config
 from ..catalog import SidCatalog
 from ..dataset import Histories, InteractionDataset
@@ -18,7 +19,8 @@ from ..interests import Interests
 from ..models import ThinkingHeads, from_scratch, recursion_of, with_recursion
 from ..offline import resolve
 from ..provenance import learned_from
-from ..training import Run, load_lm, trained_model, tuned
+from ..runs import Run
+from ..training import load_lm, trained_model
 from ..vocabulary import SidVocabulary, add_vocabulary, encode_text, reads_text
 from .config import SidSFTConfig
 from .interest_tasks import INTEREST_TASKS, build_of_interests

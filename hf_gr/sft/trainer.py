@@ -14,6 +14,7 @@ from safetensors.torch import load_model, save_model
 from transformers import EarlyStoppingCallback, PreTrainedModel
 from trl import SFTTrainer
 
+from ..adapters import check_sharding, plain_lm
 from ..branches import Packed, Row, fit, pack, separate
 from ..decoding import tree_support
 from ..errors import HfGrError
@@ -30,7 +31,7 @@ from ..models import (
 )
 from ..models.feedback import read
 from ..safeguards import FiniteTrainer
-from ..training import check_sharding, is_sharded, plain_lm, without_router_loss
+from ..training import is_sharded, without_router_loss
 from ..vocabulary import SidVocabulary
 from .config import SidSFTConfig
 from .curriculum import OldRows, RowsFirst, row_weights

@@ -14,6 +14,7 @@ from tiny_runs import distinct_catalog, held_out, hit_rate, plain_logits, tiny_d
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 import hf_gr.sft.run
+from hf_gr.adapters import merged, tuned
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import InteractionDataset
 from hf_gr.decoding import Recommender
@@ -24,7 +25,6 @@ from hf_gr.models import ThinkingConfig, ThinkingHeads
 from hf_gr.sft import SidSFTConfig, SidSFTTrainer, sft
 from hf_gr.sft.run import starting_model
 from hf_gr.sft.tasks import next_item
-from hf_gr.training import merged, tuned
 
 
 @pytest.fixture(scope="module")
