@@ -167,9 +167,16 @@ def test_hidden_dropout_is_complete_or_refused(name):
     assert torch.equal(model.eval()(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "opt", "gemma3", "granite", "lfm2", "mamba"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "mistral", "gpt2", "opt", "gemma3", "granite", "lfm2", "mamba", "bloom", "falcon", "mpt", "mixtral"],
+)
 def test_recursion_on_any_backbone(name):
-    recommender = recommender_of(made(name), "recursive")
+    lm = made(name)
+    text = lm.config.get_text_config()
+    implementations = text._attn_implementation, text._experts_implementation
+    recommender = recommender_of(lm, "recursive")
+    assert (text._attn_implementation, text._experts_implementation) == implementations
     check_all(recommender)
     check_learning(recommender, None)
 

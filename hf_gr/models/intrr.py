@@ -258,7 +258,7 @@ def with_recursion(
     """
     torch.manual_seed(seed)
     own = lm.config.get_text_config()
-    backbone, attention = lm.base_model if own is lm.config else lm.get_decoder(), own._attn_implementation
+    backbone = lm.base_model if own is lm.config else lm.get_decoder()
     width = backbone.get_input_embeddings().weight.shape[1]
     if width != own.hidden_size:
         raise HfGrError(
@@ -273,10 +273,12 @@ def with_recursion(
         pad_token_id=own.pad_token_id,
         eos_token_id=own.eos_token_id,
         bos_token_id=own.bos_token_id,
+        # the config hands both on to its text_config, None too: without its attention BLOOM masks nothing
+        attn_implementation=own._attn_implementation,
+        experts_implementation={"text_config": own._experts_implementation},
         **asdict(settings),
     )
     model = IntRRForCausalLM(config, backbone)
-    model.set_attn_implementation(attention)
     model.model.sids.copy_(codes)
     model.model.recursion.silence()
     table, rows = model.model.items, model.model.token_rows
