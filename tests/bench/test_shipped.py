@@ -32,6 +32,13 @@ def test_every_command_of_a_suite_is_read_by_its_station(name, tmp_path, monkeyp
     assert read
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_positions_are_not_read_as_times(name):
+    """As times they would be of 1970, and a temporal split would mix users instead of being refused."""
+    for data in load_suite(ROOT / "recipes" / "bench" / f"{name}.yaml").datasets.values():
+        assert "timestamp=position" not in data.prepare
+
+
 def test_suites_of_one_folder_never_share_a_cell_with_other_settings(tmp_path, monkeypatch):
     """`--out` is the same by default, and a cell whose settings differ from its row's runs again in its place."""
     monkeypatch.chdir(ROOT)
