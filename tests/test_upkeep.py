@@ -251,6 +251,22 @@ def test_other_mistakes_get_one_line(catalogs, tmp_path):
     assert SidCatalog.load(folder).live.all()
 
 
+@pytest.mark.parametrize("title", ["", "  "])
+def test_new_items_without_a_word_are_refused(catalogs, title):
+    """Where vectors are made of text; before the encoder is needed, so that there need be none."""
+    folder = catalogs["greedy"]
+    info = folder / "embedder" / "embeddings.json"
+    text = {"encoder": "none", "encoder_fingerprint": None, "fields": ["title", "brand"], "template": "{value}"}
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"sources": ["text"], "dims": {"text": 6}} | text))
+    before = contents(folder)
+    items = pa.table({"item_id": ["n0", "n1", "n2"], "title": ["Tea", title, title]})
+    with pytest.raises(
+        HfGrError, match=r"2 of the new items have no text \(first: 'n1'\).*fill in one of title, brand"
+    ):
+        add_items(folder, items)
+    assert contents(folder) == before
+
+
 @pytest.fixture
 def model(catalogs, tmp_path) -> Path:
     return write_model(tmp_path / "model", catalogs["greedy"])
