@@ -5,14 +5,8 @@ Stations take `--config FILE.yaml` and every key of their config as an option, b
 same commands under `accelerate launch`.
 """
 
-import contextlib
-import errno
-import logging
-import os
 import signal
 import sys
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +16,8 @@ from rich.table import Table
 
 from data_prep.cli import app as prepare_app
 
+from .endings import INTERRUPTED, leave_after
+from .endings import run_reporting_errors as run_reporting_errors
 from .errors import HfGrError
 from .offline import local_folder
 from .terminal import clean, plain
@@ -34,8 +30,6 @@ app = typer.Typer(
 )
 app.add_typer(prepare_app, name="prepare")
 
-_UsageError: Any = typer.BadParameter.__bases__[0]  # click's, which newer releases of typer carry within
-_INTERRUPTED = 130  # exit status
 _TITLE = 80  # characters of a title in a table
 _PARSED_BY_TRL = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -326,79 +320,18 @@ def _share(value: float) -> str:
     return f"{value:.2f}".removeprefix("0")
 
 
-@contextlib.contextmanager
-def run_reporting_errors(debug: bool = False) -> Iterator[None]:
-    """Turns whatever a block raises into one line on standard error and a non-zero exit status.
-
-    Args:
-        debug: Print the traceback before the line.
-    """
-    try:
-        yield
-    except _UsageError as error:
-        _fail(f"{error.format_message().rstrip('.')}; --help lists the options.", 2)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; earlier artefacts are whole, and the same command goes on where it can.", _INTERRUPTED)
-    except Exception as error:  # the last frame before the user
-        if debug:
-            traceback.print_exc()
-        _fail(_line(error), 1)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. `--debug` anywhere on the line shows the traceback of a failure."""
-    if arguments is None and sys.argv[1:2] == ["prepare"]:
-        _leave_after(sys.argv[1:])
+    if arguments is None and [word for word in sys.argv[1:] if word != "--debug"][:1] == ["prepare"]:
+        leave_after(lambda: main(sys.argv[1:]))
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in ([], ["prepare"]):
         arguments.append("--help")
     with run_reporting_errors("--debug" in arguments):
         given = [argument for argument in arguments if argument != "--debug"]
-        if (
-            app(given, prog_name="hf-gr", standalone_mode=False) == _INTERRUPTED
-        ):  # newer releases of typer catch Ctrl-C
+        status = app(given, prog_name="hf-gr", standalone_mode=False)
+        if status == INTERRUPTED:  # newer releases of typer catch Ctrl-C
             raise KeyboardInterrupt
-
-
-def _leave_after(arguments: list[str]) -> None:
-    """Runs a command, then ends the process without taking the interpreter apart.
-
-    Threads of Daft that are still at work would crash it: one refusal in forty ended in an abort or a segmentation
-    fault instead of status 1.
-    """
-    status: str | int | None = 0
-    try:
-        main(arguments)
-    except SystemExit as end:
-        status = end.code
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status if isinstance(status, int) else 0 if status is None else 1)
-
-
-def _line(error: BaseException) -> str:
-    if isinstance(error, HfGrError):
-        return str(error)
-    if _disk_is_full(error):
-        where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        return f"the disk is full{where}; free some space and run the same command again: earlier artefacts are whole."
-    first = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {first[0]} (an unforeseen error; run again with --debug for the traceback)"
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    """Told by the error's number or, since Rust and C++ libraries give none, by its text."""
-    codes = (errno.ENOSPC, errno.EDQUOT)
-    if isinstance(error, OSError) and error.errno in codes:
-        return True
-    texts = [*map(os.strerror, codes), "PytorchStreamWriter failed writing"]
-    return any(text in str(error) for text in texts)
-
-
-def _fail(line: str, status: int) -> None:
-    print(f"error: {clean(line)}", file=sys.stderr, flush=True)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -569,12 +569,13 @@ def test_prepare_leaves_without_taking_the_interpreter_apart(monkeypatch, tmp_pa
 
     monkeypatch.setattr("os._exit", leave)
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,a,soon\n")
-    for given, status in (
-        (["table", str(tmp_path / "log.csv"), "--out", str(tmp_path / "out")], 1),
-        (["table", "--nonsense"], 2),
-        (["--help"], 0),
+    for words, status in (
+        (["prepare", "table", str(tmp_path / "log.csv"), "--out", str(tmp_path / "out")], 1),
+        (["prepare", "table", "--nonsense"], 2),
+        (["prepare", "--help"], 0),
+        (["--debug", "prepare", "table", "--nonsense"], 2),
     ):
-        monkeypatch.setattr("sys.argv", ["hf-gr", "prepare", *given])
+        monkeypatch.setattr("sys.argv", ["hf-gr", *words])
         with pytest.raises(SystemExit):
             main()
         assert left.pop() == status
