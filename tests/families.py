@@ -1,21 +1,11 @@
 """Tiny models of many families, made on the spot."""
 
 import torch
+from tiny import SMALL_LM
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 
-COMMON = {
-    "vocab_size": 259,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-}
+COMMON = SMALL_LM | {"max_position_embeddings": 128}
 HEADS = {"head_dim": 8}
 EXPERTS = HEADS | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 GEMMA = HEADS | {"query_pre_attn_scalar": 8, "sliding_window": 16}

@@ -191,6 +191,14 @@ def test_others_are_refused_by_name_before_training(name):
         Recommender(model, tokenizer, catalog, vocabulary)
 
 
+def test_a_vocabulary_of_another_model_is_told_as_such():
+    """The family is not at fault where the tokens have no rows."""
+    tokenizer, catalog = tiny_tokenizer(), tiny_catalog()
+    vocabulary = add_vocabulary(tokenizer, family("llama"), catalog, max_history=10)
+    with pytest.raises(HfGrError, match=r"the vocabulary has token \d+, but the model has 259 tokens; take weights"):
+        Recommender(family("llama"), tokenizer, catalog, vocabulary)
+
+
 def test_a_head_that_the_forward_does_not_use_alone_is_refused():
     model = family("llama")
     vocabulary = add_vocabulary(tiny_tokenizer(), model, tiny_catalog(), max_history=10)

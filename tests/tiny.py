@@ -45,22 +45,23 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
+SMALL_LM = {
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
+
+
 def tiny_lm(config_class: type = LlamaConfig, seed: int = 0, **overrides: object) -> PreTrainedModel:
     """Two layers, width 32, random weights, float32."""
     torch.manual_seed(seed)
-    settings = {
-        "vocab_size": 259,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 512,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 1,
-    }
+    settings = SMALL_LM | {"head_dim": 8, "max_position_embeddings": 512}
     model = AutoModelForCausalLM.from_config(config_class(**(settings | overrides)), attn_implementation="sdpa")
     return model.float().eval()
 

@@ -114,13 +114,14 @@ def beam_search(
         method: `"beam"`; `"sample"` and `"gumbel"`: draws from the policy, in order of score; `"exhaustive"`: every
             item is scored (for catalogues of up to some thousand).
         score, temperature, item_filter, generator, merge, reflection, prefix_cache, graphs, feed: As for
-            [`tree_search`]. With hidden feedback or a reflection nothing is scored exhaustively. A model with several
-            outputs takes none of them but filters and the prefix cache: its beams are not what ranks, nor drawn from.
+            [`tree_search`]. Hidden feedback and a reflection do not go with `"exhaustive"`. A model with several
+            outputs takes only filters and the prefix cache: its beams are candidates, and the mixture ranks them.
         item_vectors: Keeps the item vectors of a model with a dense output from one call to the next.
 
     Returns:
-        Items in order of their scores; with a reflection, those that the repeat found stand after the others. A filter
-        changes no score and no order: the list is the whole list without what is filtered out, as far as beams reach.
+        Items in order of their scores; with a reflection, the items of the repeated search stand after the others. A
+        filter changes no score and no order: the list is the whole list without what is filtered out, as far as the
+        beams reach.
 
     Raises:
         HfGrError: If a request's filter leaves no live item, the model's scores are not finite, or options do not go
@@ -143,7 +144,7 @@ def beam_search(
             item_filter=None if item_filter is None else item_filter.to(model.device),
             item_vectors=item_vectors,
         )
-    if method == "exhaustive":
+    if exhaustive:
         if feed is not None:
             raise HfGrError('hidden feedback needs the tree search; use method="beam" instead of "exhaustive".')
         if reflection is not None:
@@ -208,11 +209,11 @@ def _check_hybrid(
         "graphs": graphs is not None,
         "feed": feed is not None,
     }
-    for name, given in refused.items():
-        if given:
+    for option, is_set in refused.items():
+        if is_set:
             raise HfGrError(
-                f"{name} is for models that rank by semantic IDs alone; this one mixes them with item vectors or a "
-                f"retriever: leave it out."
+                f"{option} is for models that rank by semantic IDs alone; this one mixes them with item vectors or a "
+                "retriever: leave it out."
             )
 
 

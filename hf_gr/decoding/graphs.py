@@ -22,8 +22,7 @@ class SearchGraphs:
     """Graphs of [`tree_search`] by model, grammar, settings, and shape of the batch.
 
     A graph keeps its model's and its grammar's tensors where they are; weights changed in place are seen, a model that
-    moved is not.
-    Not safe for threads: a graph's inputs are one place in memory.
+    moved is not. Not safe for threads: a graph's inputs are one place in memory.
 
     Args:
         multiple: Prompts are padded to a multiple of so many tokens.

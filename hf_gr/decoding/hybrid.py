@@ -37,17 +37,17 @@ class ItemVectors:
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[tuple, torch.Tensor] | None = None
+        self._made: tuple[tuple, torch.Tensor] | None = None  # for a state of the weights
 
     def of(self, model: IntRRForCausalLM) -> torch.Tensor:
         """float [N, d]."""
         parts = [*model.model.items.parameters(), *model.get_input_embeddings().parameters(), model.model.sids]
         state = tuple((id(part), part.data_ptr(), part.dtype, _version(part)) for part in parts)
-        kept = self._kept
-        if kept is None or kept[0] != state:
+        made = self._made
+        if made is None or made[0] != state:
             items = torch.arange(model.config.num_items, device=model.device)
-            self._kept = kept = state, model.model.vectors(items)
-        return kept[1]
+            self._made = made = state, model.model.vectors(items)
+        return made[1]
 
 
 @torch.no_grad()
@@ -122,16 +122,16 @@ def _logits(
     trunk: Trunk, prompts: Sequence[Sequence[int]], shares: Sequence[float], item_vectors: ItemVectors
 ) -> Iterator[tuple[float, torch.Tensor]]:
     """Share and logits float32 [B, N] of the model's own vectors and of its retriever, of those that count."""
-    model, (own, other) = trunk.model, shares
+    model, (vector_share, retriever_share) = trunk.model, shares
     assert isinstance(model, IntRRForCausalLM)
-    if own:
+    if vector_share:
         vectors = item_vectors.of(model)
-        yield own, F.linear(trunk.hidden[:, 0].to(vectors.dtype), vectors).float()
-    if other:
+        yield vector_share, F.linear(trunk.hidden[:, 0].to(vectors.dtype), vectors).float()
+    if retriever_share:
         assert model.retriever is not None
         first = model.config.first_item_id
         histories = [np.array([token - first for token in prompt if token >= first], np.int64) for prompt in prompts]
-        yield other, log_probabilities(model.retriever, histories)
+        yield retriever_share, log_probabilities(model.retriever, histories)
 
 
 def _version(part: torch.Tensor) -> int:

@@ -245,7 +245,7 @@ class Recommender:
             )
         top_k, num_beams = self.limits.number("top_k", top_k), self.limits.number("num_beams", num_beams)
         check_lengths(len(histories), "histories", exclude=exclude, allow=allow, only=only, queries=queries)
-        self._check_lengths(histories, [*(exclude or []), *(allow or [])], queries)
+        self._check_limits(histories, [*(exclude or []), *(allow or [])], queries)
         grammar, reflecting = self.grammar, self.reflection(reflection)
         prompts = self.prompts(histories, queries)
         items = np.full((len(prompts), top_k), -1, np.int64)
@@ -278,7 +278,7 @@ class Recommender:
                 pruned[rows] = found.pruned.cpu().numpy()
         return Answers(items, scores, pruned)
 
-    def _check_lengths(
+    def _check_limits(
         self,
         histories: Histories,
         lists: Sequence[np.ndarray | None],

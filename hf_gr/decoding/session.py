@@ -322,7 +322,7 @@ def recommend_many(
     limits = recommender.limits
     limits.length("the batch", "batch_size", len(sessions))
     top_k, num_beams = limits.number("top_k", top_k), limits.number("num_beams", num_beams)
-    _check_lengths(limits, exclude=exclude, allow=allow)
+    _check_limits(limits, exclude=exclude, allow=allow)
     catalog, grammar = recommender.catalog, recommender.grammar
     states = [session.state() for session in sessions]
     hidden, rows = torch.cat([hidden for hidden, _, _ in states]), np.arange(len(sessions))
@@ -363,10 +363,10 @@ def recommend_many(
 
 
 def check_lengths(number: int, of: str, **lists: Sized | None) -> None:
-    """Raises [`HfGrError`] where a list that has an entry for each of something has more or fewer."""
-    for name, given in lists.items():
-        if given is not None and len(given) != number:
-            raise HfGrError(f"{name} has {len(given)} entries for {number} {of}; give one for each (None: nothing).")
+    """Raises [`HfGrError`] where a list has more or fewer entries than the `number` of requests (`of` names them)."""
+    for name, entries in lists.items():
+        if entries is not None and len(entries) != number:
+            raise HfGrError(f"{name} has {len(entries)} entries for {number} {of}; give one for each (None: nothing).")
 
 
 def _rows(item_ids: Sequence[str], catalog: SidCatalog) -> np.ndarray:
@@ -379,9 +379,9 @@ def _rows(item_ids: Sequence[str], catalog: SidCatalog) -> np.ndarray:
     return np.array([catalog.row_of[item_id] for item_id in item_ids], np.int64)
 
 
-def _check_lengths(limits: Limits, **lists: Sequence[Sequence[str] | None] | None) -> None:
-    for name, given in lists.items():
-        for ids in given or []:
+def _check_limits(limits: Limits, **lists: Sequence[Sequence[str] | None] | None) -> None:
+    for name, entries in lists.items():
+        for ids in entries or []:
             limits.length(name, "ids", 0 if ids is None else len(ids))
 
 

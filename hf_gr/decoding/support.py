@@ -64,9 +64,9 @@ def check_model(model: PreTrainedModel, tokens: Sequence[int]) -> None:
     """Raises [`HfGrError`] for a model that would be trained on one distribution and searched on another.
 
     Two short rows are read in every way that training and searching read them: logits are those of the model's own
-    forward, no token sees one after it, and of models that take `generate`, beams over prompts of different lengths
-    have the log-probabilities that the forward gives their tokens (in float32, as training loads them). Takes some ten
-    passes over a few tokens.
+    forward, and no token sees one after it. Where a model takes `generate`, its beams over prompts of different
+    lengths have the log-probabilities that the forward gives their tokens (tried in float32, as training loads
+    models). Takes some ten passes over a few tokens.
 
     Args:
         model: Any causal LM; in evaluation mode meanwhile.
@@ -109,6 +109,12 @@ class _Check:
         if model.device.type == "meta":
             raise HfGrError(
                 "the model's first weights are offloaded; load it onto a device whole, without device_map."
+            )
+        rows = model.config.get_text_config().vocab_size
+        if max(tokens) >= rows:
+            raise HfGrError(
+                f"the vocabulary has token {max(tokens)}, but the model has {rows} tokens; take weights and "
+                "vocabulary from one model folder."
             )
         chosen = [tokens[place * (len(tokens) - 1) // 5] for place in range(6)]  # the first, the last, some between
         self.tokens = torch.tensor(sorted(set(chosen)), device=model.device)
@@ -160,9 +166,9 @@ class _Check:
             what = "its cache or its padding changes what it answers"
             self._compare(what, output.sequences_scores[row], log_probs.sum())
 
-    def _tried(self, what: str, do: Callable[[], _Result]) -> _Result:
+    def _tried(self, what: str, attempt: Callable[[], _Result]) -> _Result:
         try:
-            return do()
+            return attempt()
         except (HfGrError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a family's code raises
@@ -171,8 +177,8 @@ class _Check:
                 f"{self.name} is not for hf_gr: it cannot {what} ({type(error).__name__}: {reason}); take another LM."
             ) from error
 
-    def _compare(self, what: str, found: torch.Tensor, expected: torch.Tensor) -> None:
-        difference = float((found.float() - expected.float()).abs().max())
+    def _compare(self, what: str, values: torch.Tensor, expected: torch.Tensor) -> None:
+        difference = float((values.float() - expected.float()).abs().max())
         if not difference <= (1e-4 if self.exact else 5e-2) * self.scale:
             raise HfGrError(
                 f"{self.name} is not for hf_gr: {what} (by {difference:.2g}), so that it would be trained on one "

@@ -42,8 +42,8 @@ class Beams:
         log_probs: float32 [B, W, C], log-probability of every code in the order written; empty ([B, W, 0]) from
             `generate_search`.
         keys: float32 [B, W], Gumbel keys, falling (`method="gumbel"` only): the answers with the largest of all keys,
-            each being its log-probability (under a filter, that among what it leaves) plus standard Gumbel noise of
-            its own.
+            each being its log-probability (under a filter: renormalized at each code among what the filter leaves)
+            plus standard Gumbel noise of its own.
         pruned: float32 [B], only with a reflection: of the paths that would have been kept without it, over all steps
             after the first, the share that it dropped.
     """
@@ -88,9 +88,9 @@ def tree_search(
             `"model"`: among the whole vocabulary, as `generate` with a logits processor has them.
         temperature: Divides the logits.
         item_filter: Of this grammar, one row per prompt. It masks: no score depends on it, so that a filtered list is
-            the whole list without what is filtered out. Draws, too, have the scores of the whole policy; what is drawn
-            is each code among those that the filter leaves, in proportion to their probabilities. A row without live
-            items raises [`HfGrError`].
+            the whole list without what is filtered out. Draws have the scores of the whole policy too; each code is
+            drawn among those that the filter leaves, in proportion to their probabilities. A row without live items
+            raises [`HfGrError`].
         generator: Source of the draws: a generator on the model's device, or [`Draws`] that processes share.
         merge: What becomes of beams of an unordered grammar that hold the same codes, with `method="beam"`. `"step"`:
             they are merged after every step (their probabilities add up, the best order's cache goes on). `"end"`:
@@ -201,10 +201,9 @@ def check_prompts(prompts: list[list[int]]) -> None:
     """Raises [`HfGrError`] where there is no prompt, or one without tokens."""
     if not prompts:
         raise HfGrError("there are no prompts to search from; give at least one.")
-    if not all(prompts):
-        raise HfGrError(
-            f"prompt {[len(prompt) for prompt in prompts].index(0)} has no token; a prompt has at least one."
-        )
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise HfGrError(f"prompt {number} has no token; a prompt has at least one.")
 
 
 def check_filter(item_filter: ItemFilter | None, grammar: SidGrammar, requests: int) -> None:
@@ -217,7 +216,7 @@ def check_filter(item_filter: ItemFilter | None, grammar: SidGrammar, requests: 
 
 
 def check_score(method: Method, score: Score) -> None:
-    """Raises [`HfGrError`] where draws are to have scores of another policy than theirs."""
+    """Raises [`HfGrError`] where draws, which come from the constrained policy, are to be scored by another."""
     if method != "beam" and score == "model":
         raise HfGrError(f'method="{method}" draws from the constrained policy; it has no score="model".')
 
@@ -264,7 +263,9 @@ class _TreeSearch:
         totals = (self.scores[..., None] + log_probs).flatten(1)
         self.broken = self.broken | totals.amax(1).isnan()
         width = min(self.width, beams * num_options)
-        keys, share = None, log_probs if item_filter is None else choose.renormalized(log_probs)
+        keys, share = None, log_probs
+        if method != "beam" and item_filter is not None:
+            share = choose.renormalized(log_probs)
         if method == "sample":
             chosen = choose.draw(share, self.width, generator)
         elif method == "gumbel":

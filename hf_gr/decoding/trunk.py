@@ -57,14 +57,15 @@ class Trunk:
     @classmethod
     def of(cls, model: PreTrainedModel, prompts: list[list[int]], prefix_cache: PrefixCache | None = None) -> "Trunk":
         """Reads prompts that are lists of token ids, or what a prefix cache does not know of them."""
-        if (recursive := recursion_of(model)) is not None:
-            if prefix_cache is None and not tree_support(model, max(map(len, prompts)), training=True)[0]:
-                return Ends.read(model, prompts)
+        recursive = recursion_of(model)
+        if prefix_cache is None:
+            if recursive is None or tree_support(model, max(map(len, prompts)), training=True)[0]:
+                return cls(model, *pad_left(prompts, 0, model.device))
+            return Ends.read(model, prompts)
+        if recursive is not None:
             supported, reason = cache_support(recursive)
             if not supported:
                 raise HfGrError(f"a prefix cache is not for this model: {reason}; leave it out.")
-        if prefix_cache is None:
-            return cls(model, *pad_left(prompts, 0, model.device))
         cache = DynamicCache()
         taken = prefix_cache.load(prompts, cache, model)
         ids, mask = pad_left([prompt[n:] for prompt, n in zip(prompts, taken, strict=True)], 0, model.device)
@@ -149,8 +150,8 @@ def step_log_probs(
 
     Args:
         hidden: float [rows, d], what the step's code is read from.
-        score: `"constrained"`: among what the grammar has, which takes only the step's rows of the LM head; `"model"`:
-            among the whole vocabulary. A request's filter then masks, and changes neither.
+        score: `"constrained"`: among the codes that the grammar allows without a filter, which takes only the step's
+            rows of the LM head; `"model"`: among the whole vocabulary. A request's filter masks afterwards.
         temperature: Divides the logits.
     """
     tokens = grammar.step_tokens(step)

@@ -2,10 +2,11 @@
 
 from .architectures import TREE_MODEL_TYPES
 from .bsarec import BSARecConfig, BSARecModel
+from .decoder import decoder_of
 from .dense import dense_logits, dense_loss
 from .dropout import add_dropout
 from .feedback import feedback, read
-from .head import add_inner_call, answer_logits, code_logits, decoder_of, is_tied, last_hidden, token_logits
+from .head import add_inner_call, answer_logits, code_logits, is_tied, last_hidden, token_logits
 from .intrr import IntRRForCausalLM, IntRRModel, recursion_of, with_recursion
 from .intrr_config import IntRRConfig, RecursionConfig
 from .newcomers import grown

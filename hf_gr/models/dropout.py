@@ -8,11 +8,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from .head import decoder_of
+from .decoder import text_decoder_of
 from .intrr import recursion_of
 
 
-# what a layer's attention and MLP end in, in the architectures we know
+# the last part of a layer's attention and of its MLP, by name
 OUTPUTS = ("o_proj", "down_proj", "out_proj", "c_proj", "dense", "dense_4h_to_h", "fc2", "fc_out")
 AFTER_NORM = ("post_attention_layernorm", "post_feedforward_layernorm")  # of layers that normalise what they add
 
@@ -30,11 +30,9 @@ def add_dropout(model: PreTrainedModel, p: float) -> None:
     Raises:
         HfGrError: On other decoders, before any hook is set.
     """
-    recursive, own = recursion_of(model), model.config.get_text_config()
-    decoder = decoder_of(model) if own is model.config else model.get_decoder()
-    if recursive is not None:
-        decoder = recursive.model.backbone
-    places = list(_added(decoder, own.num_hidden_layers))
+    recursive = recursion_of(model)
+    decoder = text_decoder_of(model) if recursive is None else recursive.model.backbone
+    places = list(_added(decoder, model.config.get_text_config().num_hidden_layers))
 
     def drop(module: nn.Module, _: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         return F.dropout(output, p, training=module.training)
@@ -50,14 +48,14 @@ def _added(decoder: nn.Module, num_layers: int) -> Iterator[nn.Module]:
     for layer in lists[0] if lists else [nn.Identity()]:
         children = dict(layer.named_children())
         if AFTER_NORM[1] in children:
-            found = [children[name] for name in AFTER_NORM if name in children]
+            places = [children[name] for name in AFTER_NORM if name in children]
         else:
             # deeper ones are of experts, which are not all of what their block adds
             named = [(name.split("."), module) for name, module in layer.named_modules()]
-            found = [module for name, module in named if len(name) <= 2 and name[-1] in OUTPUTS]
-        if len(found) != 2:
+            places = [module for name, module in named if len(name) <= 2 and name[-1] in OUTPUTS]
+        if len(places) != 2:
             raise HfGrError(
-                f"hidden_dropout is not for {type(decoder).__name__}: of the two parts that a layer adds to its input "
-                f"{len(found)} are known; leave it out, or set the dropout of the model's own config."
+                f"hidden_dropout is not for {type(decoder).__name__}: a layer adds two parts to its input, but "
+                f"{len(places)} are known by name; leave it out, or set the dropout of the model's own config."
             )
-        yield from found
+        yield from places

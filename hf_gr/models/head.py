@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..grammar import SidGrammar
+from .decoder import decoder_of
 from .intrr import recursion_of
 
 
@@ -132,12 +133,6 @@ def add_inner_call(model: PreTrainedModel) -> None:
         return original(*args, **kwargs) if inner is None else inner()
 
     model.forward = forward
-
-
-def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """The part of a causal LM that makes the hidden states that its head reads."""
-    base = model.base_model
-    return model.get_submodule("model") if base is model else base  # in some families the prefix names no part of it
 
 
 def last_hidden(model: PreTrainedModel, **inputs: Any) -> torch.Tensor:

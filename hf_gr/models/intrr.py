@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from ..errors import HfGrError
 from .bsarec import BSARecConfig, BSARecModel
+from .decoder import text_decoder_of
 from .intrr_config import IntRRConfig, RecursionConfig
 
 
@@ -257,25 +258,24 @@ def with_recursion(
         seed: Of the new weights.
     """
     torch.manual_seed(seed)
-    own = lm.config.get_text_config()
-    backbone = lm.base_model if own is lm.config else lm.get_decoder()
+    text, backbone = lm.config.get_text_config(), text_decoder_of(lm)
     width = backbone.get_input_embeddings().weight.shape[1]
-    if width != own.hidden_size:
+    if width != text.hidden_size:
         raise HfGrError(
-            f"form: recursive reads items at the model's width, but {own.model_type} embeds tokens in {width} "
-            f"dimensions and computes in {own.hidden_size}; take another model or another form."
+            f"form: recursive reads items at the model's width, but {text.model_type} embeds tokens in {width} "
+            f"dimensions and computes in {text.hidden_size}; take another model or another form."
         )
     config = IntRRConfig(
-        text_config=own,
+        text_config=text,
         codebooks=codebooks,
-        first_item_id=own.vocab_size,
+        first_item_id=text.vocab_size,
         num_items=len(codes),
-        pad_token_id=own.pad_token_id,
-        eos_token_id=own.eos_token_id,
-        bos_token_id=own.bos_token_id,
+        pad_token_id=text.pad_token_id,
+        eos_token_id=text.eos_token_id,
+        bos_token_id=text.bos_token_id,
         # the config hands both on to its text_config, None too: without its attention BLOOM masks nothing
-        attn_implementation=own._attn_implementation,
-        experts_implementation={"text_config": own._experts_implementation},
+        attn_implementation=text._attn_implementation,
+        experts_implementation={"text_config": text._experts_implementation},
         **asdict(settings),
     )
     model = IntRRForCausalLM(config, backbone)

@@ -5,12 +5,8 @@ from transformers import PreTrainedModel
 from ..errors import HfGrError
 
 
-_NAMES = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "max_target_positions",
-)  # in configs of transformers
+# in configs of transformers
+_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 
 
 def window_of(model: PreTrainedModel) -> int | None:
