@@ -144,7 +144,7 @@ def beam_search(
             item_filter=None if item_filter is None else item_filter.to(model.device),
             item_vectors=item_vectors,
         )
-    if exhaustive:
+    if method == "exhaustive":
         if feed is not None:
             raise HfGrError('hidden feedback needs the tree search; use method="beam" instead of "exhaustive".')
         if reflection is not None:

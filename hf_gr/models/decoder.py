@@ -1,5 +1,7 @@
 """The decoder inside a causal LM."""
 
+from typing import cast
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -10,6 +12,7 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
     return model.get_submodule("model") if base is model else base  # in some families the prefix names no part of it
 
 
-def text_decoder_of(model: PreTrainedModel) -> nn.Module:
+def text_decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """The decoder that reads text alone: of a model that reads images too, its language model."""
-    return decoder_of(model) if model.config.get_text_config() is model.config else model.get_decoder()
+    text = decoder_of(model) if model.config.get_text_config() is model.config else model.get_decoder()
+    return cast(PreTrainedModel, text)
