@@ -80,20 +80,16 @@ def lora_config(model: PreTrainedModel, vocabulary: SidVocabulary, config: RunAr
     """
     if config.lora_r < 1:
         raise HfGrError(f"lora_r is {config.lora_r}; give a rank of at least 1.")
+    ends = [model.get_input_embeddings(), *([] if is_tied(model) else [model.get_output_embeddings()])]
+    rows = {name: vocabulary.token_ids for name, module in model.named_modules() if any(module is end for end in ends)}
     modules: str | list[str] = config.lora_target_modules
     if modules != "all-linear":
         modules = [name.strip() for name in config.lora_target_modules.split(",")]
-    ends = (
-        [model.get_input_embeddings()]
-        if is_tied(model)
-        else [model.get_input_embeddings(), model.get_output_embeddings()]
-    )
-    rows = {name: vocabulary.token_ids for name, module in model.named_modules() if any(module is end for end in ends)}
-    clash = [name for name in modules if any(f".{row}".endswith(f".{name}") for row in rows)]
-    if modules != "all-linear" and clash:
-        raise HfGrError(
-            f"lora_target_modules names {clash[0]!r}, whose rows of the new tokens are trained in full; leave it out."
-        )
+        if clash := [name for name in modules if any(f".{row}".endswith(f".{name}") for row in rows)]:
+            raise HfGrError(
+                f"lora_target_modules names {clash[0]!r}, whose rows of the new tokens are trained in full; leave it "
+                "out."
+            )
     return LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,

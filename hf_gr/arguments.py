@@ -20,12 +20,13 @@ class _Parser(TrlParser):
         raise HfGrError(f"{message}; --help lists the options.")
 
 
-def parse_config(kind: type[Config], arguments: Sequence[str] | None = None) -> Config:
+def parse_config(kind: type[Config], arguments: Sequence[str] | None = None, command: str | None = None) -> Config:
     """A config dataclass from `--config FILE.yaml` and `--key value` options, which override the file.
 
     Args:
         kind: Dataclass whose fields are the options.
         arguments: Command line without the program's name; of this process if left out.
+        command: What --help calls the program, such as `hf-gr embed`; the script of this process if left out.
 
     Raises:
         HfGrError: On unknown options, values of the wrong type, settings that do not go together, or a YAML file that
@@ -33,7 +34,7 @@ def parse_config(kind: type[Config], arguments: Sequence[str] | None = None) -> 
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     file = _config_file(given)
-    parser = _Parser((kind,))
+    parser = _Parser((kind,), prog=command)
     try:
         if file is not None:
             parser.set_defaults_with_config(**_from_file(file, kind))

@@ -46,7 +46,7 @@ def embed(context: typer.Context) -> None:
     from .embedding.station import EmbedConfig
     from .embedding.station import embed as run
 
-    run(parse_config(EmbedConfig, context.args))
+    run(parse_config(EmbedConfig, context.args, context.command_path))
 
 
 @app.command(context_settings=_PARSED_BY_TRL)
@@ -56,7 +56,7 @@ def mine(context: typer.Context) -> None:
     from .interests.mining import MineConfig
     from .interests.mining import mine as run
 
-    run(parse_config(MineConfig, context.args))
+    run(parse_config(MineConfig, context.args, context.command_path))
 
 
 @app.command(context_settings=_PARSED_BY_TRL)
@@ -66,7 +66,7 @@ def quantize(context: typer.Context) -> None:
     from .quantizers.station import QuantizeConfig
     from .quantizers.station import quantize as run
 
-    run(parse_config(QuantizeConfig, context.args))
+    run(parse_config(QuantizeConfig, context.args, context.command_path))
 
 
 @app.command()
@@ -103,7 +103,7 @@ def label(context: typer.Context) -> None:
     from .interests.labelling import LabelConfig
     from .interests.labelling import label as run
 
-    run(parse_config(LabelConfig, context.args))
+    run(parse_config(LabelConfig, context.args, context.command_path))
 
 
 @app.command(context_settings=_PARSED_BY_TRL)
@@ -111,7 +111,8 @@ def sft(context: typer.Context) -> None:
     """Supervised fine-tuning. Options: --config FILE, --from MODEL (go on training one of ours), --help."""
     from .sft import main as run
 
-    run(["--continue_from" if argument == "--from" else argument for argument in context.args])
+    arguments = ["--continue_from" if argument == "--from" else argument for argument in context.args]
+    run(arguments, context.command_path)
 
 
 @app.command(context_settings=_PARSED_BY_TRL)
@@ -119,7 +120,7 @@ def grpo(context: typer.Context) -> None:
     """GRPO with recommendation rewards. Options: --config FILE, --help."""
     from .grpo import main as run
 
-    run(context.args)
+    run(context.args, context.command_path)
 
 
 @app.command(context_settings=_PARSED_BY_TRL)
@@ -127,7 +128,7 @@ def retrieve(context: typer.Context) -> None:
     """A dense retriever of item ids (BSARec, SASRec). Options: --config FILE, --help."""
     from .retrieval import main as run
 
-    run(context.args)
+    run(context.args, context.command_path)
 
 
 @app.command(context_settings=_PARSED_BY_TRL)
@@ -137,7 +138,7 @@ def evaluate(context: typer.Context) -> None:
     from .evaluation import EvaluateConfig
     from .evaluation import evaluate as run
 
-    run(parse_config(EvaluateConfig, context.args))
+    run(parse_config(EvaluateConfig, context.args, context.command_path))
 
 
 @app.command()

@@ -119,6 +119,14 @@ def check_split(kind: str) -> None:
         _shares(kind)
 
 
+def split_name(kind: SplitKind) -> SplitKind:
+    """One name for all that say the same split: `"temporal:.80,.1"` is `"temporal"`. Raises as [`check_split`]."""
+    if kind == "leave_one_out":
+        return kind
+    shares = _shares(kind)
+    return "temporal" if shares == _shares("temporal") else "temporal:{},{}".format(*shares)
+
+
 def _shares(kind: str) -> tuple[float, float]:
     name, _, shares = kind.partition(":")
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .artifacts import MANIFEST, read_json, write_json
-from .dataset import Histories, SplitKind
+from .dataset import Histories, SplitKind, split_name
 from .errors import HfGrError
 from .offline import local_folder
 
@@ -25,12 +25,15 @@ class TrainingData:
     """What taught an artifact, and those that it was made of.
 
     Attributes:
-        split: Whose training part.
+        split: Whose training part, by its one name ([`split_name`]).
         events: Fingerprints ([`events_fingerprint`]) of the training parts, ascending.
     """
 
     split: SplitKind
     events: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "split", split_name(self.split))
 
     def save(self, folder: str | Path) -> None:
         write_json(Path(folder) / TRAINING_DATA_FILE, asdict(self))
@@ -123,7 +126,7 @@ def _hashes(ids: Sequence[str]) -> np.ndarray:
 
 
 def _check(split: SplitKind, path: str | Path | None, known: TrainingData) -> None:
-    if known.split != split:
+    if known.split != split_name(split):
         raise HfGrError(
             f"{path} has learned from the training part of the split {known.split}, in which events may stand that "
             f"{split} holds out; set split: {known.split}, or make it again with split: {split}."

@@ -16,7 +16,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
 )
-from trl import GRPOConfig, SFTConfig
 
 from .dataset import SplitKind, check_split
 from .errors import HfGrError, first_line
@@ -173,21 +172,17 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 
 @contextlib.contextmanager
-def without_router_loss(model: PreTrainedModel, config: SFTConfig | GRPOConfig) -> Iterator[None]:
-    """While a trainer of TRL is made: keeps it from asking a mixture of experts for its router's logits.
+def without_router_loss(model: PreTrainedModel) -> Iterator[None]:
+    """While a trainer of TRL is made: a mixture of experts keeps its coefficient, and returns no router's logits.
 
-    TRL switches them on in the model's config for a loss that is not computed here, and a model saved so fails on the
-    first padded batch. Raises [`HfGrError`] where that loss was asked for.
+    TRL writes its own coefficient, which is 0 here ([`RunArguments`]), into the model's config. A model that was saved
+    with `output_router_logits` fails on the first padded batch.
     """
-    if config.router_aux_loss_coef:
-        raise HfGrError("router_aux_loss_coef is set, but the loss of a router is not computed here; leave it out.")
-    own, asked = model.config.get_text_config(), config.router_aux_loss_coef
-    kept = {name: value for name, value in vars(own).items() if name == "router_aux_loss_coef"}
-    config.router_aux_loss_coef = 0.0
+    config = model.config.get_text_config()
+    saved = {name: value for name, value in vars(config).items() if name == "router_aux_loss_coef"}
     yield
-    config.router_aux_loss_coef = asked
-    kept |= {name: False for name in vars(own) if name == "output_router_logits"}
-    vars(own).update(kept)
+    saved |= {name: False for name in vars(config) if name == "output_router_logits"}
+    vars(config).update(saved)
 
 
 def trained_model(trainer: Trainer) -> PreTrainedModel:

@@ -314,6 +314,16 @@ def test_bad_options(command, status, expected, tmp_path, monkeypatch, refused):
     assert expected in refused(command, status=status)
 
 
+STATIONS = ["embed", "mine", "quantize", "label", "sft", "grpo", "retrieve", "evaluate"]
+
+
+@pytest.mark.parametrize("station", STATIONS)
+def test_the_help_of_a_station_names_its_command(station, capsys):
+    with pytest.raises(SystemExit):
+        main([station, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: hf-gr {station} ")
+
+
 def test_options_left_out_are_the_defaults_of_the_config():
     """The parser loses some defaults (of unions with lists), which no test of the config alone would see."""
     for kind in (SidSFTConfig, SidGRPOConfig):

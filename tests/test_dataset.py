@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny import tiny_interactions, tiny_items
 
 from hf_gr.artifacts import fingerprint, read_json
-from hf_gr.dataset import Histories, InteractionDataset, check_split, popularity, write_dataset
+from hf_gr.dataset import Histories, InteractionDataset, check_split, popularity, split_name, write_dataset
 from hf_gr.errors import HfGrError
 from hf_gr.tables import numbered, row_of
 
@@ -248,6 +248,16 @@ def test_bad_splits_are_refused(dataset_folder):
     for shares in ("0,.1", "0.9,0.1", "0.5,0.6", "0.5,0", "nan,0.1"):
         with pytest.raises(HfGrError, match="must be positive and leave a share for the test"):
             dataset.split(f"temporal:{shares}")
+
+
+def test_one_split_has_one_name():
+    for kind in ("temporal", "temporal:0.8,0.1", "temporal:.80, 1e-1"):
+        assert split_name(kind) == "temporal"
+    assert split_name("temporal:.7,.150") == "temporal:0.7,0.15"
+    assert split_name("temporal:0.8,0.15") == "temporal:0.8,0.15"
+    assert split_name("leave_one_out") == "leave_one_out"
+    with pytest.raises(HfGrError, match="unknown split 'random'"):
+        split_name("random")
 
 
 def test_a_log_in_which_nobody_has_three_events_is_refused():

@@ -17,7 +17,7 @@ from hf_gr.evaluation import EvaluateConfig, evaluate
 from hf_gr.grpo import SidGRPOConfig, grpo
 from hf_gr.hub import repo_files
 from hf_gr.interests.labelling import LabelConfig, label
-from hf_gr.provenance import TRAINING_DATA_FILE, TrainingData, events_fingerprint
+from hf_gr.provenance import TRAINING_DATA_FILE, TrainingData, events_fingerprint, learned_from
 from hf_gr.quantizers.station import QuantizeConfig, quantize
 from hf_gr.retrieval import RetrieveConfig, retrieve
 from hf_gr.sft import SidSFTConfig, sft
@@ -91,6 +91,15 @@ def test_the_record_travels_from_station_to_station_and_in_the_repo(data, model,
     (vectors / TRAINING_DATA_FILE).write_text('{"split": "leave_one_out", "events": ["f00"]}')
     again = quantize(QuantizeConfig(str(data.dataset), str(vectors), str(tmp_path / "c2"), codebook_size=4))
     assert TrainingData.of(again).events == tuple(sorted(("f00", *known.events)))
+
+
+def test_a_split_counts_as_itself_whatever_it_is_called(data, tmp_path):
+    train = InteractionDataset.load(data.dataset).split().train
+    write_json(tmp_path / TRAINING_DATA_FILE, {"split": "temporal:0.80,.1", "events": []})
+    for split in ("temporal", "temporal:0.8,0.1"):
+        assert learned_from(split, train, range(40), tmp_path).split == "temporal"
+    with pytest.raises(HfGrError, match="has learned from the training part of the split temporal,"):
+        learned_from("temporal:0.8,0.15", train, range(40), tmp_path)
 
 
 def test_judging_on_other_training_events_is_told(data, model, tmp_path, capsys):

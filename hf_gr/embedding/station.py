@@ -21,6 +21,7 @@ from ..artifacts import (
 from ..dataset import InteractionDataset, SplitKind, check_split
 from ..errors import HfGrError
 from ..interests.table import Interests
+from ..options import check_idle
 from ..processes import main_process_first
 from ..provenance import learned_from
 from .behavior import behavior_vectors, cooccurrence
@@ -277,7 +278,19 @@ def _check(config: EmbedConfig) -> dict[str, float]:
         )
     if config.missing not in ("predict", "zeros"):
         raise HfGrError(f"missing is {config.missing!r}; use 'predict' or 'zeros'.")
+    _check_idle(config)
     return dict(zip(config.sources, weights, strict=True))
+
+
+def _check_idle(config: EmbedConfig) -> None:
+    """Raises [`HfGrError`] on settings of what is not in use; `split` and `seed` every station may be given alike."""
+    options = {"text": ("encoder", "fields", "template"), "image": ("image_encoder",), "behavior": ("behavior_dim",)}
+    needs = {
+        name: (source in config.sources, f"the source {source}") for source, names in options.items() for name in names
+    }
+    needs |= dict.fromkeys(("alpha", "hops"), (config.propagate, "propagate"))
+    needs["window"] = (config.propagate or "behavior" in config.sources, "the source behavior or propagate")
+    check_idle(config, needs)
 
 
 def _settings(config: EmbedConfig, weights: dict[str, float]) -> dict[str, Any]:

@@ -152,6 +152,6 @@ def training_prompts(
     )
 
 
-def main(arguments: list[str] | None = None) -> Path:
+def main(arguments: list[str] | None = None, command: str | None = None) -> Path:
     """Entry of `recipes/grpo.py` and `hf-gr grpo`: TRL's parser over [`SidGRPOConfig`], `--config FILE` included."""
-    return grpo(parse_config(SidGRPOConfig, arguments))
+    return grpo(parse_config(SidGRPOConfig, arguments, command))

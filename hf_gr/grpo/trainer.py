@@ -64,7 +64,7 @@ class SidGRPOTrainer(GroupedGRPOTrainer):
         functions = trl_rewards(mix, grammar, items, group, args.target_decay)
         functions += [trl_reward(own, grammar, items, group, decay=args.target_decay) for own, _ in rewards]
         args.reward_weights = [given.weight for given in mix.values()] + [weight for _, weight in rewards]
-        with without_router_loss(model, args), warnings.catch_warnings():
+        with without_router_loss(model), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*'rollout_func'.*experimental")  # TRL's range is pinned for it
             super().__init__(
                 model,

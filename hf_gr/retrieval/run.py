@@ -58,7 +58,7 @@ def _retrieve(config: RetrieveConfig, run: Run) -> Path:
     return run.model
 
 
-def main(arguments: list[str] | None = None) -> Path:
+def main(arguments: list[str] | None = None, command: str | None = None) -> Path:
     """Entry of `hf-gr retrieve` and `recipes/retrieve.py`: TRL's parser over [`RetrieveConfig`], `--config FILE`
     included."""
-    return retrieve(parse_config(RetrieveConfig, arguments))
+    return retrieve(parse_config(RetrieveConfig, arguments, command))

@@ -204,6 +204,6 @@ def _given(path: str, name: str) -> str:
     return path
 
 
-def main(arguments: list[str] | None = None) -> Path:
+def main(arguments: list[str] | None = None, command: str | None = None) -> Path:
     """Entry of `recipes/sft.py` and `hf-gr sft`: TRL's parser over [`SidSFTConfig`], `--config FILE` included."""
-    return sft(parse_config(SidSFTConfig, arguments))
+    return sft(parse_config(SidSFTConfig, arguments, command))

@@ -132,7 +132,7 @@ class SidSFTTrainer(FiniteTrainer, SFTTrainer):
         args = copy.copy(args)  # the caller's stays as it is
         assert args.max_length is not None
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are tokenised already
-        with without_router_loss(model, args):
+        with without_router_loss(model):
             super().__init__(
                 model,
                 args=args,

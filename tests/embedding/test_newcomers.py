@@ -18,6 +18,7 @@ from hf_gr.errors import HfGrError
 
 
 COLD = [40, 41, 42]  # items that nobody has used; 42 has no image and no vector in the file
+UNUSED = {"weights": None, "vectors_file": None, "image_encoder": EmbedConfig.image_encoder}  # of one source
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_parts_that_are_not_given_are_predicted(config: EmbedConfig):
 
 
 def test_columns_that_the_old_items_lacked_are_not_read(config: EmbedConfig):
-    config = replace(config, sources=["text"], weights=None, vectors_file=None)
+    config = replace(config, sources=["text"], **UNUSED, behavior_dim=None)
     folder = embed(config)
     items = items_of(config, COLD)
     described = items.append_column("description", pa.array(["something else"] * 3))
@@ -97,7 +98,7 @@ def test_columns_that_the_old_items_lacked_are_not_read(config: EmbedConfig):
 
 
 def test_an_artefact_of_behaviour_alone_gives_zeros(config: EmbedConfig):
-    folder = embed(replace(config, sources=["behavior"], weights=None, vectors_file=None))
+    folder = embed(replace(config, sources=["behavior"], **UNUSED, encoder=EmbedConfig.encoder))
     assert not (folder / "missing.safetensors").exists()
     new = embed_new_items(folder, items_of(config, COLD))
     assert new.shape == (3, 8)
@@ -106,7 +107,7 @@ def test_an_artefact_of_behaviour_alone_gives_zeros(config: EmbedConfig):
 
 def test_an_encoder_that_is_gone_or_changed_is_one_line(config: EmbedConfig, tiny_encoder: Path, tmp_path: Path):
     copy = shutil.copytree(tiny_encoder, tmp_path / "encoder")
-    config = replace(config, sources=["text"], weights=None, vectors_file=None, encoder=str(copy))
+    config = replace(config, sources=["text"], **UNUSED, behavior_dim=None, encoder=str(copy))
     folder = embed(config)
     (copy / "note.txt").write_text("trained again")
     for change in (lambda: None, lambda: shutil.rmtree(copy)):

@@ -47,7 +47,10 @@ def test_the_artefact_is_text_and_behaviour_of_the_training_part(config: EmbedCo
 def test_the_width_of_behavior_follows_a_small_catalog_and_is_refused_before_texts_are_encoded(config, monkeypatch):
     items = InteractionDataset.load(config.dataset).num_items
     assert items < 64
-    loaded = ItemVectors.load(embed(replace(config, sources=["behavior"], weights=[1.0], behavior_dim=None)))
+    behavior_only = replace(
+        config, sources=["behavior"], weights=[1.0], encoder=EmbedConfig.encoder, behavior_dim=None
+    )
+    loaded = ItemVectors.load(embed(behavior_only))
     assert loaded.info["dims"] == {"behavior": items - 1}
     monkeypatch.setattr(station, "encode_text", lambda *_, **__: pytest.fail("texts were encoded"))
     with pytest.raises(HfGrError, match=f"behavior_dim {items} must be between 1 and"):
@@ -61,10 +64,10 @@ def test_a_second_run_is_up_to_date_and_a_changed_setting_is_not(config: EmbedCo
     assert "up to date" in capsys.readouterr().out
     embed(replace(config, window=2))
     assert "wrote" in capsys.readouterr().out
-    text_only = replace(config, sources=["text"], weights=None)
+    text_only = replace(config, sources=["text"], weights=None, behavior_dim=None)
     embed(text_only)
     capsys.readouterr()
-    embed(replace(text_only, weights=[1.0], window=9, behavior_dim=4, alpha=0.5))  # nothing of these is in there
+    embed(replace(text_only, weights=[1.0], split="temporal", seed=7))  # nothing of these is in there
     assert "up to date" in capsys.readouterr().out
     embed(replace(text_only, force=True))
     assert "wrote" in capsys.readouterr().out
@@ -98,7 +101,12 @@ def test_sources_stand_in_their_order_with_weight_one_unless_told(config: EmbedC
     vectors = np.random.default_rng(0).normal(size=(len(ids), 3)).astype(np.float32)
     pq.write_table(pa.table({"item_id": ids, "vector": vectors.tolist()}), tmp_path / "v.parquet")
     config = replace(
-        config, sources=["file", "behavior"], weights=None, vectors_file=str(tmp_path / "v.parquet"), behavior_dim=4
+        config,
+        sources=["file", "behavior"],
+        weights=None,
+        encoder=EmbedConfig.encoder,
+        vectors_file=str(tmp_path / "v.parquet"),
+        behavior_dim=4,
     )
     loaded = ItemVectors.load(embed(config))
     assert loaded.info["weights"] == [1.0, 1.0]
@@ -112,7 +120,8 @@ def test_images_are_read_from_the_dataset_folder_and_cached(config, pictures, ti
     names = [path and str(shutil.copy(path, folder)) for path in pictures.values()]
     column = [name and Path(name).name for name in names] + [None] * (items.num_rows - len(names))
     pq.write_table(items.append_column("image", pa.array(column)), folder / "items.parquet")
-    config = replace(config, sources=["image"], weights=None, image_encoder=str(tiny_vision))
+    unused = {"encoder": EmbedConfig.encoder, "behavior_dim": None}
+    config = replace(config, sources=["image"], weights=None, image_encoder=str(tiny_vision), **unused)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -196,10 +205,13 @@ def rewrite_held_out(events: pa.Table, items: pa.Table) -> pa.Table:
     ("change", "message"),
     [
         ({"sources": ["text", "sound"]}, "sound"),
-        ({"sources": ["text", "image"]}, "no column 'image'"),
+        ({"sources": ["text", "image"], "behavior_dim": None}, "no column 'image'"),
         ({"sources": ["text", "file"]}, "vectors_file is None"),
         ({"vectors_file": "v.parquet"}, "exactly when 'file'"),
-        ({"sources": ["text", "file"], "vectors_file": "v.parquet"}, "v.parquet does not exist"),
+        (
+            {"sources": ["text", "file"], "vectors_file": "v.parquet", "behavior_dim": None},
+            "v.parquet does not exist",
+        ),
         ({"missing": "guess"}, "missing is 'guess'"),
         ({"propagate": True, "alpha": 2.0}, "alpha 2.0"),
         ({"sources": []}, "sources"),
@@ -207,6 +219,15 @@ def rewrite_held_out(events: pa.Table, items: pa.Table) -> pa.Table:
         ({"weights": [1.0]}, "1 weights"),
         ({"dataset": "nowhere"}, "nowhere does not exist"),
         ({"behavior_dim": 40}, "behavior_dim 40"),
+        ({"alpha": 0.5}, "alpha is 0.5, but acts only with propagate"),
+        ({"hops": 2}, "hops is 2, but acts only with propagate"),
+        ({"image_encoder": "x"}, "image_encoder is 'x', but acts only with the source image"),
+        ({"sources": ["text"], "weights": None}, "behavior_dim is 8, but acts only with the source behavior"),
+        ({"sources": ["behavior"], "weights": None}, "encoder is .*, but acts only with the source text"),
+        (
+            {"sources": ["text"], "weights": None, "behavior_dim": None, "window": 9},
+            "window is 9, but acts only with the source behavior or propagate",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_and_leaves_the_old_artefact(config: EmbedConfig, change: dict, message: str):
