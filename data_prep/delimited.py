@@ -23,7 +23,6 @@ _BLOCK, _LONGEST = 16 << 20, 1 << 30  # bytes read at a time; the most that one 
 _END = "\x1d end of the file \x1d"
 _OPEN = "{} has a quotation mark that is not closed; is the file whole?"
 _QUOTED = r'^"(?:[^"]|"")*"$'
-_BACKSLASHED = re.compile(rb'\\"[^",\r\n]')
 
 
 @dataclass(frozen=True)
@@ -161,6 +160,8 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, path: Path, width: int, form: Delimited) -> None:
         self.path, self.form, self.end = path, form, b""
+        # A backslash before the mark that ends a cell is the last character of that cell.
+        self.backslashed = re.compile(rb'\\"[^"\r\n' + re.escape(form.delimiter.encode()) + rb"]")
         self.more = ("\n" + form.delimiter.join([_END] * width) + "\n").encode()
         opener = gzip.open if path.suffix == ".gz" else open
         self.handle: Any = opener(path, "rb")
@@ -171,7 +172,7 @@ class _Stream(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         data = self.handle.read(size)
         if self.form.quoted:
-            if _BACKSLASHED.search(self.end + data):
+            if self.backslashed.search(self.end + data):
                 raise HfGrError(
                     f'{self.path} writes quotation marks inside a cell as \\", which is not read; double them ("").'
                 )

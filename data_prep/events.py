@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_gr.dataset import TimeKind
+from hf_gr.dataset import TimeKind, day
 from hf_gr.errors import HfGrError
 
 from .files import JSON_FLOAT, ROW
@@ -226,7 +226,4 @@ def _say_blanks(table: pa.Table, where: str | Path) -> None:
 def _say_times(times: Times) -> None:
     if times.valid.any():
         known = times.microseconds[times.valid]
-        first, last = (
-            str(np.datetime64(int(value), "us").astype("datetime64[D]")) for value in (known.min(), known.max())
-        )
-        print(f"[prepare] times: {times.unit}, {first} to {last}", flush=True)
+        print(f"[prepare] times: {times.unit}, {day(known.min())} to {day(known.max())}", flush=True)

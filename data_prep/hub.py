@@ -7,7 +7,6 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hf_gr.artifacts import check_output
@@ -18,7 +17,7 @@ from . import events as ev
 from . import items as it
 from .common import finish, settings_of
 from .events import typed_events
-from .files import pick_columns
+from .files import pick_columns, plain
 from .filters import DEFAULT, FilterOptions
 from .items import items_table
 from .table import check_map, refuse_item_options, without_spare_position
@@ -136,7 +135,7 @@ def _load(
     if said == "position" and picked.get("timestamp") == "timestamp":
         picked["position"] = picked.pop("timestamp")
     table = data.select_columns(list(picked.values())).with_format("arrow")[:]
-    return pa.table({ours: _plain(table[theirs]) for ours, theirs in picked.items()}), said
+    return pa.table({ours: plain(table[theirs]) for ours, theirs in picked.items()}), said
 
 
 def _as_text(builder: Any) -> dict[str, Any]:
@@ -166,7 +165,3 @@ def _files(builder: Any, split: str | None = None) -> list[str]:
     files = builder.config.data_files or {}
     wanted = [name for name in files if split is None or split.startswith(str(name))] or list(files)
     return [str(file) for name in wanted for file in files[name]]
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column

@@ -6,6 +6,7 @@ only those of one session id: lists of different visitors begin alike too. In th
 counts the rows; what belongs together there cannot be told, and every row stays a session.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -96,6 +97,9 @@ def prepare_sessions(
         print(f"[prepare] {path.name}: {len(rows):,} rows -> {len(kept):,} sessions", flush=True)
         users += [session if len(paths) == 1 else f"{name}-{session}" for session, _ in kept]
         lists += [events for _, events in kept]
+    if len(set(users)) < len(users):
+        name = next(name for name, count in Counter(users).items() if count > 1)
+        raise HfGrError(f"sessions of two files would both be called {name!r}; rename one of the files.")
     finish(
         out,
         _events(users, lists),

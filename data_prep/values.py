@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_gr.errors import HfGrError
+from hf_gr.tables import EXACT
 
 
 # What writers of tables put where there is nothing.
@@ -15,7 +16,6 @@ NULL_WORDS = ("", "NA", "N/A", "n/a", "<NA>", "#N/A", "NULL", "null", "nan", "Na
 BLANKS = " \t\r\n\v\f\u00a0\ufeff"
 _NUMERIC = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_EXACT = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}  # from here on neighbors fall together
 
 
 class JsonFloat(str):
@@ -94,7 +94,7 @@ def ids(column: pa.ChunkedArray, name: str, where: str | Path, *, json_floats: b
     if not pa.types.is_floating(kind):
         raise HfGrError(f"{where}: column {name!r} holds {kind}, but ids must be text or whole numbers.")
     values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    large = np.flatnonzero(np.abs(values) >= _EXACT[kind])
+    large = np.flatnonzero(np.abs(values) >= EXACT[kind])
     if len(large):
         raise HfGrError(_inexact(name, where, values[large[0]], kind))
     whole = np.isfinite(values) & (values == np.floor(values))
@@ -112,7 +112,7 @@ def _json_ids(column: pa.ChunkedArray, name: str, where: str | Path) -> pa.Chunk
 def _inexact(name: str, where: str | Path, value: float, kind: pa.DataType) -> str:
     return (
         f"{where}: column {name!r} holds floats ({kind}), and {value:.17g} may stand for several ids, which such "
-        f"floats no longer tell apart from {_EXACT[kind]} on; export the column as text or integers."
+        f"floats no longer tell apart from {EXACT[kind]} on; export the column as text or integers."
     )
 
 

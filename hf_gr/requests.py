@@ -71,8 +71,8 @@ def parse_request(
             items where all are true), `query` (words) and, parallel to `history`, `ratings` (numbers) or `behaviors`
             (words). Filters compose. Any of them may be `None`.
         catalog: Whose items count.
-        context: The vocabulary's. A model that reads ratings or behaviours needs one for every event of the history:
-            there is no value that stands for "unknown", and a made-up one would silently shift the answers.
+        context: The vocabulary's. A model that reads ratings or behaviors needs one for every event of the history, as
+            a made-up one would silently shift the answers. It reads a value that no training event had as unknown.
         strict: Whether ids that the catalogue does not know are refused. Else they are skipped and stand in `skipped`.
         limits: Of lengths; [`Limits`] if left out.
 

@@ -15,7 +15,7 @@ TimeKind = Literal["timestamp", "position"]
 
 _TEXTS = ("title", "brand", "description", "image")
 _OPTIONAL_INTERACTION_TYPES = {"rating": pa.float32(), "behavior": pa.string(), "review": pa.string()}
-_EXACT = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}  # from here on whole numbers fall together
+EXACT = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}  # from here on whole numbers fall together
 _SLICE = 2**16  # rows cast at a time: a chunk of strings holds 2 GiB of text at most
 
 
@@ -97,9 +97,9 @@ def check_interactions(interactions: pa.Table, items: pa.Table, where: str | Pat
 def id_texts(column: pa.ChunkedArray, name: str, where: str | Path) -> pa.ChunkedArray:
     """Ids as text: strings as they are, whole numbers without a point (12.0, as pandas writes it, is the id 12)."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if kind in _EXACT:
+    if kind in EXACT:
         values = np.concatenate([np.empty(0), *(chunk.cast(kind).to_numpy() for chunk in column.chunks)])
-        bad = ~(np.abs(values) < _EXACT[kind]) | (values != np.floor(values))  # NaN is bad too
+        bad = ~(np.abs(values) < EXACT[kind]) | (values != np.floor(values))  # NaN is bad too
         if bad.any():
             row = int(bad.argmax())
             raise HfGrError(

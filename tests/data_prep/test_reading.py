@@ -284,6 +284,8 @@ def test_rows_of_another_width_and_open_quotes_are_refused(tmp_path):
     assert "quotation mark that is not closed" in refusal(tmp_path, HEAD + 'u,"a,1\nu,b,2\n')
     assert r"writes quotation marks inside a cell as \"" in refusal(tmp_path, HEAD + 'u,"a \\"b\\" c",1\n')
     assert prepared(tmp_path, HEAD + 'u,"C:\\dir\\",1\nu,"x\\""y",2\n')[0][1] == "C:\\dir\\"
+    tsv = '"user_id"\t"item_id"\t"timestamp"\n"u\\"\t"a"\t"1"\n'
+    assert [row[0] for row in prepared(tmp_path, tsv, name="log.tsv")] == ["u\\"]
 
 
 def test_a_first_line_of_data_is_no_header(tmp_path):

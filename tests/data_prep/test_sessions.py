@@ -175,6 +175,10 @@ def test_files_of_one_name_and_columns_of_items_without_items_are_refused(tmp_pa
         HfGrError, match="two files are called 'log', which is to tell their sessions apart; rename one"
     ):
         prepare_sessions(tmp_path / "out", [tmp_path / "a" / "log.csv", tmp_path / "log.tsv"])
+    (tmp_path / "log-1.csv").write_text(HEADER + "2,a,view,b\n")
+    (tmp_path / "a" / "log.csv").write_text(HEADER + "1-2,a,view,b\n")
+    with pytest.raises(HfGrError, match="sessions of two files would both be called 'log-1-2'; rename one"):
+        prepare_sessions(tmp_path / "out", [tmp_path / "a" / "log.csv", tmp_path / "log-1.csv"])
     with pytest.raises(HfGrError, match="but there is no table of items; give --items FILE"):
         prepare_sessions(tmp_path / "out", tmp_path / "a" / "log.csv", item_columns={"title": "name"})
 
