@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     rng = np.random.default_rng(chosen.seed)
     live = np.flatnonzero(catalog.live[cases.targets])
     users = np.sort(rng.permutation(live)[: chosen.users])
-    histories, targets = cases.histories.cut(users, cases.histories.lengths[users]), cases.targets[users]
+    histories, targets = cases.take(users).histories, cases.targets[users]
     whole = _whole_lists(recommender, histories, chosen.length or int(catalog.live.sum()), chosen.lists)
     found: dict[str, Any] = {"users": len(users), "items": int(catalog.live.sum()), "length": whole.shape[1]}
     for share in (0.0, *SHARES):

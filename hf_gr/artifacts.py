@@ -122,7 +122,7 @@ def claimed(path: str | Path) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(lock, folder)
-    except (PermissionError, NotADirectoryError) as error:
+    except OSError as error:  # no permission, a read-only disk, a file in the way, or no locks on this file system
         raise HfGrError(f"cannot write to {folder.parent} ({error.strerror}); choose another output folder.") from None
     _held.paths.add(folder)
     try:
@@ -244,20 +244,23 @@ def _is_empty(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def resumable(folder: Path) -> Iterator[Path]:
-    """Yields a scratch folder for what a run that is killed goes on from.
+def resumable(path: str | Path, name: str) -> Iterator[Path]:
+    """Holds an output folder as [`claimed`] does, and yields the scratch folder `.FOLDER.NAME` beside it, for what a
+    run that is killed goes on from.
 
-    It is removed when the block ends without an error, or with nothing in it. A folder that was there before, with
-    other things in it, is used and stays.
+    The scratch folder is removed when the block ends without an error, or with nothing in it. A folder that was there
+    before, with other things in it, is used and stays.
     """
-    mark(folder)
-    try:
-        yield folder
-    except BaseException:
-        if file_names(folder) == [MARKER]:
-            discard(folder)
-        raise
-    discard(folder)
+    with claimed(path) as place:
+        folder = place.with_name(f".{place.name}.{name}")
+        mark(folder)
+        try:
+            yield folder
+        except BaseException:
+            if file_names(folder) == [MARKER]:
+                discard(folder)
+            raise
+        discard(folder)
 
 
 def mark(folder: Path) -> None:

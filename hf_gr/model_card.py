@@ -210,7 +210,8 @@ def _measured(metrics: Mapping[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Item-level, {metrics['cases']:,} cases of {metrics['users']:,} users{sample}, 95 % bootstrap intervals.",
+            f"Item-level, {metrics['cases']:,} cases of {metrics['users']:,} users{sample}, 95 % bootstrap intervals "
+            "over users, without the noise of training.",
             f"Split: {settings['split']}, {settings['part']} part; ranked against the whole catalogue, items of the "
             f"history {seen}; {settings['num_beams']} beams; seed {settings['seed']}.",
             "",

@@ -361,3 +361,17 @@ def test_filters_are_measured_against_the_whole_list(load, tmp_path, capfd):
     assert lists.stat().st_mtime_ns == before
     with pytest.raises(SystemExit, match="lists of other users"):
         load("filters").main([*arguments, "--seed", "1"])
+
+
+def test_differences_over_seeds_are_those_of_the_studies(load):
+    studies = (FOLDER / "STUDIES.md").read_text(encoding="utf-8")
+    command = next(line for line in studies.splitlines() if line.startswith("python benchmarks/over_seeds.py "))
+    module = load("over_seeds")
+    lines = module.main(shlex.split(command)[2:])
+    assert len(lines) == 5 and "\n".join(lines) in studies
+    less = [-0.00446, -0.00086, -0.00299]  # REG4Rec less flat on CoBa, by seed; t of 2 degrees of freedom is 4.3027
+    half = 4.3027 * float(torch.tensor(less).std()) / 3**0.5
+    mean = sum(less) / 3
+    assert f"| {mean:+.4f} | {mean - half:+.4f} to {mean + half:+.4f} |" in lines[1]
+    with pytest.raises(SystemExit, match="item-knn and flat share 1 seeds"):
+        module.main(["item-knn:flat"])

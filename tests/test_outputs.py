@@ -222,13 +222,20 @@ import os, signal, sys
 from hf_gr.artifacts import resumable, writing
 from pathlib import Path
 out = Path(sys.argv[1])
-with resumable(out.with_name(".out.cache")) as cache, writing(out, "test") as folder:
+with resumable(out, "cache") as cache, writing(out, "test") as folder:
     (cache / "chunk").write_text("half")
     (folder / "weights").write_bytes(b"0" * 1000)
     if sys.argv[2] == "between":  # two renames, where there is no exchange
         out.rename(folder.with_name("out.old"))
     os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+def test_a_file_in_the_way_of_an_output_folder_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(HfGrError, match=r"cannot write to .*notes\.txt \(.+\); choose another output folder"):
+        make(tmp_path / "notes.txt" / "out")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("moment", ["before", "between"])

@@ -57,7 +57,7 @@ def _table(suite: Suite, results: Results, data: str, methods: list[str]) -> str
     compared = [name for name in ("NDCG@10", "HR@10") if suite.against in methods]
     best = {name: results.best(data, name) for name in METRICS}
     priced = ["cost"] if suite.price_per_hour is not None else []
-    heads = ["", "seeds", *METRICS, *(f"{name} less {suite.against}" for name in compared)]
+    heads = ["", "seeds", *METRICS, *(f"{name} less {suite.against} (over users)" for name in compared)]
     lines = _head([*heads, "CPU min", "peak GB", *priced, "cells"])
     for method in methods:
         rows = results.of(data, method)

@@ -10,7 +10,6 @@ import scipy.sparse as sp
 
 from ..artifacts import (
     check_output,
-    claimed,
     fingerprint,
     is_current,
     report,
@@ -131,10 +130,7 @@ def embed(config: EmbedConfig) -> Path:
     weights = _check(config)
     with main_process_first() as main:
         if main:
-            with (
-                claimed(config.output_dir) as place,
-                resumable(place.with_name(f".{place.name}.cache")) as cache,  # chunks of encoded texts and images
-            ):
+            with resumable(config.output_dir, "cache") as cache:
                 _embed(config, weights, Path(config.output_dir), cache)
     return Path(config.output_dir)
 
@@ -300,7 +296,8 @@ def _settings(config: EmbedConfig, weights: dict[str, float]) -> dict[str, Any]:
         settings |= {"encoder": config.encoder, "fields": config.fields, "template": config.template}
         settings |= {"missing": config.missing}
     if "behavior" in config.sources:
-        settings |= {"behavior_dim": config.behavior_dim or DEFAULT_BEHAVIOR_DIM, "seed": config.seed}
+        dim = DEFAULT_BEHAVIOR_DIM if config.behavior_dim is None else config.behavior_dim
+        settings |= {"behavior_dim": dim, "seed": config.seed}
     if "image" in config.sources:
         settings |= {"image_encoder": config.image_encoder}
     if config.propagate:

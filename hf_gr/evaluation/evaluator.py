@@ -179,8 +179,8 @@ def print_table(result: dict[str, Any], output: Path, *, console: Console | None
     settings = result["settings"]
     judged = f"{result['cases']:,} cases of {result['users']:,} users" + (" (a sample)" if result["sampled"] else "")
     seen = "removed" if settings["exclude_seen"] else "not removed"
-    title = f"{settings['split']}, {settings['part']}: {judged}, full ranking, seen items {seen}, 95 % intervals"
-    table = Table(title=plain(title))
+    title = f"{settings['split']}, {settings['part']}: {judged}, full ranking, seen items {seen}"
+    table = Table(title=plain(title), caption="95 % intervals over users, without the noise of training")
     table.add_column("metric")
     for system in result["systems"]:
         table.add_column(plain(system), justify="right")

@@ -37,7 +37,7 @@ def thoughts_section(thoughts: dict[str, Any] | None) -> list[str]:
             "Thoughts",
             _EXPLAINED,
             table(header, rows),
-            f'<p class="soft">{thoughts["cases"]:,} cases; 95 % bootstrap intervals.</p>',
+            f'<p class="soft">{thoughts["cases"]:,} cases; 95 % bootstrap intervals over users.</p>',
             f"<h3>{len(thoughts['examples'])} users, drawn at random</h3>",
             _MARKED,
             *map(_example, thoughts["examples"]),

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from ..artifacts import (
     check_output,
-    claimed,
     fingerprint,
     is_current,
     report,
@@ -108,10 +107,7 @@ def label(config: LabelConfig) -> Path:
     _check(config)
     with main_process_first() as main:
         if main:
-            with (
-                claimed(config.output_dir) as place,
-                resumable(place.with_name(f".{place.name}.cache")) as cache,
-            ):
+            with resumable(config.output_dir, "cache") as cache:
                 _label(config, Path(config.output_dir), cache)
     return Path(config.output_dir)
 

@@ -10,7 +10,6 @@ from transformers import PreTrainedConfig
 
 from ..artifacts import (
     check_output,
-    claimed,
     fingerprint,
     is_current,
     report,
@@ -117,10 +116,7 @@ def quantize(config: QuantizeConfig) -> Path:
     _check(config)
     with main_process_first() as main:
         if main:
-            with (
-                claimed(config.output_dir) as place,
-                resumable(place.with_name(f".{place.name}.fit")) as states,
-            ):
+            with resumable(config.output_dir, "fit") as states:
                 _quantize(config, Path(config.output_dir), states)
     return Path(config.output_dir)
 
