@@ -25,7 +25,9 @@ from .tables import TimeKind, as_table, check_interactions, check_items, numbere
 
 SplitKind = str  # "leave_one_out", "temporal" or "temporal:TRAIN,VALIDATION"
 
-_TIME = b"hf_gr.time"  # key of the schema's metadata in interactions.parquet: what `timestamp` holds
+# Keys of the schema's metadata in interactions.parquet: how the folder is written, and what `timestamp` holds.
+_FORMAT, _TIME = b"hf_gr.format", b"hf_gr.time"
+FORMAT = 2  # folders without a number are of the first format; to be raised where this release would misread a folder
 _KINDS: dict[bytes, TimeKind] = {b"microseconds": "timestamp", b"position": "position"}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
@@ -51,9 +53,9 @@ class InteractionDataset:
     def load(cls, path: str | Path) -> "InteractionDataset":
         """Reads and checks a folder. Raises [`HfGrError`] that names the file, the value and the remedy."""
         path = Path(path)
-        items = check_items(_read_parquet(path / "items.parquet"), path / "items.parquet")
         file = path / "interactions.parquet"
         interactions, time = _with_time(_read_parquet(file), file)
+        items = check_items(_read_parquet(path / "items.parquet"), path / "items.parquet")
         interactions = check_interactions(interactions, items, file, time)
         return cls(path, items, _histories(interactions, items), time)
 
@@ -179,7 +181,7 @@ def write_dataset(
         raise HfGrError(f"time is {time!r}; use 'timestamp' or 'position'.")
     items = check_items(as_table(items, "items"), "items").replace_schema_metadata()
     interactions = check_interactions(as_table(interactions, "interactions"), items, "interactions", time)
-    interactions = interactions.replace_schema_metadata({_TIME: _NAMES[time]})
+    interactions = interactions.replace_schema_metadata({_FORMAT: str(FORMAT), _TIME: _NAMES[time]})
     events = _histories(interactions, items)
     counts = {"users": len(events), "items": items.num_rows, "interactions": interactions.num_rows} | _ties(events)
     with writing(path, "prepare") as folder:
@@ -239,8 +241,15 @@ def day(microseconds: int) -> str:
 
 def time_of(schema: pa.Schema, where: str | Path) -> TimeKind | None:
     """What `timestamp` holds by the schema of an `interactions.parquet`, microseconds or positions; `None` where it
-    does not say. Raises [`HfGrError`] if it says something unknown."""
-    said = (schema.metadata or {}).get(_TIME)
+    does not say. Raises [`HfGrError`] if it says something unknown, or is of a format that is."""
+    metadata = schema.metadata or {}
+    version = metadata.get(_FORMAT, b"1").decode()
+    if not version.isdecimal() or int(version) > FORMAT:
+        raise HfGrError(
+            f"{where} is of dataset format {version}, but this release of hf_gr reads formats up to {FORMAT}; update "
+            "hf_gr, or prepare the data again with this release."
+        )
+    said = metadata.get(_TIME)
     if said is not None and said not in _KINDS:
         raise HfGrError(f"{where} says that its times are {said.decode()!r}, which is unknown here; prepare it again.")
     return None if said is None else _KINDS[said]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny import tiny_interactions, tiny_items
 
 from hf_gr.artifacts import fingerprint, read_json
-from hf_gr.dataset import Histories, InteractionDataset, check_split, popularity, split_name, write_dataset
+from hf_gr.dataset import FORMAT, Histories, InteractionDataset, check_split, popularity, split_name, write_dataset
 from hf_gr.errors import HfGrError
 from hf_gr.tables import numbered, row_of
 
@@ -449,6 +449,22 @@ def test_folders_of_before_are_read_rightly_or_refused(tmp_path):
     pq.write_table(table, folder / "interactions.parquet")
     with pytest.raises(HfGrError, match="says that its times are 'weeks', which is unknown here; prepare it again"):
         InteractionDataset.load(folder)
+
+
+def test_the_format_stands_in_the_file_and_a_newer_one_is_refused(dataset_folder):
+    file = dataset_folder / "interactions.parquet"
+    table = pq.read_table(file)
+    assert table.schema.metadata[b"hf_gr.format"] == str(FORMAT).encode()
+    for version, fine in [("1", True), (str(FORMAT), True), (str(FORMAT + 1), False), ("10", False), ("x", False)]:
+        pq.write_table(table.replace_schema_metadata(table.schema.metadata | {b"hf_gr.format": version}), file)
+        if fine:
+            assert InteractionDataset.load(dataset_folder).events.items.size == table.num_rows
+            continue
+        with pytest.raises(
+            HfGrError, match=rf"parquet is of dataset format {version}, .* up to {FORMAT}; update"
+        ) as e:
+            InteractionDataset.load(dataset_folder)
+        assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(
