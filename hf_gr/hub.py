@@ -6,6 +6,7 @@ that imports the installed package. Were the repo to declare the first task as i
 demand remote code for it even after the import, so it declares another one.
 """
 
+import glob
 import shutil
 import tempfile
 import warnings
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -144,7 +145,7 @@ def carry(source: str | Path, folder: str | Path, revision: str | None = None) -
 
 
 def update_catalog(folder: Path, catalog: SidCatalog) -> None:
-    """Writes another state of its catalogue into a model folder.
+    """Writes another state of its catalog into a model folder.
 
     Weights and tokenizer are not touched, but for a model of the form `"recursive"`: new items get rows of its
     unique-ID table ([`~hf_gr.models.grown`]), and the weights are written anew.
@@ -203,23 +204,27 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
                 f"{folder / name} is missing; push a model folder made by `hf-gr sft`, `hf-gr grpo` or "
                 "`hf-gr retrieve`."
             )
-    files = {file.relative_to(folder).as_posix(): file for file in repo_files(folder)}
     card = (folder / CARD).read_text(encoding="utf-8").replace(REPO_PLACEHOLDER, repo_id)
     api = HfApi()
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)
         there = api.list_repo_files(repo_id)
-        if CARD in there:
-            with tempfile.TemporaryDirectory() as fetched:
-                own = Path(api.hf_hub_download(repo_id, CARD, local_dir=fetched)).read_text(encoding="utf-8")
-            card = merged_card(card, own)
-        operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationAdd(name, card.encode() if name == CARD else str(file)) for name, file in files.items()
-        ]
-        operations += [CommitOperationDelete(name) for name in there if name not in files and _is_repo_file(name)]
-        with warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+            if CARD in there:
+                file = Path(api.hf_hub_download(repo_id, CARD, local_dir=f"{scratch}/there"))
+                card = merged_card(card, file.read_text(encoding="utf-8"))
+            staged = _linked(repo_files(folder), folder, Path(scratch) / "staged")
+            (staged / CARD).unlink()
+            (staged / CARD).write_text(card, encoding="utf-8")
+            # Names, not the patterns: those of huggingface_hub match in every folder, and one that is not ours stays.
+            outdated = [glob.escape(name) for name in there if _is_repo_file(name)]
             warnings.filterwarnings("ignore", message=".*data file.*")  # items.parquet is part of the model
-            api.create_commit(repo_id, operations, commit_message="Upload model, catalog and card")
+            api.upload_folder(
+                repo_id=repo_id,
+                folder_path=staged,
+                delete_patterns=outdated,
+                commit_message="Upload model, catalog and card",
+            )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         reason = first_line(error)
         raise HfGrError(
@@ -231,6 +236,15 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
 def repo_files(folder: Path) -> list[Path]:
     """The files of a model folder that belong to its repo."""
     return sorted({file for pattern in REPO_FILES for file in folder.glob(pattern) if file.is_file()})
+
+
+def _linked(files: list[Path], source: Path, folder: Path) -> Path:
+    """A folder of links to files of another one, each under the name that it has there."""
+    for file in files:
+        link = folder / file.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file.resolve())
+    return folder
 
 
 def _is_repo_file(name: str) -> bool:
@@ -248,7 +262,7 @@ def _neutral_generation_config(tokenizer: PreTrainedTokenizerBase) -> Generation
 
 
 def _complete_config(folder: Path, catalog: SidCatalog) -> None:
-    """Writes the thin pipeline file, and into `config.json` its entry and the catalogue that the weights go with.
+    """Writes the thin pipeline file, and into `config.json` its entry and the catalog that the weights go with.
 
     A model that was itself loaded from a repo may hold both already, in that repo's words: they are replaced.
     """

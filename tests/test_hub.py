@@ -181,7 +181,6 @@ def pushed(tmp_path_factory, metrics):
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         )
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setenv("HF_TOKEN", "hf_secret")
         push_to_hub(folder, REPO, private=True)
         files = dict(hub.repos[REPO].commits[-1][1]) | OWN | dict.fromkeys(STALE, b"of another model")
@@ -199,6 +198,7 @@ def test_only_the_repo_goes_up(pushed):
     hub, folder = pushed
     repo = hub.repos[REPO]
     assert repo.private
+    assert len(repo.commits) == 5  # one when it was made, one a push, and one of a person
     _, files = repo.at("main")
     assert set(files) == REPO_FILES | CARRIED_FILES | OWN.keys() | {".gitattributes"}
     assert files | OWN == files
@@ -307,7 +307,7 @@ def test_the_repo_works_by_its_name(pushed, tmp_path):
     code = _REGISTERED.format(repo=REPO, old=hub.repos[REPO].commits[1][0], second=second)
     answers = fresh_process(code, tmp_path, HF_ENDPOINT=hub.url)
     assert answers["first"] == answers["offline"] == expected
-    assert "as catalog_revision" in answers["refused"] and answers["own"] == answers["old"]
+    assert "of a Hub repo from one revision" in answers["refused"] and answers["own"] == answers["old"]
     assert [entry["sid"] for entry in answers["old"][:4]] != [entry["sid"] for entry in expected]
     assert len(answers["second"]) == answers["live"] == 40  # the items that were there then, not those of today
     assert not any("gr_pipeline.py" in line for line in hub.log)  # no remote code was even fetched
