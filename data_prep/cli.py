@@ -38,6 +38,7 @@ ItemColumns = Annotated[
     list[str] | None, typer.Option("--item-column", help="OURS=THEIRS, where the items file calls it differently.")
 ]
 Separator = Annotated[str | None, typer.Option(help="What parts the categories in a text cell; | if left out.")]
+Keep = Annotated[list[str] | None, typer.Option(help="Further column of the log to keep, such as device; repeat it.")]
 Licence = Annotated[str, typer.Option(help="Licence of the data, for the dataset card.")]
 Source = Annotated[str | None, typer.Option(help="A sentence on where the data comes from, for the dataset card.")]
 Unit = Annotated[TimeUnit, typer.Option(help="Unit of the time column.")]
@@ -92,6 +93,7 @@ def table(
     flag: Annotated[
         list[str] | None, typer.Option(help="Column of the items that says yes or no, such as in_stock; repeatable.")
     ] = None,
+    keep: Keep = None,
     min_rating: MinRating = None,
     k_core: KCore = 0,
     min_user_events: MinUserEvents = 0,
@@ -113,6 +115,7 @@ def table(
         drop_empty=drop_empty,
         category_separator=category_separator,
         flags=flag or [],
+        keep=keep or [],
         options=FilterOptions(min_rating, k_core, min_user_events, deduplicate, keep_cold_items, drop_unknown_items),
         source=source,
         license=license,
@@ -171,6 +174,7 @@ def hub(
     any_year: AnyYear = False,
     drop_empty: DropEmpty = False,
     category_separator: Separator = None,
+    keep: Keep = None,
     min_rating: MinRating = None,
     k_core: KCore = 0,
     min_user_events: MinUserEvents = 0,
@@ -194,6 +198,7 @@ def hub(
         any_year=any_year,
         drop_empty=drop_empty,
         category_separator=category_separator,
+        keep=keep or [],
         options=FilterOptions(min_rating, k_core, min_user_events, deduplicate, keep_cold_items, drop_unknown_items),
     )
 

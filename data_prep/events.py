@@ -12,11 +12,11 @@ from hf_gr.errors import HfGrError
 
 from .files import JSON_FLOAT, ROW
 from .times import BEYOND, FIRST_YEAR, LAST_YEAR, Times, TimeUnit, read_times
-from .values import BLANKS, empty, ids, is_text, numbers, whole_numbers
+from .values import BLANKS, empty, ids, is_text, numbers, typed, whole_numbers
 
 
 REQUIRED = ("user_id", "item_id")
-OPTIONAL = ("timestamp", "position", "rating", "behavior", "review")
+OPTIONAL = ("timestamp", "position", "session_id", "rating", "behavior", "review")
 FINE, PLACE = "_nanoseconds", "_position"  # columns that only tell events apart: they are not written
 
 
@@ -32,7 +32,8 @@ def typed_events(
 
     Args:
         table: Columns `user_id`, `item_id`, `timestamp` or `position` (or both: then the position orders what has one
-            time), optional `rating`, `behavior` and `review`; text, numbers or dates; rows in the file's order.
+            time), optional `session_id`, `rating`, `behavior` and `review`, and others, which are kept
+            (`data_prep.values.typed`); text, numbers or dates; rows in the file's order.
         where: File, for messages.
         unit: What numbers in `timestamp` count; see `data_prep.times.read_times`.
         any_year: Whether times outside the years from 1970 to 2100 are taken; `None` where the command has no options
@@ -41,8 +42,9 @@ def typed_events(
 
     Returns:
         The events (`user_id`, `item_id` str, `timestamp` int64 microseconds UTC or positions, `rating` float32,
-        `behavior`, `review` str), whether `timestamp` is a time or a position, and helpers: `_row`, the place in the
-        order by full time, position and row of the file, and where needed what tells events of one microsecond apart.
+        `session_id`, `behavior`, `review` str, and the others), whether `timestamp` is a time or a position, and
+        helpers: `_row`, the place in the order by full time, position and row of the file, and where needed what tells
+        events of one microsecond apart.
 
     Raises:
         HfGrError: That names an empty or unreadable value.
@@ -70,7 +72,7 @@ def _typed(
     columns: dict[str, pa.ChunkedArray | pa.Array] = {}
     bad: dict[str, np.ndarray] = {}
     for name in REQUIRED:
-        floats = (table.schema.field(name).metadata or {}).items() >= JSON_FLOAT.items()
+        floats = _json_floats(table, name)
         columns[name] = ids(table[name], name, where, json_floats=floats)
         bad[name] = pc.is_null(columns[name]).to_numpy(zero_copy_only=False)
         if is_text(table[name].type) and not floats:
@@ -105,8 +107,18 @@ def _typed(
     for name in ("behavior", "review"):
         if name in table.column_names:
             columns[name] = _words(table[name], name, where)
+    if "session_id" in table.column_names:
+        floats = _json_floats(table, "session_id")
+        columns["session_id"] = ids(table["session_id"], "session_id", where, json_floats=floats)
+    for name in table.column_names:
+        if name not in (*REQUIRED, *OPTIONAL):
+            columns[name] = typed(table[name], name, where)
     columns[ROW] = pa.array(_ranks(keys))
     return pa.table(columns), bad
+
+
+def _json_floats(table: pa.Table, name: str) -> bool:
+    return (table.schema.field(name).metadata or {}).items() >= JSON_FLOAT.items()
 
 
 def _ranks(keys: list[np.ndarray]) -> np.ndarray:

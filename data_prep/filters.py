@@ -28,7 +28,8 @@ class FilterOptions:
         k_core: Users and items with fewer interactions are dropped, again and again until none is left.
         min_user_events: Users with fewer interactions are dropped (the items' threshold stays `k_core`).
         deduplicate: `"exact"` keeps one of the events that agree in all that is read of them (user, item, full time,
-            behavior, rating, review), `"first"` only the first event of a user with an item, `"none"` all.
+            session, behavior, rating, review, kept columns), `"first"` only the first event of a user with an item,
+            `"none"` all.
         keep_cold_items: Whether items that end up without interactions stay among the items.
         drop_unknown_items: Whether interactions of items that the items table lacks are dropped rather than refused.
     """

@@ -1,7 +1,7 @@
 """Interactions and items from any dataset that `datasets.load_dataset` reads: an id on the Hub or a local folder."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from .events import typed_events
 from .files import pick_columns, plain
 from .filters import DEFAULT, FilterOptions
 from .items import items_table
-from .table import check_map, refuse_item_options, without_spare_position
+from .table import check_keep, check_map, refuse_item_options, without_spare_position
 from .times import TimeUnit
 
 
@@ -40,6 +40,7 @@ def prepare_hub(
     any_year: bool = False,
     drop_empty: bool = False,
     category_separator: str | None = None,
+    keep: Sequence[str] = (),
     options: FilterOptions = DEFAULT,
     license: str = "unknown",
 ) -> None:
@@ -64,6 +65,7 @@ def prepare_hub(
         any_year: Whether times outside the years from 1970 to 2100 are taken rather than refused.
         drop_empty: Whether rows without user, item or time are dropped rather than refused.
         category_separator: Splits `categories` given as one string; `|` if left out.
+        keep: Further columns of the interactions, as in `prepare_table`.
         options: What is kept.
         license: Licence identifier.
 
@@ -71,12 +73,13 @@ def prepare_hub(
         HfGrError: When a dataset cannot be loaded, lacks a column or holds unreadable values.
     """
     check_output(out, "prepare", [dataset, *([items_dataset] if items_dataset else [])])
-    columns = check_map(columns, (*ev.REQUIRED, *ev.OPTIONAL, *it.OPTIONAL))
+    check_keep(keep)
+    columns = check_map(columns, (*ev.REQUIRED, *ev.OPTIONAL, *it.OPTIONAL, *keep))
     item_columns = check_map(item_columns, ("item_id", *it.OPTIONAL))
     if not (items_dataset or items_config):
         refuse_item_options(columns, item_columns, category_separator, (), "--items-dataset or --items-config")
     item_columns = columns | item_columns
-    rows, said = _load(dataset, config, split, revision, columns, ev.REQUIRED, ev.OPTIONAL)
+    rows, said = _load(dataset, config, split, revision, columns, (*ev.REQUIRED, *keep), ev.OPTIONAL)
     if said == "timestamp" and time_unit == "auto" and columns.get("timestamp", "timestamp") == "timestamp":
         time_unit = "us"
     rows = rows.select(list(without_spare_position(dict.fromkeys(rows.column_names, ""), columns)))
@@ -96,7 +99,7 @@ def prepare_hub(
     }
     more |= {"items_dataset": items_dataset, "items_config": items_config, "items_split": items_split}
     more |= {"item_columns": item_columns, "time_unit": time_unit, "separator": category_separator}
-    more |= {"any_year": any_year, "drop_empty": drop_empty}
+    more |= {"any_year": any_year, "drop_empty": drop_empty, "keep": list(keep)}
     finish(
         out,
         events,

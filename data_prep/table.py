@@ -33,20 +33,21 @@ def prepare_table(
     drop_empty: bool = False,
     category_separator: str | None = None,
     flags: Sequence[str] = (),
+    keep: Sequence[str] = (),
     options: FilterOptions = DEFAULT,
     source: str | None = None,
     license: str = "unknown",
 ) -> None:
     """Writes a dataset folder from one table of interactions and, if there is one, one of items.
 
-    Ids are read as strings (`0012` stays `0012`). Columns that are neither known nor mapped are left out.
+    Ids are read as strings (`0012` stays `0012`). Columns that are neither known, mapped nor in `keep` are left out.
 
     Args:
         out: Folder to write.
         interactions: File with `user_id`, `item_id`, `timestamp` or `position` (an order without a clock), optional
-            `rating`, `behavior` and `review` (text); `.csv`, `.tsv` (quoted or not), `.jsonl`, `.json` (one object a
-            line), `.ndjson`, `.parquet`, or one of the text formats with `.gz` after it. Where there are times, a
-            position counts only if `columns` names it: it then orders the events of one time.
+            `session_id`, `rating`, `behavior` and `review` (text); `.csv`, `.tsv` (quoted or not), `.jsonl`, `.json`
+            (one object a line), `.ndjson`, `.parquet`, or one of the text formats with `.gz` after it. Where there are
+            times, a position counts only if `columns` names it: it then orders the events of one time.
         items: File with `item_id` and optional `title`, `brand`, `categories`, `description`, `image`. Without it the
             items are made from the ids.
         columns: Our name → the files' name, for both files: `{"user_id": "uid"}`.
@@ -56,6 +57,8 @@ def prepare_table(
         drop_empty: Whether rows without user, item or time are dropped rather than refused.
         category_separator: Splits `categories` given as one string; `|` if left out.
         flags: Columns of the items file that say yes or no (`in_stock`), mapped or not; requests may filter by them.
+        keep: Further columns of the interactions, mapped or not (`device`), in their own type; those of text are read
+            as whole numbers, numbers or yes and no where every value is one.
         options: What is kept.
         source: Where the data comes from, in a sentence, for the card.
         license: Licence identifier.
@@ -69,7 +72,8 @@ def prepare_table(
     if items is not None:
         files["items"] = check_file(items)
     item_columns = check_map(item_columns, ("item_id", *it.OPTIONAL, *flags))
-    columns = check_map(columns, (*_KNOWN, *flags))
+    check_keep(keep)
+    columns = check_map(columns, (*_KNOWN, *flags, *keep))
     if items is None:
         refuse_item_options(columns, item_columns, category_separator, flags, "--items")
     item_columns = columns | item_columns
@@ -77,10 +81,12 @@ def prepare_table(
     more |= {"any_year": any_year, "drop_empty": drop_empty, "separator": category_separator}
     if flags:
         more["flags"] = list(flags)
+    picked = pick_events(column_names(interactions), columns, keep, interactions)
+    for name, value in (("keep", list(keep)), ("session_id", picked.get("session_id"))):
+        more |= {name: value} if value else {}
     settings = settings_of("table", files, options, **more)
     if up_to_date(out, settings, files):
         return
-    picked = pick_events(column_names(interactions), columns, interactions)
     events, time = typed_events(
         read_table(interactions, picked), interactions, time_unit, any_year=any_year, drop_empty=drop_empty
     )
@@ -98,9 +104,24 @@ def prepare_table(
     )
 
 
-def pick_events(found: Sequence[str], columns: Mapping[str, str], where: str | Path) -> dict[str, str]:
+def pick_events(
+    found: Sequence[str], columns: Mapping[str, str], keep: Sequence[str], where: str | Path
+) -> dict[str, str]:
     """Our name → the file's name of the columns of events; see `data_prep.files.pick_columns`."""
-    return without_spare_position(pick_columns(found, columns, ev.REQUIRED, ev.OPTIONAL, where), columns)
+    picked = pick_columns(found, columns, (*ev.REQUIRED, *keep), ev.OPTIONAL, where)
+    return without_spare_position(picked, columns)
+
+
+def check_keep(keep: Sequence[str]) -> None:
+    """Raises [`HfGrError`] on names of further columns that have another meaning."""
+    for name in keep:
+        if name in (*ev.REQUIRED, *ev.OPTIONAL) or list(keep).count(name) > 1:
+            raise HfGrError(f"--keep names {name!r}, which is kept anyway; leave that --keep out.")
+        if name in it.OPTIONAL or name.startswith("_"):
+            what = "a column of the items" if name in it.OPTIONAL else "a name of helpers"
+            raise HfGrError(
+                f"--keep names {name!r}, which is {what}; give it another name: --keep NEW --column NEW={name}."
+            )
 
 
 def without_spare_position(picked: dict[str, str], columns: Mapping[str, str]) -> dict[str, str]:

@@ -15,6 +15,9 @@ from hf_gr.tables import EXACT
 NULL_WORDS = ("", "NA", "N/A", "n/a", "<NA>", "#N/A", "NULL", "null", "nan", "NaN", "NAN", "NaT", "None", "\\N")
 BLANKS = " \t\r\n\v\f\u00a0\ufeff"
 _NUMERIC = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
+# Further columns: whole numbers that int64 holds, and numbers; neither has zeros in front, as codes have.
+_WHOLE, _DECIMAL = r"^(-?[1-9]\d{0,17}|0)$", r"^-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d{1,2})?$"
+_YES_OR_NO = r"^(?i:true|false)$"
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
@@ -57,6 +60,27 @@ def numbers(column: pa.ChunkedArray, name: str, where: str | Path) -> np.ndarray
         raise HfGrError(f"{where}: column {name!r} holds {kind}, which are no numbers; write them as numbers.")
     values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return np.where(np.isfinite(values), values, np.nan)
+
+
+def typed(column: pa.ChunkedArray, name: str, where: str | Path) -> pa.ChunkedArray:
+    """A further column of a table in its own type; a text column as what all of its values are written as.
+
+    Text becomes whole numbers (int64), else numbers (float64), else yes or no (bool), and stays text where a value
+    would not be the same as a number: `007` is none. Of other types plain ones stay as they are.
+
+    Raises:
+        HfGrError: On lists, objects and bytes.
+    """
+    kind = column.type
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raise HfGrError(f"{where}: column {name!r} holds {kind}; only plain values are kept: write it as text.")
+    if not is_text(kind):
+        return column
+    there, nothing = given(column), pa.scalar(None, column.type)
+    for pattern, wanted in ((_WHOLE, pa.int64()), (_DECIMAL, pa.float64()), (_YES_OR_NO, pa.bool_())):
+        if there.null_count < len(there) and pc.all(pc.match_substring_regex(there, pattern)).as_py():
+            return there.cast(wanted)
+    return pc.if_else(pc.equal(column, ""), nothing, column)
 
 
 def whole_numbers(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

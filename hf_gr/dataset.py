@@ -17,10 +17,20 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from .artifacts import write_manifest, writing
-from .errors import HfGrError
+from .errors import HfGrError, first_line
 from .histories import Cases as Cases
 from .histories import Histories, Split, leave_one_out, temporal
-from .tables import TimeKind, as_table, check_interactions, check_items, numbered, row_of
+from .tables import (
+    INTERACTION_COLUMNS,
+    TimeKind,
+    as_table,
+    check_interactions,
+    check_items,
+    numbered,
+    row_of,
+    texts,
+    wide,
+)
 
 
 SplitKind = str  # "leave_one_out", "temporal" or "temporal:TRAIN,VALIDATION"
@@ -162,9 +172,10 @@ def write_dataset(
 
     Args:
         path: Folder to write.
-        interactions: `pyarrow.Table` or DataFrame with `user_id`, `item_id`, `timestamp`, optional `rating`,
-            `behavior`, `review`, and others, which are kept; rows of one user and one time keep their order. Ids are
-            strings or whole numbers; `timestamp` holds dates and times of any unit, or microseconds since 1970 (UTC).
+        interactions: `pyarrow.Table` or DataFrame with `user_id`, `item_id`, `timestamp`, optional `session_id`,
+            `rating`, `behavior`, `review`, and others, which are kept as they are; rows of one user and one time keep
+            their order. Ids are strings or whole numbers; `timestamp` holds dates and times of any unit, or
+            microseconds since 1970 (UTC).
         items: `pyarrow.Table` or DataFrame with `item_id`, `title`, optional `brand`, `categories` (a list of strings
             each), `description`, `image`, and whatever else is known of the items.
         source: Where the data comes from, in a sentence; stands on the card.
@@ -288,7 +299,7 @@ def _read_parquet(file: Path) -> pa.Table:
     try:
         return pq.read_table(file)
     except pa.ArrowInvalid as error:
-        raise HfGrError(f"{file} is not a Parquet file ({error}); prepare the data again.") from None
+        raise HfGrError(f"{file} is not a Parquet file ({first_line(error)}); prepare the data again.") from None
 
 
 def _histories(interactions: pa.Table, items: pa.Table) -> Histories:
@@ -296,12 +307,15 @@ def _histories(interactions: pa.Table, items: pa.Table) -> Histories:
     times = interactions["timestamp"].to_numpy()
     order = np.lexsort((times, users))  # stable: ties keep the file's order
     columns = interactions.column_names
+    more = [name for name in columns if name not in INTERACTION_COLUMNS]
     return Histories(
         np.array(names.to_pylist(), dtype=object),
         np.concatenate([[0], np.cumsum(np.bincount(users))]).astype(np.int64),
         row_of(interactions["item_id"], items["item_id"])[order],
         times[order],
         interactions["rating"].to_numpy()[order] if "rating" in columns else None,
-        np.array(interactions["behavior"].to_pylist(), dtype=object)[order] if "behavior" in columns else None,
+        texts(interactions["behavior"])[order] if "behavior" in columns else None,
         np.array(interactions["review"].to_pylist(), dtype=object)[order] if "review" in columns else None,
+        texts(interactions["session_id"])[order] if "session_id" in columns else None,
+        wide(interactions.select(more)).take(pa.array(order)) if more else None,
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 
 from .errors import HfGrError
 
@@ -21,6 +22,8 @@ class Histories:
         ratings: float32 [E] or `None`.
         behaviors: Array of E strings or `None`.
         reviews: Array of E strings, what users wrote of the items (`None` in it where they wrote nothing), or `None`.
+        sessions: Array of E strings, the session of each event (`None` in it where there is none), or `None`.
+        columns: Whatever else is known of the events: a table of E rows, or `None`.
     """
 
     user_ids: np.ndarray
@@ -30,6 +33,8 @@ class Histories:
     ratings: np.ndarray | None = None
     behaviors: np.ndarray | None = None
     reviews: np.ndarray | None = None
+    sessions: np.ndarray | None = None
+    columns: pa.Table | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -63,6 +68,8 @@ class Histories:
             None if self.ratings is None else self.ratings[rows],
             None if self.behaviors is None else self.behaviors[rows],
             None if self.reviews is None else self.reviews[rows],
+            None if self.sessions is None else self.sessions[rows],
+            None if self.columns is None else self.columns.take(pa.array(rows)),
         )
 
 

@@ -15,6 +15,7 @@ TimeKind = Literal["timestamp", "position"]
 
 _TEXTS = ("title", "brand", "description", "image")
 _OPTIONAL_INTERACTION_TYPES = {"rating": pa.float32(), "behavior": pa.string(), "review": pa.string()}
+INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "session_id", *_OPTIONAL_INTERACTION_TYPES)
 EXACT = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}  # from here on whole numbers fall together
 _SLICE = 2**16  # rows cast at a time: a chunk of strings holds 2 GiB of text at most
 
@@ -22,7 +23,7 @@ _SLICE = 2**16  # rows cast at a time: a chunk of strings holds 2 GiB of text at
 def as_table(data: Any, what: str) -> pa.Table:
     """An Arrow table: as it is, or from a DataFrame (pandas, polars), whose index is left out.
 
-    Raises [`HfGrError`] for anything else.
+    Raises [`HfGrError`] for anything else, and on columns of one name.
     """
     if not isinstance(data, pa.Table):
         try:
@@ -30,6 +31,9 @@ def as_table(data: Any, what: str) -> pa.Table:
         except (TypeError, ValueError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())
             raise HfGrError(f"{what} are no table ({reason}); give a pyarrow.Table or a DataFrame.") from None
+    twin = next((name for name in data.column_names if data.column_names.count(name) > 1), None)
+    if twin is not None:
+        raise HfGrError(f"{what} have {data.column_names.count(twin)} columns {twin!r}; keep one.")
     return data.select([name for name in data.column_names if not re.fullmatch(r"__index_level_\d+__", name)])
 
 
@@ -63,20 +67,23 @@ def check_interactions(interactions: pa.Table, items: pa.Table, where: str | Pat
     """Interactions of known items with checked columns.
 
     Args:
-        interactions: Columns `user_id`, `item_id`, `timestamp`, optional `rating`, `behavior`, `review`, and others,
-            which stay as they are.
+        interactions: Columns `user_id`, `item_id`, `timestamp`, optional `session_id`, `rating`, `behavior`,
+            `review`, and others, which stay as they are.
         items: From [`check_items`].
         where: File, for messages.
         time: What whole numbers in `timestamp` are: microseconds since 1970 in UTC, or positions. Dates and times of
             any unit become microseconds (UTC where they name no zone), finer ones are cut.
 
     Returns:
-        The table: ids string, `timestamp` int64, `rating` float32, `behavior` and `review` string. Raises
-        [`HfGrError`] on missing columns, nulls, items that are unknown, and values of another kind.
+        The table: ids string (`session_id` null where there is no session), `timestamp` int64, `rating` float32,
+        `behavior` and `review` string. Raises [`HfGrError`] on missing columns, nulls, items that are unknown, and
+        values of another kind.
     """
     _require(interactions, ("user_id", "item_id", "timestamp"), where)
     for name in ("user_id", "item_id"):
         interactions = _with(interactions, name, id_texts(interactions[name], name, where))
+    if "session_id" in interactions.column_names:
+        interactions = _with(interactions, "session_id", _optional_ids(interactions["session_id"], where))
     interactions = _with(interactions, "timestamp", _times(interactions["timestamp"], time, where))
     for name, kind in _OPTIONAL_INTERACTION_TYPES.items():
         if name in interactions.column_names:
@@ -114,13 +121,33 @@ def id_texts(column: pa.ChunkedArray, name: str, where: str | Path) -> pa.Chunke
     return _cast(column, pa.string(), name, where)
 
 
+def _optional_ids(column: pa.ChunkedArray, where: str | Path) -> pa.ChunkedArray:
+    """[`id_texts`] of a column `session_id`, null where it is."""
+    if column.null_count == len(column):
+        return pa.chunked_array([pa.nulls(len(column), pa.string())])
+    there = column.is_valid().to_numpy()
+    return id_texts(column.drop_null(), "session_id", where).take(pa.array(np.cumsum(there) - 1, mask=~there))
+
+
+def wide(table: pa.Table) -> pa.Table:
+    """A table whose texts may be taken in any order: more than 2 GiB of them fit into one array."""
+    large = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+    return table.cast(pa.schema([field.with_type(large.get(field.type, field.type)) for field in table.schema]))
+
+
+def texts(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of strings as an array of Python's, `None` for null; equal ones are one object."""
+    numbers, values = numbered(column)
+    return np.array([*values.to_pylist(), None], dtype=object)[numbers]
+
+
 def numbered(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     """The values of a column of strings in the order in which they first occur (large_string), and the number of every
-    row's among them, int64 [rows]. The column may hold more than 2 GiB of text."""
+    row's among them, int64 [rows] (-1 for null). The column may hold more than 2 GiB of text."""
     encoded = column.cast(pa.large_string()).dictionary_encode().unify_dictionaries()
     if not encoded.num_chunks:
         return np.empty(0, np.int64), pa.array([], pa.large_string())
-    numbers = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks]).astype(np.int64)
+    numbers = np.concatenate([chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.chunks]).astype(np.int64)
     return numbers, encoded.chunk(0).dictionary
 
 

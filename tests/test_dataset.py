@@ -38,6 +38,11 @@ def tables(draw) -> tuple[pa.Table, pa.Table]:
         columns["rating"] = pa.array([draw(st.sampled_from([1.0, 4.5, None])) for _ in events], pa.float32())
     if draw(st.booleans()):
         columns["behavior"] = pa.array([draw(st.sampled_from(["view", "buy", None])) for _ in events], pa.string())
+    if draw(st.booleans()):
+        columns["session_id"] = pa.array([draw(st.none() | IDS) for _ in events], pa.string())
+    if draw(st.booleans()):
+        columns["seconds"] = pa.array([draw(st.none() | st.integers(0, 2**15 - 1)) for _ in events], pa.int16())
+        columns["tags"] = pa.array([draw(st.none() | st.lists(TITLES, max_size=2)) for _ in events])
     schema = pa.schema([(name, pa.list_(pa.string()) if name == "categories" else pa.string()) for name in items])
     return pa.table(columns), pa.table(items, schema)
 
@@ -74,6 +79,13 @@ def test_what_is_written_is_read(both):
     assert (events.behaviors is None) == ("behavior" not in interactions.column_names)
     if events.behaviors is not None:
         assert events.behaviors.tolist() == [row["behavior"] for row in rows]
+    assert (events.sessions is None) == ("session_id" not in interactions.column_names)
+    if events.sessions is not None:
+        assert events.sessions.tolist() == [row["session_id"] for row in rows]
+    assert (events.columns is None) == ("seconds" not in interactions.column_names)
+    if events.columns is not None:
+        assert events.columns.schema.field("seconds").type == pa.int16()
+        assert events.columns.to_pylist() == [{name: row[name] for name in ("seconds", "tags")} for row in rows]
 
 
 def test_ties_keep_the_order_of_the_file(tmp_path):
@@ -98,15 +110,18 @@ def memory_datasets(draw, min_events: int = 1) -> InteractionDataset:
         stamps,
         np.arange(len(stamps), dtype=np.float32),
         np.array([f"b{row}" for row in range(len(stamps))], dtype=object),
+        sessions=np.array([f"s{row}" for row in range(len(stamps))], dtype=object),
+        columns=pa.table({"dwell": pa.array(range(len(stamps)), pa.int32())}),
     )
     items = pa.table({"item_id": [f"i{row}" for row in range(len(stamps))], "title": [""] * len(stamps)})
     return InteractionDataset(Path("memory"), items, events, "timestamp")
 
 
 def listed(histories: Histories) -> list[tuple]:
-    """Histories as plain Python: (user, [(item, time, rating, behaviour), …])."""
+    """Histories as plain Python: (user, [(item, time, rating, behaviour, session, dwell), …])."""
     ranges = list(pairwise(histories.ptr.tolist()))
-    columns = [histories.items, histories.timestamps, histories.ratings, histories.behaviors]
+    columns = [histories.items, histories.timestamps, histories.ratings, histories.behaviors, histories.sessions]
+    columns.append(histories.columns["dwell"].to_numpy())
     events = list(zip(*(column.tolist() for column in columns), strict=True))
     assert [rows.tolist() for rows in histories] == [[event[0] for event in events[slice(*part)]] for part in ranges]
     return [(user, events[slice(*part)]) for user, part in zip(histories.user_ids, ranges, strict=True)]
@@ -205,6 +220,8 @@ def memory_dataset(times: list[list[int]]) -> InteractionDataset:
         stamps,
         np.arange(len(stamps), dtype=np.float32),
         np.array([f"b{row}" for row in range(len(stamps))], dtype=object),
+        sessions=np.array([f"s{row}" for row in range(len(stamps))], dtype=object),
+        columns=pa.table({"dwell": pa.array(range(len(stamps)), pa.int32())}),
     )
     items = pa.table({"item_id": [f"i{row}" for row in range(len(stamps))], "title": [""] * len(stamps)})
     return InteractionDataset(Path("memory"), items, events, "timestamp")
@@ -360,6 +377,11 @@ BAD = {
         replaced(tiny_items(2), "categories", [[], [["tools"]]]),
         r"items.*column 'categories' cannot be read as list<item: string>",
     ),
+    "halves for sessions": (
+        GOOD.append_column("session_id", pa.array([1.0, None, 2.5])),
+        None,
+        r"'session_id' is 2\.5 in row 1, a double",
+    ),
     "null user": (replaced(GOOD, "user_id", ["a", None, "b"]), None, "interactions.*'user_id' is empty in row 1"),
     "null item": (replaced(GOOD, "item_id", ["i000", "i001", None]), None, "actions.*'item_id' is empty in row 2"),
     "null item id": (GOOD, replaced(tiny_items(2), "item_id", [None, "i001"]), "items.*'item_id' is empty in row 0"),
@@ -392,6 +414,12 @@ def test_bad_tables_get_one_line_when_read_and_when_written(case, tmp_path):
         InteractionDataset.load(tmp_path)
     assert str(tmp_path) in str(read.value) and ".parquet" in str(read.value)
     assert "\n" not in str(written.value) + str(read.value)
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    twice = GOOD.append_column("dwell", pa.array([1, 2, 3])).append_column("dwell", pa.array([1, 2, 3]))
+    with pytest.raises(HfGrError, match="interactions have 2 columns 'dwell'; keep one"):
+        write_dataset(tmp_path / "data", twice, tiny_items(2), source="")
 
 
 @pytest.mark.parametrize("name", ["interactions.parquet", "items.parquet"])
@@ -516,10 +544,25 @@ def test_data_frames_are_taken(tmp_path):
 
 
 def test_columns_that_are_not_ours_stay(tmp_path):
-    table = tiny_interactions().append_column("session_id", pa.array(np.arange(tiny_interactions().num_rows)))
+    table = tiny_interactions().append_column("dwell", pa.array(np.arange(tiny_interactions().num_rows)))
     write_dataset(tmp_path / "data", table, tiny_items().append_column("in_stock", pa.array([True] * 40)), source="")
-    assert pq.read_table(tmp_path / "data" / "interactions.parquet")["session_id"].to_pylist() == [*range(len(table))]
+    assert pq.read_table(tmp_path / "data" / "interactions.parquet")["dwell"].to_pylist() == [*range(len(table))]
     assert InteractionDataset.load(tmp_path / "data").items["in_stock"].to_pylist() == [True] * 40
+
+
+@pytest.mark.parametrize(
+    ("sessions", "expected"),
+    [
+        (pa.array([7, 7, None]), ["7", "7", None]),
+        (pa.array([7.0, None, 8.0]), ["7", None, "8"]),  # as pandas writes whole numbers with gaps
+        (pa.array(["07", "7", None]).dictionary_encode(), ["07", "7", None]),
+        (pa.nulls(3), [None, None, None]),
+    ],
+)
+def test_session_ids_are_texts_and_may_be_missing(tmp_path, sessions, expected):
+    write_dataset(tmp_path / "data", GOOD.append_column("session_id", sessions), tiny_items(2), source="")
+    assert pq.read_table(tmp_path / "data" / "interactions.parquet")["session_id"].to_pylist() == expected
+    assert InteractionDataset.load(tmp_path / "data").events.sessions.tolist() == expected
 
 
 def test_ties_and_short_users_are_counted(tmp_path):

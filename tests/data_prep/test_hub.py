@@ -17,14 +17,18 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_our_own_folder_goes_round(tmp_path):
-    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp,rating\n01,007,5,4\n01,7,6,\n")
+    log = "user_id,item_id,timestamp,rating,session_id,dwell\n01,007,5,4,0,3\n01,7,6,,00,\n"
+    (tmp_path / "log.csv").write_text(log)
     (tmp_path / "items.csv").write_text('item_id,title,categories\n7,"a, b",x|y\n007,ü,\n')
-    prepare_table(tmp_path / "first", tmp_path / "log.csv", tmp_path / "items.csv")
-    prepare_hub(tmp_path / "second", str(tmp_path / "first"), config="interactions", items_config="items")
+    prepare_table(tmp_path / "first", tmp_path / "log.csv", tmp_path / "items.csv", keep=["dwell"])
+    given = {"config": "interactions", "items_config": "items", "keep": ["dwell"]}
+    prepare_hub(tmp_path / "second", str(tmp_path / "first"), **given)
     first, second = (InteractionDataset.load(tmp_path / name) for name in ("first", "second"))
     assert second.items == first.items
     assert second.events.items.tolist() == first.events.items.tolist() == [1, 0]
     assert second.events.user_ids.tolist() == ["01"]
+    assert second.events.sessions.tolist() == first.events.sessions.tolist() == ["0", "00"]
+    assert second.events.columns == first.events.columns == pa.table({"dwell": [3, None]})
 
 
 def test_column_map_splits_and_categoricals(tmp_path):

@@ -291,3 +291,66 @@ def test_reviews_come_along(tmp_path):
     events = InteractionDataset.load(tmp_path / "out").events
     assert events.reviews[:3].tolist() == ["good, a", "good, b", "good, c"]
     assert not events.reviews[3]
+
+
+KEPT = {
+    "dwell": (["12", "", "-7"], pa.int64(), [12, None, -7]),
+    "price": (["1.50", "3", "NA"], pa.float64(), [1.5, 3.0, None]),
+    "mobile": (["true", "False", ""], pa.bool_(), [True, False, None]),
+    "code": (["007", "7", ""], pa.large_string(), ["007", "7", None]),
+    "long": (["12345678901234567890", "1", "2"], pa.large_string(), ["12345678901234567890", "1", "2"]),
+    "device": (["phone", "NA", " x"], pa.large_string(), ["phone", "NA", " x"]),
+}
+
+
+def test_further_columns_are_kept_in_their_own_type(tmp_path):
+    base = {"uid": ["a", "a", "b"], "item_id": ["x", "y", "x"], "timestamp": ["1", "2", "3"], "visit": ["1", "", "2"]}
+    columns = base | {name: texts for name, (texts, _, _) in KEPT.items()}
+    log = write_table(tmp_path / "log.csv", pa.table(columns).to_pylist())
+    names = {"user_id": "uid", "session_id": "visit", "way": "device"}
+    keep = ["way" if name == "device" else name for name in KEPT]
+    prepare_table(tmp_path / "out", log, columns=names, keep=keep, time_unit="s")
+    events = InteractionDataset.load(tmp_path / "out").events
+    assert events.sessions.tolist() == ["1", None, "2"]
+    assert events.columns.column_names == keep
+    for column, (_, kind, values) in zip(events.columns.columns, KEPT.values(), strict=True):
+        assert (column.type, column.to_pylist()) == (kind, values)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_further_columns_of_other_files(tmp_path, kind):
+    rows = [{"user_id": "a", "item_id": "x", "timestamp": 1, "price": 2.0, "n": 1, "ok": True, "session_id": 5}]
+    rows.append({"user_id": "a", "item_id": "y", "timestamp": 2, "price": 0.5, "n": None, "ok": None, "session_id": 6})
+    log = write_table(tmp_path / f"log.{kind}", rows)
+    prepare_table(tmp_path / "out", log, keep=["price", "n", "ok"], time_unit="s")
+    events = InteractionDataset.load(tmp_path / "out").events
+    assert events.sessions.tolist() == ["5", "6"]
+    assert events.columns.schema.types == [pa.float64(), pa.int64(), pa.bool_()]
+    assert events.columns.to_pylist() == [{"price": 2.0, "n": 1, "ok": True}, {"price": 0.5, "n": None, "ok": None}]
+
+
+def test_events_that_differ_in_a_kept_column_or_session_are_two(tmp_path):
+    rows = [
+        {"user_id": "a", "item_id": "x", "timestamp": 1, "session_id": s, "place": p} for s, p in ("11", "12", "21")
+    ]
+    for keep, columns, count in ((["place"], {}, 3), ([], {}, 2), ([], {"session_id": "place"}, 2)):
+        log = write_table(tmp_path / "log.csv", [*rows, rows[0]])
+        prepare_table(tmp_path / "out", log, keep=keep, columns=columns, time_unit="s")
+        assert len(InteractionDataset.load(tmp_path / "out").events.items) == count
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (["rating"], r"--keep names 'rating', which is kept anyway; leave that --keep out"),
+        (["dwell", "dwell"], r"--keep names 'dwell', which is kept anyway; leave"),
+        (["title"], r"'title', which is a column of the items; give it another name: --keep NEW --column NEW=title"),
+        (["_row"], r"'_row', which is a name of helpers; give it"),
+        (["dwell"], r"log.parquet has no column 'dwell' \(it has: user_id, item_id, timestamp, tags\); map it"),
+        (["tags"], r"log.parquet: column 'tags' holds list<.*>; only plain values are kept: write it as text"),
+    ],
+)
+def test_what_cannot_be_kept_is_told(tmp_path, keep, message):
+    log = write_table(tmp_path / "log.parquet", [{"user_id": "a", "item_id": "x", "timestamp": 1, "tags": ["a"]}])
+    with pytest.raises(HfGrError, match=message):
+        prepare_table(tmp_path / "out", log, keep=keep, time_unit="s")
