@@ -220,7 +220,7 @@ def check_range(config: Any, limits: Mapping[str, tuple[float, float]]) -> None:
     for name, (low, high) in limits.items():
         value = vars(config)[name]
         if value is not None and not low <= value <= high:
-            raise HfGrError(f"{name} is {value}; it lies between {low:g} and {high:g}.")
+            raise HfGrError(f"{name} is {value}; it lies between {low:,.10g} and {high:,.10g}.")
 
 
 def default_of(item: dataclasses.Field) -> Any:

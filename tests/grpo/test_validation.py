@@ -110,6 +110,7 @@ def test_where_nothing_was_better_the_start_is_kept(data, half_trained, tmp_path
             "leave_one_out is for rollout: sample and scale_rewards: none, not for sample",
         ),
         ({"target_steps": 0}, "target_steps is 0; it lies between 1 and 100"),
+        ({"num_generations": 1}, "num_generations is 1; it lies between 2 and 1,048,576"),
         ({"rewards": {"joy": 1}}, "no reward is called 'joy'"),
     ],
 )
