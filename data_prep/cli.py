@@ -86,6 +86,16 @@ def table(
     items: Annotated[Path | None, typer.Option(help="Table of items; without it they are made from the ids.")] = None,
     column: Columns = None,
     item_column: ItemColumns = None,
+    users: Annotated[Path | None, typer.Option(help="Table of users: user_id and whatever is known of them.")] = None,
+    user_column: Annotated[
+        list[str] | None, typer.Option(help="OURS=THEIRS, where the users file calls it differently.")
+    ] = None,
+    exposures: Annotated[
+        Path | None, typer.Option(help="Table of what users were shown: user_id, item_id, timestamp, clicked, …")
+    ] = None,
+    exposure_column: Annotated[
+        list[str] | None, typer.Option(help="OURS=THEIRS, where the exposures file calls it differently.")
+    ] = None,
     time_unit: Unit = "auto",
     any_year: AnyYear = False,
     drop_empty: DropEmpty = False,
@@ -108,8 +118,12 @@ def table(
         out,
         interactions,
         items,
+        users,
+        exposures,
         columns=_mapping(column),
         item_columns=_mapping(item_column),
+        user_columns=_mapping(user_column),
+        exposure_columns=_mapping(exposure_column),
         time_unit=time_unit,
         any_year=any_year,
         drop_empty=drop_empty,

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from hf_gr.artifacts import check_output, fingerprint, is_current, report
 from hf_gr.dataset import TimeKind, write_dataset
+from hf_gr.errors import HfGrError
 
-from .filters import FilterOptions, filter_events
+from .filters import FilterOptions, among, filter_events
 
 
 def settings_of(source: str, files: Mapping[str, Path], options: FilterOptions, **more: Any) -> dict[str, Any]:
@@ -44,16 +45,37 @@ def finish(
     source: str,
     license: str,
     settings: Mapping[str, Any],
+    users: pa.Table | None = None,
+    exposures: pa.Table | None = None,
 ) -> pa.Table:
-    """Filters, writes the dataset folder and prints what was written. Returns the items of the folder."""
+    """Filters, writes the dataset folder and prints what was written. Returns the items of the folder.
+
+    Of `users` and `exposures` the rows of those users and items stay that are in the folder.
+    """
     interactions, items = filter_events(events, items, options, where)
+    ids = {"user_id": interactions["user_id"], "item_id": items["item_id"]}
+    users = None if users is None else _rows_of(users, "users", {"user_id": ids["user_id"]})
+    exposures = None if exposures is None else _rows_of(exposures, "exposures", ids)
     counts = write_dataset(
-        out, interactions, items, source=source, license=license, time=time, settings=dict(settings)
+        out, interactions, items, users, exposures, source=source, license=license, time=time, settings=dict(settings)
     )
     for line in _remarks(counts):
         print(f"[prepare] {line}", flush=True)
     report("prepare", {}, out)
     return items
+
+
+def _rows_of(table: pa.Table, what: str, ids: Mapping[str, pa.ChunkedArray]) -> pa.Table:
+    """The rows of a table whose ids are all in the folder; prints how many they are."""
+    kept = table
+    for name, known in ids.items():
+        kept = kept.filter(among(kept[name], known))
+    print(
+        f"[prepare] {what}: {table.num_rows:,} -> {kept.num_rows:,} rows of users and items in the folder", flush=True
+    )
+    if not kept.num_rows:
+        raise HfGrError(f"no row of the {what} is of a user and an item of the folder; are the ids written alike?")
+    return kept
 
 
 def _remarks(counts: Mapping[str, int]) -> list[str]:

@@ -1,5 +1,6 @@
 """Interactions out of whatever a source calls them: string ids, microseconds or positions, ratings, behaviors."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import daft
@@ -18,6 +19,18 @@ from .values import BLANKS, empty, ids, is_text, numbers, typed, whole_numbers
 REQUIRED = ("user_id", "item_id")
 OPTIONAL = ("timestamp", "position", "session_id", "rating", "behavior", "review")
 FINE, PLACE = "_nanoseconds", "_position"  # columns that only tell events apart: they are not written
+
+
+def without_spare_position(picked: dict[str, str], columns: Mapping[str, str]) -> dict[str, str]:
+    """The picked columns without a `position` that stands beside times and that the user did not map; says so."""
+    if not {"timestamp", "position"} <= set(picked) or "position" in columns:
+        return picked
+    print(
+        "[prepare] column 'position' left out, as there are times; --column position=position lets it order the "
+        "events of one time",
+        flush=True,
+    )
+    return {ours: theirs for ours, theirs in picked.items() if ours != "position"}
 
 
 def typed_events(

@@ -91,7 +91,7 @@ def filter_events(
         return interactions, items_from_ids(sorted(pc.unique(interactions["item_id"]).to_pylist()))
     if not options.keep_cold_items:
         before = items.num_rows
-        items = items.filter(_among(items["item_id"], interactions["item_id"]))
+        items = items.filter(among(items["item_id"], interactions["item_id"]))
         steps.line("items with interactions", f"{before:,} -> {items.num_rows:,} items in the table")
     return interactions, items
 
@@ -183,7 +183,8 @@ def _written_otherwise(unknown: daft.DataFrame, items: pa.Table) -> str:
     )
 
 
-def _among(values: pa.ChunkedArray, allowed: pa.ChunkedArray) -> pa.ChunkedArray:
+def among(values: pa.ChunkedArray, allowed: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Where the values are, bool."""
     return pc.is_in(values.cast(pa.string()), pc.unique(allowed).cast(pa.string()))
 
 

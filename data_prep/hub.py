@@ -16,11 +16,11 @@ from hf_gr.errors import HfGrError, first_line
 from . import events as ev
 from . import items as it
 from .common import finish, settings_of
-from .events import typed_events
+from .events import typed_events, without_spare_position
 from .files import pick_columns, plain
 from .filters import DEFAULT, FilterOptions
 from .items import items_table
-from .table import check_keep, check_map, refuse_item_options, without_spare_position
+from .table import check_keep, check_map, refuse_item_options
 from .times import TimeUnit
 
 

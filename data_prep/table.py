@@ -10,11 +10,12 @@ from hf_gr.errors import HfGrError
 from . import events as ev
 from . import items as it
 from .common import finish, settings_of, up_to_date
-from .events import typed_events
+from .events import typed_events, without_spare_position
 from .files import JSON_LINES, check_file, column_names, file_kind, json_lines, pick_columns, read_table
 from .filters import DEFAULT, FilterOptions
 from .items import items_table
 from .times import TimeUnit
+from .users import EXPOSURES, read_exposures, read_users
 
 
 _REMEDY = "map it: --item-column {name}=THEIR_NAME"
@@ -25,9 +26,13 @@ def prepare_table(
     out: str | Path,
     interactions: str | Path,
     items: str | Path | None = None,
+    users: str | Path | None = None,
+    exposures: str | Path | None = None,
     *,
     columns: Mapping[str, str] | None = None,
     item_columns: Mapping[str, str] | None = None,
+    user_columns: Mapping[str, str] | None = None,
+    exposure_columns: Mapping[str, str] | None = None,
     time_unit: TimeUnit = "auto",
     any_year: bool = False,
     drop_empty: bool = False,
@@ -38,7 +43,7 @@ def prepare_table(
     source: str | None = None,
     license: str = "unknown",
 ) -> None:
-    """Writes a dataset folder from one table of interactions and, if there is one, one of items.
+    """Writes a dataset folder from one table of interactions and, where there are such, of items, users, exposures.
 
     Ids are read as strings (`0012` stays `0012`). Columns that are neither known, mapped nor in `keep` are left out.
 
@@ -50,8 +55,15 @@ def prepare_table(
             times, a position counts only if `columns` names it: it then orders the events of one time.
         items: File with `item_id` and optional `title`, `brand`, `categories`, `description`, `image`. Without it the
             items are made from the ids.
-        columns: Our name → the files' name, for both files: `{"user_id": "uid"}`.
+        users: File with `user_id` and whatever is known of users, a row each. Rows of users without an event in the
+            folder are left out.
+        exposures: File of what users were shown: `user_id`, `item_id`, `timestamp` or `position` as in the
+            interactions, `clicked` (true or false, 1 or 0), and any other column. Rows of users and items that are not
+            in the folder are left out.
+        columns: Our name → the files' name, for all files: `{"user_id": "uid"}`.
         item_columns: The same for the items file alone, where it calls a column differently.
+        user_columns: The same for the users file.
+        exposure_columns: The same for the exposures file.
         time_unit: What numeric time stamps count; see `data_prep.times.read_times`.
         any_year: Whether times outside the years from 1970 to 2100 are taken rather than refused.
         drop_empty: Whether rows without user, item or time are dropped rather than refused.
@@ -71,6 +83,15 @@ def prepare_table(
     files = {"interactions": interactions}
     if items is not None:
         files["items"] = check_file(items)
+    user_columns = check_map(user_columns, ("user_id",))
+    exposure_columns = check_map(exposure_columns, EXPOSURES)
+    for name, path, own in (("users", users, user_columns), ("exposures", exposures, exposure_columns)):
+        if path is not None:
+            files[name] = check_file(path)
+        elif own:
+            raise HfGrError(
+                f"--{name[:-1]}-column maps a column of the {name}, but there are none; give --{name} FILE."
+            )
     item_columns = check_map(item_columns, ("item_id", *it.OPTIONAL, *flags))
     check_keep(keep)
     columns = check_map(columns, (*_KNOWN, *flags, *keep))
@@ -82,14 +103,19 @@ def prepare_table(
     if flags:
         more["flags"] = list(flags)
     picked = pick_events(column_names(interactions), columns, keep, interactions)
-    for name, value in (("keep", list(keep)), ("session_id", picked.get("session_id"))):
-        more |= {name: value} if value else {}
+    optional = {"keep": list(keep), "session_id": picked.get("session_id")}
+    optional |= {"user_columns": user_columns, "exposure_columns": exposure_columns}
+    more |= {name: value for name, value in optional.items() if value}
     settings = settings_of("table", files, options, **more)
     if up_to_date(out, settings, files):
         return
     events, time = typed_events(
         read_table(interactions, picked), interactions, time_unit, any_year=any_year, drop_empty=drop_empty
     )
+    shown = None
+    if exposures is not None:
+        given = columns | exposure_columns
+        shown = read_exposures(files["exposures"], given, time, time_unit, any_year=any_year, drop_empty=drop_empty)
     table = None if items is None else read_items(files["items"], item_columns, category_separator or "|", flags)
     finish(
         out,
@@ -101,6 +127,8 @@ def prepare_table(
         source=source or f"Prepared from {' and '.join(f'`{path.name}`' for path in files.values())}.",
         license=license,
         settings=settings,
+        users=None if users is None else read_users(files["users"], columns | user_columns),
+        exposures=shown,
     )
 
 
@@ -122,18 +150,6 @@ def check_keep(keep: Sequence[str]) -> None:
             raise HfGrError(
                 f"--keep names {name!r}, which is {what}; give it another name: --keep NEW --column NEW={name}."
             )
-
-
-def without_spare_position(picked: dict[str, str], columns: Mapping[str, str]) -> dict[str, str]:
-    """The picked columns without a `position` that stands beside times and that the user did not map; says so."""
-    if not {"timestamp", "position"} <= set(picked) or "position" in columns:
-        return picked
-    print(
-        "[prepare] column 'position' left out, as there are times; --column position=position lets it order the "
-        "events of one time",
-        flush=True,
-    )
-    return {ours: theirs for ours, theirs in picked.items() if ours != "position"}
 
 
 def refuse_item_options(

@@ -1,10 +1,12 @@
 """The dataset folder: reading, checking, writing and splitting it.
 
-A folder holds `interactions.parquet`, `items.parquet` and a dataset card that declares both as configs, so that
+A folder holds `interactions.parquet`, `items.parquet`, optional `users.parquet` (what is known of users) and
+`exposures.parquet` (what they were shown), and a dataset card that declares all as configs, so that
 `datasets.load_dataset(folder)` reads it too. Ids are strings end to end; inside the library an item is its row in
 `items.parquet`. Splits are derived, never stored.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +26,10 @@ from .tables import (
     INTERACTION_COLUMNS,
     TimeKind,
     as_table,
+    check_exposures,
     check_interactions,
     check_items,
+    check_users,
     numbered,
     row_of,
     texts,
@@ -68,6 +72,31 @@ class InteractionDataset:
         items = check_items(_read_parquet(path / "items.parquet"), path / "items.parquet")
         interactions = check_interactions(interactions, items, file, time)
         return cls(path, items, _histories(interactions, items), time)
+
+    @cached_property
+    def users(self) -> pa.Table | None:
+        """What is known of users: `user_id` and any columns, in the order of `users.parquet`; `None` without the file.
+
+        Read and checked when first asked for. Users of the events may be missing, and others may stand in it. Raises
+        as [`load`][InteractionDataset.load].
+        """
+        file = self.path / "users.parquet"
+        return check_users(_read_parquet(file), file) if file.is_file() else None
+
+    @cached_property
+    def exposures(self) -> pa.Table | None:
+        """Who was shown what: `user_id`, `item_id`, `timestamp` int64 (as that of the events), `clicked` bool, and any
+        columns, in the order of `exposures.parquet`; `None` without the file.
+
+        Read and checked when first asked for. Raises as [`load`][InteractionDataset.load].
+        """
+        file = self.path / "exposures.parquet"
+        if not file.is_file():
+            return None
+        exposures = _read_parquet(file)
+        if time_of(exposures.schema, file) != self.time:
+            raise HfGrError(f"{file} does not say that its times are as those of the interactions; write it again.")
+        return check_exposures(exposures, self.items, file, self.time)
 
     @cached_property
     def item_ids(self) -> list[str]:
@@ -162,6 +191,8 @@ def write_dataset(
     path: str | Path,
     interactions: Any,
     items: Any,
+    users: Any = None,
+    exposures: Any = None,
     *,
     source: str,
     license: str = "unknown",
@@ -178,27 +209,41 @@ def write_dataset(
             microseconds since 1970 (UTC).
         items: `pyarrow.Table` or DataFrame with `item_id`, `title`, optional `brand`, `categories` (a list of strings
             each), `description`, `image`, and whatever else is known of the items.
+        users: `pyarrow.Table` or DataFrame with `user_id` and whatever is known of users, a row each; users without an
+            event are counted.
+        exposures: `pyarrow.Table` or DataFrame of what users were shown: `user_id`, `item_id`, `timestamp` (as that of
+            the interactions), `clicked` (bool, or 1 and 0), and others, which are kept; users without an event are
+            counted.
         source: Where the data comes from, in a sentence; stands on the card.
         license: License identifier or `"unknown"`.
-        time: What whole numbers in `timestamp` are: microseconds, or (`"position"`) only an order.
+        time: What whole numbers in `timestamp`s are: microseconds, or (`"position"`) only an order.
         settings: How the data was prepared; goes into the manifest.
 
     Returns:
         What was counted, as on the card and in the manifest: `users`, `items`, `interactions`; `same_time_events`,
         those at the time of the same user's previous one; `same_time_users`, whose last two events are simultaneous;
-        `short_users`, who have fewer than three events. Raises [`HfGrError`] on tables that are not as said.
+        `short_users`, who have fewer than three events; with `users`, `described_users` (rows) and `undescribed_users`
+        (with events and no row); with `exposures`, these and `clicks`; with either, `users_without_events`. Raises
+        [`HfGrError`] on tables that are not as said.
     """
     if time not in _KINDS.values():
         raise HfGrError(f"time is {time!r}; use 'timestamp' or 'position'.")
     items = check_items(as_table(items, "items"), "items").replace_schema_metadata()
     interactions = check_interactions(as_table(interactions, "interactions"), items, "interactions", time)
-    interactions = interactions.replace_schema_metadata({_FORMAT: str(FORMAT), _TIME: _NAMES[time]})
+    said = {_FORMAT: str(FORMAT), _TIME: _NAMES[time]}
+    tables = {"interactions": interactions.replace_schema_metadata(said), "items": items}
+    if users is not None:
+        tables["users"] = check_users(as_table(users, "users"), "users").replace_schema_metadata()
+    if exposures is not None:
+        checked = check_exposures(as_table(exposures, "exposures"), items, "exposures", time)
+        tables["exposures"] = checked.replace_schema_metadata(said)
     events = _histories(interactions, items)
     counts = {"users": len(events), "items": items.num_rows, "interactions": interactions.num_rows} | _ties(events)
+    counts |= _strangers(tables)
     with writing(path, "prepare") as folder:
-        pq.write_table(interactions, folder / "interactions.parquet")
-        pq.write_table(items, folder / "items.parquet")
-        _card(Path(path).name, source, license, time, events, counts).save(folder / "README.md")
+        for name, table in tables.items():
+            pq.write_table(table, folder / f"{name}.parquet")
+        _card(Path(path).name, source, license, time, events, counts, tables).save(folder / "README.md")
         write_manifest(folder, "prepare", settings or {}, {}, counts=counts)
     return counts
 
@@ -216,15 +261,37 @@ def _ties(events: Histories) -> dict[str, int]:
     }
 
 
+def _strangers(tables: dict[str, pa.Table]) -> dict[str, int]:
+    """Counts of users and exposures, where there are such tables, and of users in them who have no event."""
+    ids = {name: set(pc.unique(table["user_id"]).to_pylist()) for name, table in tables.items() if name != "items"}
+    counts = {}
+    known = ids.pop("interactions")
+    if "users" in ids:
+        counts |= {"described_users": len(ids["users"]), "undescribed_users": len(known - ids["users"])}
+    if "exposures" in ids:
+        clicked = tables["exposures"]["clicked"]
+        counts |= {"exposures": len(clicked), "clicks": pc.sum(clicked).as_py() or 0}
+    if ids:
+        counts["users_without_events"] = len(set().union(*ids.values()) - known)
+    return counts
+
+
 def _card(
-    name: str, source: str, license: str, time: TimeKind, events: Histories, counts: dict[str, int]
+    name: str,
+    source: str,
+    license: str,
+    time: TimeKind,
+    events: Histories,
+    counts: dict[str, int],
+    tables: Iterable[str],
 ) -> DatasetCard:
     data = DatasetCardData(
         license=license,
         tags=["recommendation", "hf_gr"],
         configs=[
-            {"config_name": "interactions", "data_files": "interactions.parquet", "default": True},
-            {"config_name": "items", "data_files": "items.parquet"},
+            {"config_name": name, "data_files": f"{name}.parquet"}
+            | ({"default": True} if name == "interactions" else {})
+            for name in tables
         ],
         time=time,
     )
@@ -232,6 +299,10 @@ def _card(
         "same_time_events": "events at the time of the user's previous one",
         "same_time_users": "users whose last two events are at one time",
         "short_users": "users with fewer than 3 events (leave-one-out does not judge them)",
+        "described_users": "rows of users.parquet",
+        "undescribed_users": "users with events and no row there",
+        "clicks": "exposures that were clicked",
+        "users_without_events": "users of users.parquet and exposures.parquet without an event",
     }
     rows = "\n".join(f"| {names.get(key, key)} | {value:,} |" for key, value in counts.items())
     holds = "the position of an event in its user history"

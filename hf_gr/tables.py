@@ -51,16 +51,41 @@ def check_items(items: pa.Table, where: str | Path) -> pa.Table:
         items = _with(items, "categories", _lists(items, where))
     if items.num_rows == 0:
         raise HfGrError(f"{where} holds no items; check the source that it was prepared from.")
-    counts = pc.value_counts(items["item_id"])
-    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-    if len(repeated):
-        rows = np.flatnonzero(pc.equal(items["item_id"], repeated[0]).to_numpy())
-        more = f"; {len(repeated) - 1:,} more id(s) are repeated" if len(repeated) > 1 else ""
-        raise HfGrError(
-            f"{where}: item_id {repeated[0].as_py()!r} stands in rows {rows[0]} and {rows[1]} (the first row is 0"
-            f"{more}); keep one row for an item."
-        )
+    _refuse_repeated(items, "item_id", "an item", where)
     return items
+
+
+def check_users(users: pa.Table, where: str | Path) -> pa.Table:
+    """What is known of users: `user_id` as string, no id twice, other columns as they are.
+
+    Raises [`HfGrError`] on a missing column, and on ids that are null, repeated or of another kind.
+    """
+    _require(users, ("user_id",), where)
+    users = _with(users, "user_id", id_texts(users["user_id"], "user_id", where))
+    _refuse_repeated(users, "user_id", "a user", where)
+    return users
+
+
+def check_exposures(exposures: pa.Table, items: pa.Table, where: str | Path, time: TimeKind) -> pa.Table:
+    """Who was shown which known item, and whether the item was clicked.
+
+    Args:
+        exposures: Columns `user_id`, `item_id`, `timestamp`, `clicked` (yes or no, or 1 and 0), and others, which stay
+            as they are.
+        items: From [`check_items`].
+        where: File, for messages.
+        time: What `timestamp` holds, as in [`check_interactions`].
+
+    Returns:
+        The table: ids string, `timestamp` int64, `clicked` bool. Raises [`HfGrError`] as [`check_interactions`].
+    """
+    _require(exposures, ("user_id", "item_id", "timestamp", "clicked"), where)
+    for name in ("user_id", "item_id"):
+        exposures = _with(exposures, name, id_texts(exposures[name], name, where))
+    exposures = _with(exposures, "timestamp", _times(exposures["timestamp"], time, where))
+    exposures = _with(exposures, "clicked", _flags(exposures["clicked"], "clicked", where))
+    _refuse_unknown(exposures, items, "exposure(s)", where)
+    return exposures
 
 
 def check_interactions(interactions: pa.Table, items: pa.Table, where: str | Path, time: TimeKind) -> pa.Table:
@@ -90,15 +115,43 @@ def check_interactions(interactions: pa.Table, items: pa.Table, where: str | Pat
             interactions = _with(interactions, name, _cast(interactions[name], kind, name, where))
     if interactions.num_rows == 0:
         raise HfGrError(f"{where} holds no interactions; check the source, or loosen --k-core and --min-rating.")
-    rows = row_of(interactions["item_id"], items["item_id"])
+    _refuse_unknown(interactions, items, "interaction(s)", where)
+    return interactions
+
+
+def _refuse_repeated(table: pa.Table, name: str, one: str, where: str | Path) -> None:
+    counts = pc.value_counts(table[name])
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    if len(repeated):
+        rows = np.flatnonzero(pc.equal(table[name], repeated[0]).to_numpy())
+        more = f"; {len(repeated) - 1:,} more id(s) are repeated" if len(repeated) > 1 else ""
+        raise HfGrError(
+            f"{where}: {name} {repeated[0].as_py()!r} stands in rows {rows[0]} and {rows[1]} (the first row is 0"
+            f"{more}); keep one row for {one}."
+        )
+
+
+def _refuse_unknown(table: pa.Table, items: pa.Table, rows_are: str, where: str | Path) -> None:
+    rows = row_of(table["item_id"], items["item_id"])
     if (rows < 0).any():
         first = int((rows < 0).argmax())
         raise HfGrError(
-            f"{where}: {(rows < 0).sum()} interaction(s) name an item that is not among the items (first: item "
-            f"{interactions['item_id'][first].as_py()!r} of user {interactions['user_id'][first].as_py()!r}); add it "
-            "to the items or drop those rows."
+            f"{where}: {(rows < 0).sum()} {rows_are} name an item that is not among the items (first: item "
+            f"{table['item_id'][first].as_py()!r} of user {table['user_id'][first].as_py()!r}); add it to the items "
+            "or drop those rows."
         )
-    return interactions
+
+
+def _flags(column: pa.ChunkedArray, name: str, where: str | Path) -> pa.ChunkedArray:
+    """Yes and no as bool: of booleans, and of numbers that are 1 and 0."""
+    if pa.types.is_boolean(column.type):
+        return column
+    values = pc.unique(column)
+    numeric = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    if not numeric or not set(values.to_pylist()) <= {0, 1}:
+        first = next(value for value in values.to_pylist() if not numeric or value not in (0, 1))
+        raise HfGrError(f"{where}: column {name!r} holds {first!r}; give true or false, or 1 or 0.")
+    return column.cast(pa.bool_())
 
 
 def id_texts(column: pa.ChunkedArray, name: str, where: str | Path) -> pa.ChunkedArray:

@@ -291,6 +291,66 @@ def test_datasets_library_reads_both_configs(dataset_folder, tmp_path):
     assert items.to_list() == tiny_items().to_pylist()
 
 
+def people() -> tuple[pa.Table, pa.Table]:
+    """Users and exposures beside [`GOOD`]: one user and one exposed stranger without an event."""
+    users = pa.table({"user_id": [7, 1], "tags": [["a"], None]})
+    shown = {"user_id": ["a", "stranger", "b"], "item_id": ["i001", "i000", "i001"], "timestamp": [3, 1, 2]}
+    return users, pa.table(shown | {"clicked": [1, 0, 1], "slot": pa.array([1, None, 3], pa.int8())})
+
+
+def test_users_and_exposures_go_with_the_folder(tmp_path):
+    users, exposures = people()
+    counts = write_dataset(tmp_path / "with", GOOD, tiny_items(2), users, exposures.to_pandas(), source="")
+    assert {name: counts[name] for name in list(counts)[6:]} == {
+        "described_users": 2,
+        "undescribed_users": 2,
+        "exposures": 3,
+        "clicks": 2,
+        "users_without_events": 3,
+    }
+    data = InteractionDataset.load(tmp_path / "with")
+    assert data.users.to_pylist() == [{"user_id": "7", "tags": ["a"]}, {"user_id": "1", "tags": None}]
+    expected = [row | {"clicked": row["clicked"] == 1} for row in exposures.to_pylist()]
+    assert [row | {"slot": row["slot"] and int(row["slot"])} for row in data.exposures.to_pylist()] == expected
+    assert data.exposures.schema.field("clicked").type == pa.bool_()
+    write_dataset(tmp_path / "without", GOOD, tiny_items(2), source="")
+    bare = InteractionDataset.load(tmp_path / "without")
+    assert bare.users is None and bare.exposures is None
+    assert fingerprint(tmp_path / "with") != fingerprint(tmp_path / "without")
+    for name in ("users", "exposures"):
+        options = {"split": "train", "cache_dir": str(tmp_path / "cache")}
+        assert len(load_dataset(str(tmp_path / "with"), name, **options)) == (3 if name == "exposures" else 2)
+
+
+def test_bad_users_and_exposures_get_one_line(tmp_path):
+    users, shown = people()
+    unknown = r"exposures.*1 exposure\(s\) name an item that is not .*first: item 'i009' of user 'b'\); add it"
+    bad = [
+        (replaced(users, "user_id", [7, 7]), shown, r"users.*user_id '7' stands in rows 0 and 1 .*one row for a user"),
+        (replaced(users, "user_id", [7, None]), shown, r"users.*'user_id' is empty in row 1"),
+        (users.drop_columns(["user_id"]), shown, r"users.* has no column 'user_id' \(it has: tags\)"),
+        (users, replaced(shown, "item_id", ["i000", "i001", "i009"]), unknown),
+        (users, replaced(shown, "clicked", [0, 1, 2]), r"exposures.*'clicked' holds 2; give true or false, or 1 or 0"),
+        (users, replaced(shown, "clicked", ["y", "n", "n"]), r"exposures.*'clicked' holds 'y'; give true or false"),
+        (users, shown.drop_columns(["clicked"]), r"exposures.* has no column 'clicked'"),
+        (users, replaced(shown, "timestamp", [1, None, 2]), r"exposures.*'timestamp' is empty in row 1"),
+    ]
+    for number, (some, seen, message) in enumerate(bad):
+        with pytest.raises(HfGrError, match=message):
+            write_dataset(tmp_path / "bad", GOOD, tiny_items(2), some, seen, source="")
+        folder = tmp_path / str(number)
+        write_dataset(folder, GOOD, tiny_items(2), users, shown, source="")
+        data = InteractionDataset.load(folder)
+        said = pq.read_schema(folder / "exposures.parquet").metadata
+        pq.write_table(some, folder / "users.parquet")
+        pq.write_table(seen.replace_schema_metadata(said), folder / "exposures.parquet")
+        with pytest.raises(HfGrError, match=message):  # when first asked for
+            _ = data.users, data.exposures
+    pq.write_table(shown, folder / "exposures.parquet")
+    with pytest.raises(HfGrError, match=r"exposures\.parquet does not say that its times are as those of the inter"):
+        _ = InteractionDataset.load(folder).exposures
+
+
 def test_the_card_says_where_the_data_is_from(tmp_path):
     write_dataset(tmp_path / "data", tiny_interactions(), tiny_items(), source="From a drawer.", license="cc0-1.0")
     card = (tmp_path / "data" / "README.md").read_text()
