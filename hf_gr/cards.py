@@ -30,12 +30,13 @@ def merged_card(new: str, old: str) -> str:
     own = [text.strip() for heading, text in sections(old) if heading not in there]
     if own:
         new = "\n\n".join([new.rstrip(), *own]) + "\n"
-    licenses = [_LICENSE.search(_front_matter(card)) for card in (new, old)]
+    licenses = [_LICENSE.search(front_matter(card)) for card in (new, old)]
     if licenses[0] and licenses[1] and licenses[0][1] == _NO_LICENSE:
         new = _LICENSE.sub(lambda _: licenses[1][0], new, count=1)  # type: ignore[index]
     return new
 
 
-def _front_matter(card: str) -> str:
+def front_matter(card: str) -> str:
+    """The YAML of a card, with its last line break; empty where it has none."""
     parts = card.split("---\n", 2)
     return parts[1] if card.startswith("---\n") and len(parts) == 3 else ""

@@ -121,7 +121,16 @@ def test_card_before_and_after_evaluation(tmp_path, metrics):
     update_card(folder, metrics)  # replaces, never appends
     assert file.read_text().endswith(own)
     measured = ModelCard.load(folder / "README.md")
-    assert measured.data.to_dict() == card.data.to_dict()
+    index = measured.data.to_dict()
+    (results,) = index.pop("model-index")[0]["results"]
+    assert index == card.data.to_dict()
+    assert results["task"]["type"] == PIPELINE_TAG
+    assert results["dataset"] == {"name": "data", "type": "unknown", "split": "test"}
+    assert {metric["name"]: metric["value"] for metric in results["metrics"]} == {
+        name: numbers["value"]
+        for name, numbers in metrics["systems"]["model"]["item"].items()
+        if name.startswith(("HR@", "NDCG@"))
+    }
     assert "Not evaluated yet" not in measured.text and measured.text.count("## Measured") == 1
     for name in ("HR@5", "NDCG@5"):
         v = metrics["systems"]["model"]["item"][name]
@@ -138,7 +147,54 @@ def test_card_before_and_after_evaluation(tmp_path, metrics):
         "measured by",
     ):
         assert (said in measured.text) == (said != "measured by")
-    assert write_repo(tmp_path / "at once", metrics=metrics).joinpath("README.md").read_text().count("HR@5") == 1
+    assert write_repo(tmp_path / "at once", metrics=metrics).joinpath("README.md").read_text().count("| HR@5 |") == 1
+
+
+_OTHERS = """model-index:
+- name: mine
+  results:
+  - task: {type: text-generation}
+    dataset: {type: wikitext, name: WikiText}
+    metrics:
+    - {type: perplexity, value: 12.5}
+
+# behind a blank line
+    - {type: loss, value: 2.5}
+"""
+
+
+def test_metadata_of_a_person_stay(tmp_path, metrics):
+    """The block of results alone is written anew, and other results stay in it."""
+    file = write_repo(tmp_path / "model") / "README.md"
+    top = "---\nlicense: 'mit'  # chosen with care\nlanguage:   no\n"
+    own = f"{_OTHERS}tags: [mine]\n---\n"
+    file.write_text(top + own + file.read_text().split("---\n", 2)[2])
+    update_card(file.parent, metrics)
+    card = file.read_text()
+    assert card.startswith(f"{top}tags: [mine]\nmodel-index:\n- name: mine\n") and card.count("model-index:") == 1
+    loaded = ModelCard.load(file).data.eval_results
+    others = [(r.dataset_name, r.metric_type, r.metric_value) for r in loaded if r.task_type != PIPELINE_TAG]
+    assert others == [("WikiText", "perplexity", 12.5), ("WikiText", "loss", 2.5)]
+    assert sum(result.metric_name == "HR@5" for result in loaded) == 1
+    update_card(file.parent, metrics)
+    assert file.read_text() == card
+
+
+def test_metadata_that_cannot_be_read_are_refused(tmp_path, metrics):
+    file = write_repo(tmp_path / "model") / "README.md"
+    for broken in ("a: [1\n", "- a list\n", "model-index: [{name: x}]\n"):
+        file.write_text(f"---\n{broken}---\n\n## Measured\n")
+        with pytest.raises(HfGrError, match=r"the metadata at the top of README\.md cannot be read"):
+            update_card(tmp_path / "model", metrics)
+        assert file.read_text() == f"---\n{broken}---\n\n## Measured\n"
+
+
+def test_a_card_without_metadata_gets_the_results_alone(tmp_path, metrics):
+    file = tmp_path / "README.md"
+    file.write_text("# Mine\n\n## Measured\n")
+    update_card(tmp_path, metrics)
+    assert ModelCard.load(file).data.to_dict().keys() == {"model-index"}
+    assert file.read_text().count("\n# Mine\n") == 1
 
 
 @pytest.mark.parametrize("base", ["wheel:smollm2-135m-instruct", "LOCAL"])
@@ -204,6 +260,8 @@ def test_only_the_repo_goes_up(pushed):
     assert files | OWN == files
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     card = files["README.md"].decode()
+    assert f"- name: {REPO}\n" not in card  # measured on the items of before
+    assert f"- name: {REPO}\n" in repo.commits[3][1]["README.md"].decode()
     assert f'model="{REPO}"' in card and "your-name" not in card and "| HR@5 |" in card
     assert card.count("## Limits\n\nWritten on the Hub.") == 1 and "license: mit" in card
     assert "Bearer hf_secret" in hub.tokens

@@ -182,6 +182,8 @@ def test_wheel_holds_both_packages_and_the_type_marker(tmp_path):
         info = f"hf_gr-{PROJECT['version']}.dist-info"
         scripts = archive.read(f"{info}/entry_points.txt").decode()
     assert {file.relative_to(ROOT).as_posix() for file in MODULES.values()} <= names
+    templates = {file.relative_to(ROOT).as_posix() for file in (ROOT / "hf_gr").rglob("*.jinja")}
+    assert templates and templates <= names
     assert {"hf_gr/py.typed", f"{info}/licenses/LICENSE"} <= names
     assert {name.split("/")[0] for name in names} <= {"hf_gr", "data_prep", info}
     assert {name.split("/")[0] for name in names} >= {"hf_gr", "data_prep"}
