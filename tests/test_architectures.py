@@ -11,6 +11,7 @@ from families import REFUSED, SERVED, family, multimodal
 from peft import get_peft_model
 from tiny import tiny_catalog, tiny_tokenizer
 from tiny_runs import tiny_data
+from transformers import AutoModelForCausalLM
 
 from hf_gr.adapters import tuned
 from hf_gr.branches import Row, pack, separate
@@ -171,7 +172,7 @@ def test_hidden_dropout_is_complete_or_refused(name):
     "name",
     ["llama", "mistral", "gpt2", "opt", "gemma3", "granite", "lfm2", "mamba", "bloom", "falcon", "mpt", "mixtral"],
 )
-def test_recursion_on_any_backbone(name):
+def test_recursion_on_any_backbone(name, tmp_path):
     lm = made(name)
     text = lm.config.get_text_config()
     implementations = text._attn_implementation, text._experts_implementation
@@ -179,6 +180,12 @@ def test_recursion_on_any_backbone(name):
     assert (text._attn_implementation, text._experts_implementation) == implementations
     check_all(recommender)
     check_learning(recommender, None)
+    recommender.model.save_pretrained(tmp_path)
+    for _ in range(2):  # as saved, and as GRPO loads its reference
+        attention = AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation
+        again = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=attention)
+        assert again.config.text_config._attn_implementation == implementations[0]
+        again.save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -91,6 +91,8 @@ class IntRRModel(IntRRPreTrainedModel):
     def __init__(self, config: IntRRConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.text_config) if backbone is None else backbone
+        # the backbone's choice is the model's: a copy is asked for it by name (GRPO's reference)
+        config._attn_implementation = self.backbone.config._attn_implementation
         self.items = ItemTable(config)
         self.recursion = Recursion(config)
         self.entry = nn.Identity()  # what the backbone reads passes here, for hooks
