@@ -60,10 +60,8 @@ def tuned(
 
 def _check_histories(model: PreTrainedModel, vocabulary: SidVocabulary) -> None:
     """Raises [`HfGrError`] if a model cannot read a history of `max_history` events with an answer."""
-    levels, recursive = vocabulary.num_levels, vocabulary.form == "recursive"
-    event = (1 if recursive else levels) + (vocabulary.context != "none")
-    thoughts = levels if vocabulary.form in ("stepwise", "upfront") else 0
-    other = len(vocabulary.opening) + (0 if recursive else levels + thoughts)
+    event, answer = vocabulary.widths
+    other = len(vocabulary.opening) + answer
     check_window(
         model,
         other + vocabulary.max_history * event,

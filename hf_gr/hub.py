@@ -138,7 +138,7 @@ def carry(source: str | Path, folder: str | Path, revision: str | None = None) -
         if (source / name).is_dir():
             shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
     model = folder / VOCABULARY_FILE
-    thinks = not model.is_file() or SidVocabulary.load(folder).has_thoughts
+    thinks = not model.is_file() or SidVocabulary.load(folder).sid_form.thinks
     for name in [*(THINKING_FILES if thinks else ()), INTERESTS_FILE, TRAINING_DATA_FILE]:
         if (source / name).is_file():
             shutil.copy2(source / name, folder / name)
@@ -160,7 +160,7 @@ def update_catalog(folder: Path, catalog: SidCatalog) -> None:
     config = read_json(folder / "config.json") | {"catalog_fingerprint": catalog.fingerprint}
     card = folder / CARD
     text = recounted(card.read_text(encoding="utf-8"), catalog) if card.is_file() else None
-    if vocabulary.form == "recursive" and len(catalog) > config["num_items"]:
+    if vocabulary.sid_form.item_table and len(catalog) > config["num_items"]:
         parameters = _grow(folder, vocabulary.item_tokens(catalog, slice(config["num_items"], None)))
         config["num_items"] = len(catalog)
         text = None if text is None else resized(text, parameters)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .branches import IGNORED, Packed, Row, pack, separate
+from .branches import Packed, Row, pack, separate
 from .catalog import SidCatalog
 from .dataset import Histories
 from .decoding import Recommender, tree_support
@@ -149,11 +149,11 @@ def packed_items(
     vocabulary, model = recommender.vocabulary, recommender.model
     prompts = recommender.prompts(histories, queries)
     rows = [
-        _row(vocabulary, prompt, vocabulary.item_tokens(recommender.catalog, own[own >= 0]))
+        _row(vocabulary, recommender.catalog, prompt, own[own >= 0])
         for prompt, own in zip(prompts, items, strict=True)
         if own.max() >= 0
     ]
-    if not tree_support(model, max(map(len, prompts)) + 2 * vocabulary.num_levels, training=True)[0]:
+    if not tree_support(model, max(map(len, prompts)) + vocabulary.widths[1], training=True)[0]:
         rows = [single for row in rows for single in separate(row)]
     return pack(rows, think_ids=vocabulary.think_ids).to(model.device)
 
@@ -240,7 +240,7 @@ def _written(recommender: Recommender, packed: Packed) -> tuple[torch.Tensor, to
     """Of n answers the codes' numbers, counted through all codebooks, in the order written, int64 [n, C], and their
     probabilities, float32 [n, C]; on the CPU."""
     model, grammar, thinking = recommender.model, recommender.grammar, recommender.thinking
-    if recommender.vocabulary.form == "unordered" and not packed.simple:  # on branches, which can be written anew
+    if recommender.vocabulary.sid_form.sets and not packed.simple:  # on branches, which can be written anew
         everything = torch.ones(len(packed.labels), dtype=torch.bool, device=packed.labels.device)
         packed = packed.reordered(everything, confident_orders(model, packed, everything, grammar))
     hidden = hidden_of(model, packed, None if thinking is None else thinking.feed)
@@ -249,20 +249,14 @@ def _written(recommender: Recommender, packed: Packed) -> tuple[torch.Tensor, to
     return grammar.code_numbers(packed.labels).cpu(), torch.cat(confidence, 1).cpu()
 
 
-def _row(vocabulary: SidVocabulary, prompt: list[int], codes: np.ndarray) -> Row:
-    """A prompt with answers of codes (int64 [n, C]), and with their thoughts, which are no labels."""
-    answers = labels = codes
-    if vocabulary.form in ("stepwise", "upfront"):
-        axis = 2 if vocabulary.form == "stepwise" else 1  # thoughts before each code, or all of them first
-        thoughts = np.broadcast_to(np.array(vocabulary.think_ids), codes.shape)
-        answers = np.stack([thoughts, codes], axis).reshape(len(codes), -1)
-        labels = np.stack([np.full_like(codes, IGNORED), codes], axis).reshape(len(codes), -1)
-    if vocabulary.form == "upfront":  # whose prompt has the thoughts already
-        prompt = prompt[: -vocabulary.num_levels]
+def _row(vocabulary: SidVocabulary, catalog: SidCatalog, prompt: list[int], items: np.ndarray) -> Row:
+    """A prompt with some items as its answers. Answers begin with what ends the prompt."""
+    tokens, labels = vocabulary.answers(catalog, items)
+    trunk = prompt[: len(prompt) - len(vocabulary.sid_form.ending(vocabulary))]
     return Row(
-        input_ids=prompt,
-        attach=[len(prompt)] * len(codes),
-        answers=answers.tolist(),
+        input_ids=trunk,
+        attach=[len(trunk)] * len(items),
+        answers=tokens.tolist(),
         labels=labels.tolist(),
-        weights=[1.0] * len(codes),
+        weights=[1.0] * len(items),
     )

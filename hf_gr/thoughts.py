@@ -101,7 +101,7 @@ class Thoughts:
     """
 
     def __init__(self, recommender: Recommender, heads: ThinkingHeads) -> None:
-        if recommender.vocabulary.form not in ("stepwise", "upfront"):
+        if not recommender.vocabulary.sid_form.thinks:
             raise HfGrError(
                 f"this model writes items in the form {recommender.vocabulary.form!r}, without thoughts to read; "
                 "train one with form: stepwise."

@@ -18,7 +18,8 @@ from .artifacts import read_json, write_json
 from .catalog import SidCatalog
 from .dataset import Histories
 from .errors import HfGrError
-from .grammar import SidGrammar, TrieGrammar, UnorderedGrammar
+from .forms import Form, form_named
+from .grammar import SidGrammar
 from .offline import local_folder
 
 
@@ -28,7 +29,6 @@ START = "<items>"  # opens every history; a cold user's prompt is this token alo
 
 ContextKind = Literal["none", "rating", "behavior"]
 RowStart = Literal["random", "codes", "text", "mean"]
-Form = Literal["flat", "stepwise", "unordered", "upfront", "recursive"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,9 @@ class SidVocabulary:
             the first releases have none).
         max_history: Events of a history that a prompt keeps, the most recent ones.
         catalog_fingerprint: The catalogue that these codes belong to.
-        form: How the model writes an item: `"flat"` (its codes), `"stepwise"` (a thinking token before each),
-            `"unordered"` (its codes in any order), `"upfront"` (its codes; the thinking tokens end the prompt), or
-            `"recursive"` (its codes, of which none is read: histories hold items as one position each).
+        form: How the model writes an item, a name in [`~hf_gr.forms.FORMS`].
         prompt_ids: Token ids of a short text that stands before every history.
-        first_item_id: In the form `"recursive"` the id of the catalogue's first item, above those of all tokens.
+        first_item_id: Of models with an item table the id of the catalogue's first item, above those of all tokens.
     """
 
     code_ids: tuple[tuple[int, ...], ...]
@@ -61,7 +59,7 @@ class SidVocabulary:
     context_ids: dict[str, int]
     max_history: int
     catalog_fingerprint: str
-    form: Form = "flat"
+    form: str = "flat"
     prompt_ids: tuple[int, ...] = ()
     first_item_id: int | None = None
 
@@ -69,15 +67,22 @@ class SidVocabulary:
     def num_levels(self) -> int:
         return len(self.code_ids)
 
-    @property
-    def has_thoughts(self) -> bool:
-        """Whether the model writes thinking tokens, so that thinking heads can say what they stand for."""
-        return self.form in ("stepwise", "upfront")
+    @cached_property
+    def sid_form(self) -> Form:
+        """What `form` means."""
+        return form_named(self.form)
 
     @property
     def opening(self) -> list[int]:
         """Token ids that open every history: the text of the prompt, if there is one, and `<items>`."""
         return [*self.prompt_ids, self.start_id]
+
+    @cached_property
+    def widths(self) -> tuple[int, int]:
+        """Tokens of an event in a history, its context among them, and of an answer."""
+        none, codes = np.empty(0, np.int64), np.empty((0, self.num_levels), np.int64)
+        event = self.sid_form.events(self, none, codes).shape[1]
+        return event + (self.context != "none"), self.sid_form.answers(self, codes)[0].shape[1]
 
     @cached_property
     def token_ids(self) -> list[int]:
@@ -87,19 +92,16 @@ class SidVocabulary:
 
     def grammar(self, catalog: SidCatalog) -> SidGrammar:
         """What may be written: the live items of a catalogue in this model's tokens."""
-        kind = UnorderedGrammar if self.form == "unordered" else TrieGrammar
-        return kind(
-            catalog.codes,
-            self.code_ids,
-            think_ids=self.think_ids if self.form == "stepwise" else (),
-            popularity=catalog.popularity,
-            items=np.flatnonzero(catalog.live),
-        )
+        return self.sid_form.grammar(self, catalog)
 
     def item_tokens(self, catalog: SidCatalog, items: np.ndarray | slice = slice(None)) -> np.ndarray:
         """SID tokens of some items (rows int64 [n]; default: all), int64 [n, L]."""
         levels = [np.array(ids)[catalog.codes[items, level]] for level, ids in enumerate(self.code_ids)]
         return np.stack(levels, axis=1)
+
+    def answers(self, catalog: SidCatalog, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and labels of some items (rows int64 [n]) as answers, int64 [n, A] each; see [`Form.answers`]."""
+        return self.sid_form.answers(self, self.item_tokens(catalog, items))
 
     def context_tokens(self, histories: Histories) -> np.ndarray | None:
         """Context token of every event, int64 [E], or `None` when the vocabulary has no context."""
@@ -118,22 +120,16 @@ class SidVocabulary:
         return np.array(ids, np.int64)[inverse]
 
     def prompts(self, histories: Histories, catalog: SidCatalog) -> list[list[int]]:
-        """Token ids of every history's prompt: the opening and the most recent `max_history` events.
-
-        With thoughts up front (for comparison with stepwise ones), the thinking tokens stand at the end.
-        """
+        """Token ids of every history's prompt: the opening, its latest `max_history` events, and the form's ending."""
         tokens = self.event_tokens(histories, catalog)
         ends, lengths = histories.ptr[1:], np.minimum(histories.lengths, self.max_history)
         recent = [tokens[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-        thoughts = self.think_ids if self.form == "upfront" else ()
-        return [[*self.opening, *events.ravel().tolist(), *thoughts] for events in recent]
+        ending = self.sid_form.ending(self)
+        return [[*self.opening, *events.ravel().tolist(), *ending] for events in recent]
 
     def event_tokens(self, histories: Histories, catalog: SidCatalog) -> np.ndarray:
         """Tokens of every event, int64 [E, L] (items of one position: [E, 1]) or, with context, a column more."""
-        if self.first_item_id is None:
-            tokens = self.item_tokens(catalog, histories.items)
-        else:
-            tokens = histories.items[:, None].astype(np.int64) + self.first_item_id
+        tokens = self.sid_form.events(self, histories.items, self.item_tokens(catalog, histories.items))
         context = self.context_tokens(histories)
         return tokens if context is None else np.concatenate([tokens, context[:, None]], axis=1)
 
@@ -149,6 +145,7 @@ class SidVocabulary:
         data = read_json(file)
         data["code_ids"] = tuple(tuple(level) for level in data["code_ids"])
         lists = {name: tuple(data.get(name, ())) for name in ("think_ids", "prompt_ids")}
+        form_named(data.get("form", "flat"), file)
         return cls(**data | lists)
 
     def check(self, catalog: SidCatalog, tokenizer: PreTrainedTokenizerBase, where: str | Path) -> None:
@@ -194,7 +191,7 @@ def add_vocabulary(
     catalog: SidCatalog,
     *,
     max_history: int,
-    form: Form = "flat",
+    form: str = "flat",
     context: ContextKind = "none",
     histories: Histories | None = None,
     row_start: RowStart = "random",
@@ -207,7 +204,7 @@ def add_vocabulary(
         model: Its embedding (and LM head) grow by as many rows.
         catalog: Whose codes become tokens.
         max_history: Events that a prompt keeps.
-        form: How the model writes an item.
+        form: How the model writes an item, a name in [`~hf_gr.forms.FORMS`].
         context: What stands after each item of a history.
         histories: Training histories; needed only to know the context values.
         row_start: How the new rows start. `"random"`: drawn with the mean and the per-dimension standard deviation of
@@ -218,8 +215,9 @@ def add_vocabulary(
         seed: Of the draw and the projection.
 
     Raises:
-        HfGrError: If the tokenizer has SID tokens already.
+        HfGrError: If the tokenizer has SID tokens already, or there is no such form.
     """
+    form_named(form)
     if START in tokenizer.get_vocab():
         raise HfGrError(
             f"the tokenizer of {tokenizer.name_or_path} already holds SID tokens; continue that model with --from, or "

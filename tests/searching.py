@@ -12,12 +12,12 @@ from transformers import GemmaConfig, LlamaConfig, MistralConfig, PreTrainedMode
 from hf_gr.catalog import SidCatalog
 from hf_gr.grammar import SidGrammar
 from hf_gr.models import IntRRForCausalLM, RecursionConfig, with_recursion
-from hf_gr.vocabulary import Form, SidVocabulary, add_vocabulary
+from hf_gr.vocabulary import SidVocabulary, add_vocabulary
 
 
 TREE_ARCHITECTURES = [LlamaConfig, Qwen2Config, Qwen3Config, MistralConfig, GemmaConfig]
-FORMS: list[Form] = ["flat", "stepwise", "unordered"]
-RECURSIVE: Form = "recursive"  # which `generate` cannot search
+FORMS = ["flat", "stepwise", "unordered"]
+RECURSIVE = "recursive"  # which `generate` cannot search
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Case:
 
 
 def build(
-    config_class: type = LlamaConfig, form: Form = "flat", catalog: SidCatalog | None = None, **overrides: object
+    config_class: type = LlamaConfig, form: str = "flat", catalog: SidCatalog | None = None, **overrides: object
 ) -> Case:
     if config_class is MistralConfig:
         overrides.setdefault("sliding_window", None)

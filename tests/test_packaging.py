@@ -23,7 +23,7 @@ FLOORS = [
     {"errors", "settings", "options", "artifacts", "arguments", "offline", "processes", "pages"}
     | {"safeguards", "tables", "histories", "limits", "terminal", "endings", "fingerprints", "cards"}
     | {"environment"},
-    {"dataset", "provenance", "catalog", "categories", "vocabulary", "grammar", "branches"}
+    {"dataset", "provenance", "catalog", "categories", "vocabulary", "grammar", "branches", "forms"}
     | {"evaluation.metrics", "interests.table"},
     {"quantizers", "embedding", "decoding", "models", "hub", "model_card"},
     {

@@ -330,7 +330,7 @@ class Recommender:
 
 def load_thinking(path: str | Path, catalog: SidCatalog, vocabulary: SidVocabulary) -> ThinkingHeads | None:
     """Thinking heads of a model folder or Hub repo; `None` where it has none, or writes no thoughts."""
-    if not vocabulary.has_thoughts:
+    if not vocabulary.sid_form.thinks:
         return None
     folder = local_folder(path, files=["config.json", *THINKING_FILES])
     return ThinkingHeads.load(folder, catalog) if (folder / THINKING_FILES[0]).is_file() else None

@@ -70,7 +70,7 @@ class Session:
         on_read: "Callable[[Session], None] | None" = None,
     ):
         vocabulary = recommender.vocabulary
-        if vocabulary.form != "recursive":
+        if not vocabulary.sid_form.item_table:
             raise HfGrError(
                 f"sessions are for models of form recursive, this one's is {vocabulary.form}; give its Recommender a "
                 "PrefixCache, which keeps the older events of users who come back."

@@ -6,11 +6,12 @@ from typing import Literal
 from trl import SFTConfig
 
 from ..errors import HfGrError
+from ..forms import form_named
 from ..models import RecursionConfig, ScratchConfig, ThinkingConfig
 from ..options import REFUSED_BY_SFT, USED_BY_SFT, check_idle, check_inherited, check_range
 from ..settings import mapping, typed
 from ..training import RunArguments
-from ..vocabulary import ContextKind, Form, RowStart
+from ..vocabulary import ContextKind, RowStart
 from .interest_tasks import INTEREST_TASKS
 from .loss import Credit
 from .tasks import TASKS
@@ -25,7 +26,6 @@ _LIMITS = {
     "confident_orders": (0, 1),
     "patience": (0, 1e9),
 }
-RECURSIVE_TASKS = ("next_item", "title_to_sid", "query_to_sid")  # whose answers are items, after nothing else
 
 
 @dataclass
@@ -58,7 +58,7 @@ class SidSFTConfig(RunArguments, SFTConfig):
             "learns badly)."
         },
     )
-    form: Form | None = field(
+    form: str | None = field(
         default=None,
         metadata={
             "help": "How an item is written: `flat` (its codes), `unordered` (its codes in any order, chosen by the "
@@ -210,20 +210,15 @@ class SidSFTConfig(RunArguments, SFTConfig):
         for name, weight in self.tasks.items():
             if typed(f"tasks.{name}", weight, float) < 0:
                 raise HfGrError(f"tasks.{name} is {weight}; give 0 or more.")
-        form = self.form or (None if self.continue_from else "flat")
-        self._check_recursion(form)
-        if self.thinking is not None and form in ("flat", "unordered", "recursive"):
-            raise HfGrError(f"thinking is set, but form is {form!r} and has no thinking tokens; set form: stepwise.")
+        _ = self.scratch, self.heads, self.recursion_config  # all raise on settings that they do not have
+        if form := self.form or ("" if self.continue_from else "flat"):  # else checked once that model is read
+            form_named(form).check(form, self)
         if self.max_length is None or self.max_length < 8:
             raise HfGrError(f"max_length is {self.max_length}; rows of branches need a bound of at least 8 tokens.")
         check_range(self, _LIMITS)
-        unordered = (form in ("unordered", None), "form: unordered")
         best = bool(self.patience) or self.load_best_model_at_end
         needs = {
             "target_decay": (self.target_steps > 1, "target_steps above 1"),
-            "trunk_weight": (form != "flat", "answers on branches: form stepwise, upfront or unordered"),
-            "confident_orders": unordered,
-            "set_credit": unordered,
             "metric_for_best_model": (best, "patience or load_best_model_at_end"),
         }
         check_idle(self, needs)
@@ -233,20 +228,3 @@ class SidSFTConfig(RunArguments, SFTConfig):
             raise HfGrError("train_rows_only trains rows of the model itself, not adapters; set finetune: full.")
         if self.rows_first < 0 or (self.rows_first and self.train_rows_only):
             raise HfGrError("rows_first is a number of steps or a share of them, and not for train_rows_only.")
-        if self.heads is not None and self.heads.feedback == "hidden" and self.form == "upfront":
-            raise HfGrError("thinking.feedback is 'hidden', which searches serve for form: stepwise alone; use that.")
-        _ = self.scratch, self.heads  # both raise on settings that they do not have
-
-    def _check_recursion(self, form: Form | None) -> None:
-        if self.recursion is not None and form not in ("recursive", None):
-            raise HfGrError(f"recursion is set, but form is {form!r} and has none; set form: recursive.")
-        _ = self.recursion_config
-        if form != "recursive":
-            return
-        assert isinstance(self.tasks, dict)
-        for name in (name for name in self.tasks if name not in RECURSIVE_TASKS):
-            raise HfGrError(f"task {name!r} is not for form: recursive; it learns {', '.join(RECURSIVE_TASKS)}.")
-        if self.loss == "full":
-            raise HfGrError("loss is 'full', which form: recursive does not have; leave it out.")
-        if self.trunk_weight:
-            raise HfGrError("trunk_weight is for answers on branches, but form: recursive has none; leave it out.")

@@ -86,7 +86,7 @@ def starting_model(
         vocabulary = SidVocabulary.load(resolve(config.continue_from))
         vocabulary.check(catalog, tokenizer, config.continue_from)
         _check_going_on(config, model, tokenizer, vocabulary)
-        return model, tokenizer, replace(vocabulary, form=config.form or vocabulary.form)
+        return model, tokenizer, _in_form(config, vocabulary)
     if isinstance(config.model, dict):
         model, tokenizer = from_scratch(config.model, config.seed)
         if config.attention:
@@ -107,12 +107,24 @@ def starting_model(
     if config.prompt and not reads_text(tokenizer):
         raise HfGrError("prompt is set, but the model is of semantic IDs alone; give it text: true, or no prompt.")
     vocabulary = replace(vocabulary, prompt_ids=tuple(encode_text(tokenizer, config.prompt)))
-    if vocabulary.form == "recursive":
+    if vocabulary.sid_form.item_table:
         codebooks = [[ids[0], len(ids)] for ids in vocabulary.code_ids]
         codes = torch.from_numpy(vocabulary.item_tokens(catalog))
         recursive = with_recursion(model, codes, codebooks, config.recursion_config, config.seed)
         return recursive, tokenizer, replace(vocabulary, first_item_id=recursive.config.first_item_id)
     return model, tokenizer, vocabulary
+
+
+def _in_form(config: SidSFTConfig, vocabulary: SidVocabulary) -> SidVocabulary:
+    """The vocabulary of a model that goes on, in the form that the config asks for."""
+    asked = replace(vocabulary, form=config.form or vocabulary.form)
+    if asked.sid_form.item_table != vocabulary.sid_form.item_table:
+        raise HfGrError(
+            f"form is {asked.form!r}, but {config.continue_from} reads items as {vocabulary.form!r} does, which is "
+            "another way; leave it out, or train a new model."
+        )
+    asked.sid_form.check(asked.form, config)
+    return asked
 
 
 def _check_going_on(
@@ -143,7 +155,7 @@ def starting_heads(
     config: SidSFTConfig, model: PreTrainedModel, catalog: SidCatalog, vocabulary: SidVocabulary
 ) -> ThinkingHeads | None:
     """New thinking heads, or those of the model that goes on; `None` where thoughts are not supervised."""
-    if vocabulary.form not in ("stepwise", "upfront"):
+    if not vocabulary.sid_form.thinks:
         return None
     if config.continue_from:
         heads = load_thinking(config.continue_from, catalog, vocabulary)

@@ -43,7 +43,7 @@ def next_item(
         catalog, vocabulary: Of the model.
         steps: The items of how many events after a position are its targets (within the window).
         decay: The k-th of them weighs decay**(k − 1).
-        trunk_weight: Above 0, in all forms but the flat one, the next item is also predicted by the trunk itself,
+        trunk_weight: Above 0, in forms whose `trunk_predicts`, the next item is also predicted by the trunk itself,
             without thinking tokens and in the order of the codebooks, with this weight: it takes no further column,
             and trains what the branches only read [ours].
     """
@@ -52,7 +52,7 @@ def next_item(
     first, last = windows_of(train, vocabulary.max_history + 1)
     row, position, target, step = following(first, last, catalog.live[train.items], steps)
     answers, weights = sids(vocabulary, catalog, train.items[target]), decay**step
-    if trunk_weight and vocabulary.form != "flat":
+    if trunk_weight and vocabulary.sid_form.trunk_predicts:
         inline = np.flatnonzero(step == 0)
         codes = matrix(vocabulary.item_tokens(catalog, train.items[target[inline]]))
         row, position = np.concatenate([row, row[inline]]), np.concatenate([position, position[inline]])

@@ -15,32 +15,13 @@ from .rows import Answers, lists, matrix, rows_of
 
 
 def answer_tokens(vocabulary: SidVocabulary, catalog: SidCatalog, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How items are written as answers, by the vocabulary's form.
+    """Returns how items are written as answers of training rows ([`SidVocabulary.answers`]), int64 [n, A] each.
 
-    Args:
-        vocabulary: Of form `"flat"` (the L codes), `"stepwise"` (think₀ s₀ think₁ s₁ …), `"upfront"` (think₀ … then
-            s₀ …) or `"unordered"` (the codes, whose order is chosen while they are trained: here last level first,
-            so that none is mistaken for the next item of a history, whose columns could not be written anew), or
-            `"recursive"` (no token, as codes are read from the history's last item alone).
-        catalog: Whose codes these are.
-        items: int64 [n], rows of the catalogue.
-
-    Returns:
-        Tokens int64 [n, A], and labels int64 [n, A]: the same, but −100 on thinking tokens, which are forced; in the
-        form `"recursive"` labels alone, and tokens [n, 0].
+    Codes of a set are chosen their order while they are trained. Here the last level stands first, so that no set is
+    mistaken for the next item of a history, whose columns could not be written anew.
     """
-    codes = vocabulary.item_tokens(catalog, items)
-    thoughts = np.broadcast_to(np.array(vocabulary.think_ids, np.int64), codes.shape)
-    ignored = np.full_like(codes, IGNORED)
-    if vocabulary.form == "flat":
-        return codes, codes
-    if vocabulary.form == "stepwise":
-        return _interleaved(thoughts, codes), _interleaved(ignored, codes)
-    if vocabulary.form == "unordered":
-        return codes[:, ::-1], codes[:, ::-1]
-    if vocabulary.form == "recursive":
-        return codes[:, :0], codes
-    return np.concatenate([thoughts, codes], axis=1), np.concatenate([ignored, codes], axis=1)
+    tokens, labels = vocabulary.answers(catalog, items)
+    return (tokens[:, ::-1], labels[:, ::-1]) if vocabulary.sid_form.sets else (tokens, labels)
 
 
 def texts_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_text: int) -> list[list[int]]:
@@ -78,8 +59,3 @@ def sids(vocabulary: SidVocabulary, catalog: SidCatalog, items: np.ndarray) -> A
     """Answers that are the SIDs of n items (see [`answer_tokens`])."""
     tokens, labels = answer_tokens(vocabulary, catalog, items)
     return matrix(tokens), matrix(labels)
-
-
-def _interleaved(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """[n, 2 L] of two [n, L]: a column of the one, then of the other."""
-    return np.stack([one, other], axis=2).reshape(len(one), 2 * one.shape[1])

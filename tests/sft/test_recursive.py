@@ -175,7 +175,7 @@ def test_the_search_over_all_items_is_exhaustive(data, trained):
         ({"form": "flat", "recursion": {}}, "recursion is set, but form is 'flat'"),
         ({"thinking": {}}, "thinking is set, but form is 'recursive'"),
         ({"loss": "full"}, "loss is 'full', which form: recursive does not have"),
-        ({"trunk_weight": 1.0}, "trunk_weight is for answers on branches"),
+        ({"trunk_weight": 1.0}, "trunk_weight is 1.0, but acts only with answers on branches"),
         ({"tasks": {"sid_to_title": 1.0}}, "task 'sid_to_title' is not for form: recursive"),
     ],
 )
