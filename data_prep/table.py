@@ -103,7 +103,7 @@ def prepare_table(
     if flags:
         more["flags"] = list(flags)
     picked = pick_events(column_names(interactions), columns, keep, interactions)
-    optional = {"keep": list(keep), "session_id": picked.get("session_id")}
+    optional: dict[str, object] = {"keep": list(keep), "session_id": picked.get("session_id")}
     optional |= {"user_columns": user_columns, "exposure_columns": exposure_columns}
     more |= {name: value for name, value in optional.items() if value}
     settings = settings_of("table", files, options, **more)

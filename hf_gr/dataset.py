@@ -21,7 +21,8 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from .artifacts import write_manifest, writing
 from .errors import HfGrError, first_line
 from .histories import Cases as Cases
-from .histories import Histories, Split, leave_one_out, temporal
+from .histories import Histories
+from .splits import Split, SplitKind, read_split, split_events
 from .tables import (
     INTERACTION_COLUMNS,
     TimeKind,
@@ -36,8 +37,6 @@ from .tables import (
     wide,
 )
 
-
-SplitKind = str  # "leave_one_out", "temporal" or "temporal:TRAIN,VALIDATION"
 
 # Keys of the schema's metadata in interactions.parquet: how the folder is written, and what `timestamp` holds.
 _FORMAT, _TIME = b"hf_gr.format", b"hf_gr.time"
@@ -138,48 +137,14 @@ class InteractionDataset:
         """Derives the training part, validation and test.
 
         Args:
-            kind: `"leave_one_out"`: of every user the last event is test, the one before validation; users with fewer
-                than 3 events teach and are not judged. `"temporal"`: the first 80 % of all events by time teach, the
-                next 10 % validate, the rest test; every held-out event of a user with an earlier one is a case.
-                `"temporal:0.7,0.15"`: the same with other shares of training and validation.
+            kind: What `hf_gr.splits` describes: `"leave_one_out"`, `"temporal"`, `"temporal:0.7,0.15"`,
+                `"temporal:2014-01-01,2014-06-01"`, `"session"` or `"column:NAME"`, each with `"@buy"` behind it where
+                only events of that behavior are predicted.
+
+        Raises:
+            HfGrError: If there is no such split, the events do not allow it, or a part of it is empty.
         """
-        if kind == "leave_one_out":
-            return leave_one_out(self.events, self.path)
-        train, validation = _shares(kind)
-        if self.time == "position":
-            raise HfGrError(
-                f"{self.path} has only positions, no clock: a temporal split would mix users' times; use the "
-                "leave_one_out split, or prepare the data with time stamps."
-            )
-        return temporal(self.events, train, validation, self.path)
-
-
-def check_split(kind: str) -> None:
-    """Raises [`HfGrError`] if there is no such split."""
-    if kind != "leave_one_out":
-        _shares(kind)
-
-
-def split_name(kind: SplitKind) -> SplitKind:
-    """One name for all that say the same split: `"temporal:.80,.1"` is `"temporal"`. Raises as [`check_split`]."""
-    if kind == "leave_one_out":
-        return kind
-    shares = _shares(kind)
-    return "temporal" if shares == _shares("temporal") else "temporal:{},{}".format(*shares)
-
-
-def _shares(kind: str) -> tuple[float, float]:
-    name, _, shares = kind.partition(":")
-    try:
-        train, validation = map(float, (shares or "0.8,0.1").split(","))
-    except ValueError:
-        name = ""
-    if name != "temporal" or kind.endswith(":"):
-        raise HfGrError(
-            f"unknown split {kind!r}; use 'leave_one_out', 'temporal', or 'temporal:0.7,0.15' with shares of training "
-            "and validation."
-        )
-    return train, validation
+        return split_events(self.events, read_split(kind), self.time, self.path)
 
 
 def popularity(train: Histories, num_items: int) -> np.ndarray:
@@ -264,7 +229,7 @@ def _ties(events: Histories) -> dict[str, int]:
 def _strangers(tables: dict[str, pa.Table]) -> dict[str, int]:
     """Counts of users and exposures, where there are such tables, and of users in them who have no event."""
     ids = {name: set(pc.unique(table["user_id"]).to_pylist()) for name, table in tables.items() if name != "items"}
-    counts = {}
+    counts: dict[str, int] = {}
     known = ids.pop("interactions")
     if "users" in ids:
         counts |= {"described_users": len(ids["users"]), "undescribed_users": len(known - ids["users"])}

@@ -1,4 +1,4 @@
-"""Event sequences of users, and how they are cut: what teaches, and what is only ever predicted."""
+"""Event sequences of users, and cases: held-out events with what was known before them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,8 +6,6 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-
-from .errors import HfGrError
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,75 +115,3 @@ class Cases:
     def take(self, rows: np.ndarray) -> "Cases":
         """Some of the cases, in the order of `rows`."""
         return Cases(self.events, self.targets[rows], self.users[rows], self.ends[rows])
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """`train` is all that may teach; `validation` and `test` are only ever predicted."""
-
-    train: Histories
-    validation: Cases
-    test: Cases
-
-
-def leave_one_out(events: Histories, where: object) -> Split:
-    """Of every user the last event is test, the one before validation; who has fewer than 3 events only teaches.
-
-    Args:
-        events: Of all users.
-        where: Their folder, for messages.
-
-    Raises:
-        HfGrError: If nobody has 3 events.
-    """
-    judged = np.flatnonzero(events.lengths >= 3)
-    if not len(judged):
-        raise HfGrError(
-            f"{where}: none of {len(events)} user(s) has 3 events, but leave-one-out needs one each for training, "
-            "validation and test; take a longer log, or one whose user ids say who comes back."
-        )
-    ends, targets = events.ptr[1:][judged], events.items
-    lengths = events.lengths
-    return Split(
-        events.cut(np.arange(len(events)), np.where(lengths >= 3, lengths - 2, lengths)),
-        Cases(events, targets[ends - 2], judged, lengths[judged] - 2),
-        Cases(events, targets[ends - 1], judged, lengths[judged] - 1),
-    )
-
-
-def temporal(events: Histories, train: float, validation: float, where: object) -> Split:
-    """The first `train` of all events by time teach, the next `validation` validate, the rest test; events at one time
-    stay together, in the later part. Every held-out event of a user with an earlier one is a case.
-
-    Raises:
-        HfGrError: If shares are impossible, or a part is empty.
-    """
-    if not (0 < train < 1 and 0 < validation < 1 - train):
-        raise HfGrError(f"split ratios {train}, {validation} must be positive and leave a share for the test.")
-    ordered = np.sort(events.timestamps)
-    first = ordered[int(train * len(ordered))]
-    second = ordered[int((train + validation) * len(ordered))]
-    owners = events.owners
-    known = np.bincount(owners[events.timestamps < first], minlength=len(events))
-    taught = np.flatnonzero(known)
-    if not len(taught):
-        pile = float((events.timestamps == first).mean())
-        raise HfGrError(
-            f"{where}: the temporal split leaves nothing for training, as the first {pile:.1%} of the events are at "
-            "one time; give training a larger share (--split temporal:TRAIN,VALIDATION), or use leave_one_out."
-        )
-
-    def cases(part: str, inside: np.ndarray) -> Cases:
-        rows = np.flatnonzero(inside)
-        before = rows - events.ptr[owners[rows]]
-        rows, before = rows[before > 0], before[before > 0]
-        if not len(rows):
-            raise HfGrError(
-                f"{where}: the temporal split leaves no {part} event of a user with an earlier one; try other shares "
-                "(--split temporal:TRAIN,VALIDATION), or use leave_one_out."
-            )
-        return Cases(events, events.items[rows], owners[rows], before)
-
-    held_out = events.timestamps >= first
-    late = events.timestamps >= second
-    return Split(events.cut(taught, known[taught]), cases("validation", held_out & ~late), cases("test", late))

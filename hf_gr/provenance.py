@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from .artifacts import MANIFEST, read_json, write_json
-from .dataset import Histories, SplitKind, split_name
+from .dataset import Histories
 from .errors import HfGrError
 from .offline import local_folder
+from .splits import SplitKind, read_split, split_name
 
 
 TRAINING_DATA_FILE = "training_data.json"
@@ -96,7 +97,8 @@ def check_judged(path: str | Path, split: SplitKind, train: Histories, item_ids:
         split, train, item_ids: As in [`learned_from`], of the data that it is judged on.
 
     Raises:
-        HfGrError: If it has learned from another split.
+        HfGrError: If it has learned from another split. One that differs in its targets alone has the same training
+            part, but for leave-one-out.
     """
     known = TrainingData.of(path)
     if known is None:
@@ -126,7 +128,7 @@ def _hashes(ids: Sequence[str]) -> np.ndarray:
 
 
 def _check(split: SplitKind, path: str | Path | None, known: TrainingData) -> None:
-    if known.split != split_name(split):
+    if read_split(known.split).training_name != read_split(split).training_name:
         raise HfGrError(
             f"{path} has learned from the training part of the split {known.split}, in which events may stand that "
             f"{split} holds out; set split: {known.split}, or make it again with split: {split}."

@@ -17,11 +17,11 @@ from transformers import (
     Trainer,
 )
 
-from .dataset import SplitKind, check_split
 from .errors import HfGrError, first_line
 from .offline import resolve
 from .options import check_idle, check_range
 from .safeguards import SHARDED
+from .splits import SplitKind, check_split
 
 
 Finetune = Literal["full", "lora", "qlora"]
@@ -66,7 +66,8 @@ class DataArguments:
 
     dataset: str = field(default="", metadata={"help": "Dataset folder, as written by `hf-gr prepare`."})
     split: SplitKind = field(
-        default="leave_one_out", metadata={"help": "`leave_one_out`, `temporal` or `temporal:0.7,0.15`."}
+        default="leave_one_out",
+        metadata={"help": "What teaches and what is held out, as `hf-gr evaluate` has it; the same everywhere."},
     )
     force: bool = field(default=False, metadata={"help": "Train again even if the model is up to date."})
 

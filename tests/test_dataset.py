@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tiny import tiny_interactions, tiny_items
 
 from hf_gr.artifacts import fingerprint, read_json
-from hf_gr.dataset import FORMAT, Histories, InteractionDataset, check_split, popularity, split_name, write_dataset
+from hf_gr.dataset import FORMAT, Histories, InteractionDataset, popularity, write_dataset
 from hf_gr.errors import HfGrError
+from hf_gr.splits import check_split, split_name
 from hf_gr.tables import numbered, row_of
 
 
@@ -260,7 +261,7 @@ def test_bad_splits_are_refused(dataset_folder):
         "leave_one_out:.5,.1",
     ):
         for refuses in (dataset.split, check_split):
-            with pytest.raises(HfGrError, match=rf"unknown split '{kind}'; use 'leave_one_out', 'temporal', or"):
+            with pytest.raises(HfGrError, match=rf"unknown split '{kind}'; use 'leave_one_out', 'temporal', '"):
                 refuses(kind)
     for shares in ("0,.1", "0.9,0.1", "0.5,0.6", "0.5,0", "nan,0.1"):
         with pytest.raises(HfGrError, match="must be positive and leave a share for the test"):

@@ -21,23 +21,36 @@ from hf_gr.sft.tasks import TASKS, build
 from hf_gr.vocabulary import add_vocabulary
 
 
-SPLITS = ["leave_one_out", "temporal"]
+SPLITS = ["leave_one_out", "temporal", "temporal:1970-02-16T12:00,1970-02-19", "session", "column:part"]
+SPLITS += ["leave_one_out@buy"]
+TRAINED = {
+    "leave_one_out",
+    "temporal",
+}  # of the others only the cheap artifacts are made: trainings take the same part
+HOUR = 3_600 * 10**6
+PARTS = ["train", "validation", "test"]
 
 
 def interactions_on_a_clock() -> pa.Table:
     """Users start at different times, so that a temporal split cuts through them; some have one event or two, which
-    leave-one-out does not hold out."""
+    leave-one-out does not hold out. Some events are purchases, two make a session, a column says the part of each."""
     table = tiny_interactions()
     few = table.slice(0, 9)
     short = pa.array(["a", "b", "b", "c", "d", "d", "e", "f", "f"])
     table = pa.concat_tables([few.set_column(0, "user_id", short), table])
     random = np.random.default_rng(1)
     start = {user: int(random.integers(0, 200)) for user in table["user_id"].to_pylist()}
-    times = [
-        start[user] + time
-        for user, time in zip(table["user_id"].to_pylist(), table["timestamp"].to_pylist(), strict=True)
-    ]
-    return table.set_column(2, "timestamp", pa.array(times))
+    users = np.array(table["user_id"].to_pylist())
+    times = np.array([start[user] for user in users]) + table["timestamp"].to_numpy()
+    table = table.set_column(2, "timestamp", pa.array(times * HOUR))
+    behaviors = np.where(random.random(len(users)) < 0.4, "buy", "view")
+    table = table.set_column(table.column_names.index("behavior"), "behavior", pa.array(behaviors))
+    sessions, parts = np.empty(len(users), object), np.empty(len(users), object)
+    for user in np.unique(users):
+        rows = np.flatnonzero(users == user)
+        sessions[rows] = [f"{place // 2}" for place in range(len(rows))]
+        parts[rows] = sorted(random.choice(PARTS, len(rows)), key=PARTS.index)
+    return table.append_column("session_id", pa.array(sessions)).append_column("part", pa.array(parts))
 
 
 def held_out_mask(table: pa.Table, split: str) -> np.ndarray:
@@ -45,19 +58,32 @@ def held_out_mask(table: pa.Table, split: str) -> np.ndarray:
     users, times = np.array(table["user_id"].to_pylist()), table["timestamp"].to_numpy()
     if split == "temporal":
         return times >= np.sort(times)[int(0.8 * len(times))]
+    if split.startswith("temporal:"):
+        return times >= int(np.datetime64("1970-02-16T12:00", "us").astype(int))
+    if split == "column:part":
+        return np.array(table["part"].to_pylist()) != "train"
     mask = np.zeros(len(users), bool)
+    bought = np.array(table["behavior"].to_pylist()) == "buy"
     for user, count in zip(*np.unique(users, return_counts=True), strict=True):
-        mask[np.flatnonzero(users == user)[-2 if count >= 3 else count :]] = True  # rows are in order of time
+        rows = np.flatnonzero(users == user)  # in order of time
+        if split == "leave_one_out":
+            mask[rows[-2 if count >= 3 else count :]] = True
+        elif split == "leave_one_out@buy":
+            buys = rows[bought[rows]]
+            mask[rows[rows >= buys[-2]] if len(buys) >= 2 and buys[-2] > rows[0] else []] = True
+        elif count > 4:  # three sessions of two events
+            mask[rows[(count - 1) // 2 * 2 - 2 :]] = True
     return mask
 
 
-def rewritten(table: pa.Table, mask: np.ndarray) -> pa.Table:
-    """The table with other known items, ratings and behaviours in every held-out event."""
+def rewritten(table: pa.Table, mask: np.ndarray, split: str) -> pa.Table:
+    """The table with other known items and ratings in every held-out event, and other behaviors where these do not say
+    what is held out."""
     items = np.array([int(item[1:]) for item in table["item_id"].to_pylist()])
     items[mask] = (items[mask] + 1 + np.random.default_rng(2).integers(0, NUM_ITEMS - 1, mask.sum())) % NUM_ITEMS
     ratings, behaviors = table["rating"].to_numpy().copy(), np.array(table["behavior"].to_pylist(), dtype=object)
     ratings[mask] = 9.0
-    behaviors[mask] = "refund"
+    behaviors[mask] = behaviors[mask] if "@" in split else "refund"
     columns = {"item_id": [f"i{item:03d}" for item in items], "rating": ratings, "behavior": behaviors.tolist()}
     for name, values in columns.items():
         table = table.set_column(table.column_names.index(name), name, pa.array(values))
@@ -83,8 +109,8 @@ def worlds(request, tmp_path_factory):
     table = interactions_on_a_clock()
     mask = held_out_mask(table, request.param)
     made = []
-    for name, events in (("true", table), ("rewritten", rewritten(table, mask))):
-        folder = tmp_path_factory.mktemp(f"{request.param}-{name}")
+    for name, events in (("true", table), ("rewritten", rewritten(table, mask, request.param))):
+        folder = tmp_path_factory.mktemp(f"{request.param.translate({ord(sign): '-' for sign in ':@,'})}-{name}")
         data = TinyData(folder / "dataset", folder / "catalog")
         write_dataset(data.dataset, events, tiny_items(), source="Made for tests.")
         given = {"dataset": str(data.dataset), "split": request.param}
@@ -104,13 +130,19 @@ def splits_of(worlds):
     return [InteractionDataset.load(data.dataset).split(split) for data in made]
 
 
+def trained(worlds):
+    if worlds[0] not in TRAINED:
+        pytest.skip("trainings take the part that the cheap artifacts take")
+    return worlds
+
+
 def test_every_held_out_event_was_rewritten(worlds):
     """Else the tests below could not fail."""
     true, other = splits_of(worlds)
     assert len(true.test) == len(other.test) > 20 and len(true.validation) == len(other.validation) > 20
     assert (true.test.targets != other.test.targets).all()
     assert (true.validation.targets != other.validation.targets).all()
-    for name in ("user_ids", "ptr", "items", "timestamps", "ratings", "behaviors"):
+    for name in ("user_ids", "ptr", "items", "timestamps", "ratings", "behaviors", "sessions", "columns"):
         assert np.array_equal(getattr(true.train, name), getattr(other.train, name)), name
     assert worlds[0] == "leave_one_out" or true.train.lengths.min() < true.train.lengths.max()
 
@@ -143,7 +175,7 @@ def test_tokens_rows_and_prompts_do_not_see_held_out_events(worlds, context):
 
 
 def test_models_do_not_see_held_out_events(worlds):
-    split, made = worlds
+    split, made = trained(worlds)
     found = []
     for data in made:
         settings = {
@@ -164,7 +196,7 @@ def test_models_do_not_see_held_out_events(worlds):
 
 def test_retrievers_do_not_see_held_out_events(worlds):
     """Trained to a fixed end: where validation decides when to stop, it must be seen."""
-    split, made = worlds
+    split, made = trained(worlds)
     given = {"split": split, "max_steps": 5, "patience": 0, "eval_strategy": "no", "save_strategy": "no"}
     found = []
     for data in made:

@@ -21,7 +21,7 @@ ACCELERATE_CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 # From the ground up: a module imports only from its own floor or below. The longest matching name counts.
 FLOORS = [
     {"errors", "settings", "options", "artifacts", "arguments", "offline", "processes", "pages"}
-    | {"safeguards", "tables", "histories", "limits", "terminal", "endings", "fingerprints", "cards"}
+    | {"safeguards", "tables", "histories", "splits", "limits", "terminal", "endings", "fingerprints", "cards"}
     | {"environment"},
     {"dataset", "provenance", "catalog", "categories", "vocabulary", "grammar", "branches", "forms"}
     | {"evaluation.metrics", "interests.table"},

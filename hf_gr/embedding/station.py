@@ -17,12 +17,13 @@ from ..artifacts import (
     write_manifest,
     writing,
 )
-from ..dataset import InteractionDataset, SplitKind, check_split
+from ..dataset import InteractionDataset
 from ..errors import HfGrError
 from ..interests.table import Interests
 from ..options import check_idle
 from ..processes import main_process_first
 from ..provenance import learned_from
+from ..splits import SplitKind, check_split
 from .behavior import behavior_vectors, cooccurrence
 from .fusion import fuse
 from .image import DEFAULT_IMAGE_ENCODER, VisionEncoder, encode_images, item_images

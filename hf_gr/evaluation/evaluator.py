@@ -21,12 +21,13 @@ from ..artifacts import (
     write_manifest,
     writing,
 )
-from ..dataset import Cases, Histories, InteractionDataset, SplitKind, check_split
+from ..dataset import Cases, Histories, InteractionDataset
 from ..environment import hardware, versions
 from ..errors import HfGrError
 from ..offline import local_folder
 from ..processes import joined, launched
 from ..provenance import check_judged
+from ..splits import SplitKind, check_split
 from ..terminal import plain
 from . import metrics as m
 from .judging import compare, in_history, judge, usable_ks, user_numbers
@@ -58,15 +59,16 @@ class EvaluateConfig:
         default=None,
         metadata={
             "help": "Parquet or JSONL with `user_id` and `item_ids` (best first): another system's lists, judged the "
-            "same way. Under the temporal split `case` numbers a user's cases from 0 in order of time; without it the "
+            "same way. Where a user has several cases, `case` numbers them from 0 in order of time; without it the "
             "order of the rows counts."
         },
     )
     split: SplitKind = field(
         default="leave_one_out",
         metadata={
-            "help": "`leave_one_out` (last event of every user), `temporal` (by time), or `temporal:0.7,0.15` with "
-            "other shares of training and validation."
+            "help": "`leave_one_out` (last event of every user), `temporal` or `temporal:0.7,0.15` (shares of "
+            "training and validation), `temporal:2014-01-01,2014-06-01` (when validation and test begin), `session`, "
+            "or `column:NAME`; `@buy` behind it judges events of that behavior alone."
         },
     )
     part: Literal["test", "validation"] = field(default="test", metadata={"help": "Which held-out part is predicted."})

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..dataset import Cases, Histories, InteractionDataset, Split
+from ..dataset import Cases, Histories, InteractionDataset
 from ..errors import HfGrError
 from ..limits import NO_LIMITS
+from ..splits import Split
 from . import metrics as m
 from .baselines import ItemKNN, Popularity, tuned_knn
 from .predictions import read_predictions

@@ -20,12 +20,13 @@ from ..artifacts import (
     write_manifest,
     writing,
 )
-from ..dataset import Histories, InteractionDataset, SplitKind, check_split
+from ..dataset import Histories, InteractionDataset
 from ..embedding.text import DEFAULT_ENCODER, Encoder, SentenceEncoder, encode_text
 from ..errors import HfGrError
 from ..processes import main_process_first
 from ..provenance import learned_from
 from ..quantizers.metrics import unit_rows
+from ..splits import SplitKind, check_split
 from ..terminal import plain
 from .classifier import Description, InterestClassifier, fit_classifier
 from .evidence import Evidence, gather_evidence

@@ -18,12 +18,13 @@ from ..artifacts import (
     write_manifest,
     writing,
 )
-from ..dataset import InteractionDataset, SplitKind, check_split
+from ..dataset import InteractionDataset
 from ..embedding.text import DEFAULT_ENCODER, DEFAULT_FIELDS, SentenceEncoder
 from ..errors import HfGrError
 from ..processes import main_process_first
 from ..provenance import TrainingData, learned_from
 from ..settings import mapping, nested
+from ..splits import SplitKind, check_split
 from .answer_cache import AnswerCache
 from .asking import Asker, ask_all, cost
 from .interviews import Interview, Manner, hear_kept

@@ -12,11 +12,12 @@ from rich.table import Table
 
 from ..artifacts import MANIFEST, read_json
 from ..catalog import CATALOG_FILES, SidCatalog
-from ..dataset import InteractionDataset, Split, popularity
+from ..dataset import InteractionDataset, popularity
 from ..embedding.behavior import cooccurrence
 from ..embedding.store import ItemVectors, items_fingerprint
 from ..errors import HfGrError
 from ..offline import local_folder
+from ..splits import Split
 from ..terminal import clean
 from .base import Quantizer
 from .clusters import Cluster, largest_clusters

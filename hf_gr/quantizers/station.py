@@ -20,7 +20,7 @@ from ..artifacts import (
     writing,
 )
 from ..catalog import SidCatalog
-from ..dataset import InteractionDataset, SplitKind, check_split, popularity
+from ..dataset import InteractionDataset, popularity
 from ..embedding.behavior import cooccurrence
 from ..embedding.newcomers import RECIPE_FILES
 from ..embedding.store import ItemVectors, items_fingerprint
@@ -29,6 +29,7 @@ from ..options import check_idle
 from ..processes import main_process_first
 from ..provenance import learned_from
 from ..settings import checked, mapping, types_of
+from ..splits import SplitKind, check_split
 from .base import Quantizer
 from .coba import CoBa
 from .collisions import SPARE_DIGITS, CollisionMethod, check_room, digit_vectors, resolve_collisions
