@@ -38,6 +38,7 @@ from hf_gr import beam_search
 from hf_gr.catalog import SidCatalog
 from hf_gr.cli import main
 from hf_gr.dataset import write_dataset
+from hf_gr.forms import FORMS
 from hf_gr.hub import save_repo
 from hf_gr.models import RecursionConfig, ThinkingConfig, ThinkingHeads
 from hf_gr.quantizers import METHODS
@@ -88,9 +89,9 @@ def trained(tmp_path, monkeypatch):
     events = {"user_id": ["1"] * 5, "item_id": ids[:5], "timestamp": [1, 2, 3, 4, 5]}
     write_dataset(tmp_path / "quickstart" / "dataset", pa.table(events), items, source="Made for tests.")
     monkeypatch.chdir(tmp_path)
-    before = dict(METHODS), dict(REWARDS)
+    before = dict(METHODS), dict(REWARDS), dict(FORMS)
     yield
-    for table, entries in zip((METHODS, REWARDS), before, strict=True):  # without those that a page has added
+    for table, entries in zip((METHODS, REWARDS, FORMS), before, strict=True):  # without those that a page has added
         table.clear()
         table.update(entries)
 

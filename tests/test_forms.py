@@ -1,22 +1,28 @@
 """Every form keeps to its grammar, and a new one is a file and a line."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from docs_blocks import ROOT, blocks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_vocabulary import histories_of
 from tiny import tiny_catalog, tiny_items, tiny_lm, tiny_tokenizer
+from tiny_runs import TinyData, tiny_data
+from transformers import pipeline
 
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Cases
+from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
+from hf_gr.evaluation import EvaluateConfig, evaluate
 from hf_gr.forms import FORMS
 from hf_gr.hub import save_repo
-from hf_gr.sft import SidSFTConfig
+from hf_gr.sft import SidSFTConfig, sft
 from hf_gr.sft.run import starting_model
 from hf_gr.sft.tasks import held_out
 from hf_gr.vocabulary import SidVocabulary, add_vocabulary
@@ -24,7 +30,19 @@ from hf_gr.vocabulary import SidVocabulary, add_vocabulary
 
 SIZES = (4, 3, 2)
 CATALOG = tiny_catalog(sizes=SIZES)
+NAMES = [*FORMS, "backward"]
 VOCABULARY = replace(add_vocabulary(tiny_tokenizer(), tiny_lm(), CATALOG, max_history=4), first_item_id=1000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def backward():
+    """The form of docs/extending.md, by the page's own code."""
+    names: dict = {}
+    for block in blocks_of(ROOT / "docs" / "extending.md"):
+        if "class BackwardGrammar" in block.text or "class Backward(" in block.text:
+            exec(compile(block.text, str(block), "exec"), names)
+    yield
+    del FORMS["backward"]
 
 
 def vocabulary_of(form: str) -> SidVocabulary:
@@ -52,7 +70,7 @@ def written(vocabulary: SidVocabulary, catalog: SidCatalog, items: np.ndarray) -
     return tokens[:, len(ending) :]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", NAMES)
 @settings(max_examples=12, deadline=None)
 @given(catalog=catalogs())
 def test_answers_are_what_the_grammar_accepts_and_nothing_else(form, catalog):
@@ -88,7 +106,7 @@ def test_answers_are_what_the_grammar_accepts_and_nothing_else(form, catalog):
     assert thoughts.tolist() == [list(grammar.think_ids)] * len(answers)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", NAMES)
 @settings(max_examples=12, deadline=None)
 @given(catalog=catalogs(), data=st.data())
 def test_a_prompt_with_its_answer_is_the_row_of_training(form, catalog, data):
@@ -146,3 +164,74 @@ def test_a_model_that_goes_on_is_asked_what_its_form_has(repo, tmp_path, changes
     assert vocabulary.form == "stepwise"
     with pytest.raises(HfGrError, match=message):
         starting_model(SidSFTConfig(str(tmp_path), **settings | changes), CATALOG, histories)
+
+
+# ---------------------------------------------------------------- the form of the page, from training to judgement
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> TinyData:
+    return tiny_data(tmp_path_factory.mktemp("backward"))
+
+
+@pytest.fixture(scope="module")
+def trained(data) -> Path:
+    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("run"), form="backward")))
+
+
+def test_a_new_form_learns_the_walk_and_is_judged(data, trained):
+    settings = {"dataset": str(data.dataset), "output_dir": str(trained.parent / "judged"), "model": str(trained)}
+    result = evaluate(EvaluateConfig(**settings, num_beams=40, top_k=10))
+    assert json.loads((trained / "vocabulary.json").read_text())["form"] == "backward"
+    model = result["systems"]["model"]
+    assert model["item"]["HR@5"]["value"] > 0.5
+    assert model["invalid_rate"] == 0
+
+
+def test_a_new_form_is_searched_as_every_answer_scored_alone(data, trained):
+    """Exhaustively, by the plain forward of one row an answer, under a softmax of what some live item has next."""
+    recommender = Recommender.from_pretrained(trained)
+    histories = histories_of([[3, 4, 5], []])
+    items, scores = recommender.recommend(histories, top_k=40, num_beams=64)
+    for prompt, found, own in zip(recommender.prompts(histories), items.tolist(), scores.tolist(), strict=True):
+        assert sorted(found) == list(range(40))
+        for item, score in list(zip(found, own, strict=True))[:6]:
+            assert score == pytest.approx(sum(map(np.log, steps_of(recommender, prompt, item))), abs=1e-4)
+
+
+def steps_of(recommender: Recommender, prompt: list[int], item: int) -> list[float]:
+    """Probability of each code of an item, the last level's first."""
+    catalog, codes = recommender.catalog, recommender.vocabulary.code_ids
+    found, row = [], list(prompt)
+    for level in (2, 1, 0):
+        with torch.no_grad():
+            logits = recommender.model(torch.tensor([row])).logits[0, -1]
+        alike = catalog.codes[(catalog.codes[:, level + 1 :] == catalog.codes[item, level + 1 :]).all(1), level]
+        options = np.unique(alike)
+        shares = logits[[codes[level][code] for code in options]].softmax(0)
+        found.append(float(shares[options.tolist().index(catalog.codes[item, level])]))
+        row.append(codes[level][catalog.codes[item, level]])
+    return found
+
+
+def test_a_new_form_is_explained_in_its_own_order(trained):
+    recommend = pipeline("generative-recommendation", model=str(trained), device="cpu")
+    recommender = recommend.recommender
+    (answers,) = recommend([["i003", "i004"]], top_k=4, explain=True)
+    [prompt] = recommender.prompts(histories_of([[3, 4]]))
+    for answer in answers:
+        item = recommender.catalog.row_of[answer["item_id"]]
+        sid = recommender.catalog.codes[item].tolist()
+        told = [(step["codebook"], step["code"]) for step in answer["path"]]
+        assert told == [(3, sid[2]), (2, sid[1]), (1, sid[0])]
+        confidence = [step["confidence"] for step in answer["path"]]
+        assert confidence == pytest.approx(steps_of(recommender, prompt, item), abs=1e-4)
+
+
+def test_codes_of_a_new_form_are_counted_as_the_catalog_does(trained):
+    """By which their categories are known."""
+    recommender = Recommender.from_pretrained(trained)
+    grammar, sizes = recommender.grammar, recommender.catalog.codebook_sizes
+    for level, ids in enumerate(recommender.vocabulary.code_ids):
+        numbers = grammar.code_numbers(torch.tensor([*ids, recommender.vocabulary.start_id])).tolist()
+        assert numbers == [*range(sum(sizes[:level]), sum(sizes[: level + 1])), -1]

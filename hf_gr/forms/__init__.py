@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import HfGrError
-from .base import Form, Tokens
+from .base import Form, Tokens, build_grammar
 from .flat import Flat
 from .recursive import Recursive
 from .stepwise import Stepwise
@@ -30,4 +30,4 @@ def form_named(name: str, where: str | Path = "form") -> Form:
     return FORMS[name]
 
 
-__all__ = ["FORMS", "Form", "Tokens", "form_named"]
+__all__ = ["FORMS", "Form", "Tokens", "build_grammar", "form_named"]

@@ -241,20 +241,27 @@ class SidGrammar(ABC):
 
     def codes(self, answer: torch.Tensor) -> torch.Tensor:
         """SIDs of complete answers: int64 [..., C], code by codebook; −1 where the answer has none of a codebook."""
-        numbers = self.code_numbers(answer)[..., list(self.code_columns)]
+        numbers = self._numbers(answer)[..., list(self.code_columns)]
         codebook = torch.searchsorted(self._offsets, numbers, right=True) - 1
         found = torch.full((*numbers.shape[:-1], self.num_codes + 1), -1, device=answer.device)
         slot = torch.where(numbers >= 0, codebook, self.num_codes)
         return found.scatter(-1, slot, numbers - self._offsets[codebook.clamp(min=0)])[..., :-1]
 
     def code_numbers(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Number of each token's code, counted through all codebooks (int64, any shape); −1 where it is no code."""
+        """Returns the number of each token's code, int64 of any shape, counted through the catalog's codebooks; −1
+        where it is no code.
+
+        A grammar whose codebooks stand in another order than the catalog's overrides this."""
+        return self._numbers(tokens)
+
+    def _numbers(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The same, counted through the grammar's own codebooks."""
         last = len(self._code_of) - 1
         return self._code_of[torch.where((tokens < 0) | (tokens > last), last, tokens)]
 
     def step_index(self, answer: torch.Tensor) -> torch.Tensor:
         """Of each token of an answer, its number among its step's tokens; negative where it is none of them."""
-        return self.code_numbers(answer)
+        return self._numbers(answer)
 
     def logits_processor(self, *, prompt_length: int, **options: Any) -> "SidLogitsProcessor":
         """This grammar for one call of `generate()`; options as [`SidLogitsProcessor`] has them."""

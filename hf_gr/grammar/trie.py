@@ -98,7 +98,7 @@ class TrieGrammar(SidGrammar):
 
     def step_index(self, answer: torch.Tensor) -> torch.Tensor:
         step = torch.arange(answer.shape[-1], device=answer.device) // self.stride
-        index = self.code_numbers(answer) - self._offsets[step]
+        index = self._numbers(answer) - self._offsets[step]
         return torch.where(index < (self._offsets[step + 1] - self._offsets[step]), index, -1)
 
     def initial(self, rows: int) -> torch.Tensor:
