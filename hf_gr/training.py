@@ -45,7 +45,14 @@ _LIMITS = {
     "eval_steps": (1e-12, 1e12),
     "save_total_limit": (1, 1e9),
 }
-_LORA_LIMITS = {"lora_r": (1, 2**16), "lora_alpha": (1, 2**16), "lora_dropout": (0, 0.95)}
+_LM_LIMITS = {
+    "lora_r": (1, 2**16),
+    "lora_alpha": (1, 2**16),
+    "lora_dropout": (0, 0.95),
+    "eval_users": (1, 1e9),
+    "eval_beams": (10, 1000),
+    "patience": (0, 1e9),
+}
 
 
 def has_fast_bf16() -> bool:
@@ -94,7 +101,7 @@ class DataArguments:
 
 @dataclass
 class RunArguments(DataArguments):
-    """What SFT and GRPO take alike: how the weights of an LM are tuned."""
+    """What SFT and GRPO take alike: how the weights of an LM are tuned, and how it is measured meanwhile."""
 
     finetune: Finetune = field(
         default="full",
@@ -113,6 +120,18 @@ class RunArguments(DataArguments):
     lora_target_modules: str = field(
         default="all-linear",
         metadata={"help": "Modules that get an adapter: `all-linear`, or names parted by commas."},
+    )
+
+    eval_users: int = field(
+        default=2000, metadata={"help": "Validation users that an evaluation measures, the same ones every time."}
+    )
+    eval_beams: int = field(default=50, metadata={"help": "Beams of that measurement."})
+    patience: int = field(
+        default=0,
+        metadata={
+            "help": "Stop after so many evaluations without a better one, and take the best checkpoint. 0: train to "
+            "the end."
+        },
     )
 
     save_steps: float = field(default=0.25, metadata={"help": "Steps between checkpoints, or a share of all below 1."})
@@ -141,9 +160,13 @@ class RunArguments(DataArguments):
 
     def _check_training(self) -> None:
         super()._check_training()
-        check_range(self, _LORA_LIMITS)
+        check_range(self, _LM_LIMITS)
         names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
         check_idle(self, dict.fromkeys(names, (self.finetune != "full", "finetune: lora or qlora")))
+        measured = (vars(self)["eval_strategy"] != "no", "an eval_strategy")
+        check_idle(self, dict.fromkeys(("eval_users", "eval_beams"), measured))
+        if self.patience and not measured[0]:
+            raise HfGrError("patience waits for measurements; set eval_strategy: steps and eval_steps.")
 
 
 def load_lm(path: str, attention: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

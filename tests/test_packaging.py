@@ -28,6 +28,7 @@ FLOORS = [
     {"quantizers", "embedding", "decoding", "models", "hub", "model_card"},
     {
         "training",
+        "validation",
         "adapters",
         "runs",
         "upkeep",

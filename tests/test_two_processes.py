@@ -51,6 +51,11 @@ def evaluation(data: TinyData, model: Path, output: Path) -> dict:
     }
 
 
+def sft_settings(data: TinyData, output: Path, rows: int) -> dict:
+    measured = {"eval_strategy": "steps", "eval_steps": 20, "save_strategy": "steps", "patience": 3}
+    return data.sft(output, per_device_train_batch_size=rows, per_device_eval_batch_size=7, **measured)
+
+
 def grpo_settings(data: TinyData, output: Path, model: Path, prompts: int) -> dict:
     return data.grpo(output, model, per_device_train_batch_size=8 * prompts, max_steps=6, learning_rate=1e-4, beta=0.1)
 
@@ -64,7 +69,7 @@ def data(tmp_path_factory) -> TinyData:
 def one(data) -> Path:
     """What one process makes."""
     folder = data.dataset.with_name("one")
-    model = sft(SidSFTConfig(**data.sft(folder / "sft", per_device_train_batch_size=16)))
+    model = sft(SidSFTConfig(**sft_settings(data, folder / "sft", rows=16)))
     final = grpo(SidGRPOConfig(**grpo_settings(data, folder / "grpo", model, prompts=4)))
     evaluate(EvaluateConfig(**evaluation(data, final, folder / "evaluation")))
     return folder
@@ -75,10 +80,10 @@ def two(data, one) -> Path:
     """What two processes make of the same batches, half of each for either; what they judge is the model of `one`."""
     folder = data.dataset.with_name("two")
     folder.mkdir()
-    sft_settings = data.sft(folder / "sft", per_device_train_batch_size=8)
-    del sft_settings["use_cpu"]  # ACCELERATE_USE_CPU says it
+    settings = sft_settings(data, folder / "sft", rows=8)
+    del settings["use_cpu"]  # ACCELERATE_USE_CPU says it
     commands = {
-        str(RECIPES / "sft.py"): arguments(sft_settings),
+        str(RECIPES / "sft.py"): arguments(settings),
         str(RECIPES / "grpo.py"): arguments(grpo_settings(data, folder / "grpo", one / "sft" / "model", prompts=2)),
         str(RECIPES / "evaluate.py"): arguments(evaluation(data, one / "grpo" / "model", folder / "evaluation")),
     }
@@ -125,6 +130,9 @@ def test_sft_learns_the_same(data, one, two):
     assert len(losses[0]) == len(losses[1]) == 60
     assert np.abs(losses[0] - losses[1]).max() < 0.1  # the same rows a step, summed in another order
     assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-4)
+    for key in ("eval_NDCG@10", "eval_HR@50", "eval_loss"):  # each process measures its share of the users
+        ours, theirs = (log_of(folder / "sft", key) for folder in (two, one))
+        assert len(ours) == 3 and ours == pytest.approx(theirs, abs=0.05), key
     rates = [hit_rate(folder / "sft" / "model", held_out(data), 10) for folder in (two, one)]
     assert rates[1] > 0.7
     assert rates[0] == pytest.approx(rates[1], abs=0.05)  # 3 of 60 users

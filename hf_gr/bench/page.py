@@ -20,7 +20,8 @@ shared seeds, with 95 % bootstrap intervals over users; a best value is **bold**
 with its interval above 0. The intervals do not hold the noise of training: another seed may move a difference by some
 percent, so what rests on one seed is undecided below 5 to 8 %. *CPU min* and *peak GB* are of the trainings, without
 data, vectors, codebooks and judging; item-item kNN is fitted where it is judged, and its figures hold both. Its window
-and neighbours are chosen on the validation part.
+and neighbours are chosen on the validation part. SFT rows are of the last step, as their recipes evaluate nothing on
+the way; GRPO and BSARec keep the checkpoint with the best NDCG@10 of validation users.
 Studies that were made one by one are in [STUDIES.md](STUDIES.md).
 """
 

@@ -4,13 +4,11 @@ from .config import SidGRPOConfig
 from .policy import policy_log_probs
 from .run import grpo, main, training_prompts
 from .trainer import SidGRPOTrainer, constrained_rollouts
-from .validation import Validation
 
 
 __all__ = [
     "SidGRPOConfig",
     "SidGRPOTrainer",
-    "Validation",
     "constrained_rollouts",
     "grpo",
     "main",

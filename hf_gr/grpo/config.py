@@ -9,7 +9,7 @@ from ..errors import HfGrError
 from ..options import REFUSED_BY_GRPO, USED_BY_GRPO, check_idle, check_inherited, check_range
 from ..rewards import parse_mix
 from ..training import RunArguments
-from .validation import VALIDATION_KS
+from ..validation import check_metric, metric_names
 
 
 _LIMITS = {
@@ -20,9 +20,6 @@ _LIMITS = {
     "target_steps": (1, 100),
     "target_decay": (0, 1),
     "max_refills": (1, 100),
-    "eval_users": (1, 1e9),
-    "eval_beams": (10, 1000),
-    "patience": (0, 1e9),
 }
 _OF_LOSSES = {
     "sapo": ("sapo_temperature_neg", "sapo_temperature_pos"),
@@ -83,11 +80,6 @@ class SidGRPOConfig(RunArguments, GRPOConfig):
         },
     )
     max_refills: int = field(default=2, metadata={"help": "Further batches that `refill` may draw in a generation."})
-    eval_users: int = field(default=2000, metadata={"help": "Validation users that are measured; with eval_strategy."})
-    eval_beams: int = field(default=50, metadata={"help": "Beams of that measurement."})
-    patience: int = field(
-        default=0, metadata={"help": "Stop after so many measurements without a better one; 0: train to the end."}
-    )
 
     # other defaults than TRL's, because answers are SIDs
     num_generations: int | None = field(default=16, metadata={"help": "G, rollouts a prompt."})
@@ -123,14 +115,8 @@ class SidGRPOConfig(RunArguments, GRPOConfig):
                 f"estimator {self.estimator} is for rollout: {needed} and scale_rewards: none, not for "
                 f"{self.rollout} and {self.scale_rewards}; set both, or choose another estimator."
             )
-        if self.patience and self.eval_strategy == "no":
-            raise HfGrError("patience waits for measurements; set eval_strategy: steps and eval_steps.")
-        if self.metric_for_best_model and self.eval_strategy != "no":
-            known = [f"{name}@{k}" for name in ("HR", "NDCG") for k in VALIDATION_KS if k <= self.eval_beams]
-            if self.metric_for_best_model.removeprefix("eval_") not in known:
-                raise HfGrError(
-                    f"metric_for_best_model is {self.metric_for_best_model}; there are {', '.join(known)}."
-                )
+        if self.eval_strategy != "no":
+            check_metric(self.metric_for_best_model, metric_names(self.eval_beams))
 
     def _check_idle(self) -> None:
         evaluates = self.eval_strategy != "no"
@@ -139,8 +125,6 @@ class SidGRPOConfig(RunArguments, GRPOConfig):
         needs = {
             "target_decay": (self.target_steps > 1, "target_steps above 1"),
             "max_refills": (self.zero_variance == "refill", "zero_variance: refill"),
-            "eval_users": measured,
-            "eval_beams": measured,
             "metric_for_best_model": measured,
             "save_steps": (not evaluates, "no eval_strategy: else checkpoints come with measurements"),
             "sync_ref_model": (self.beta > 0, "beta above 0"),

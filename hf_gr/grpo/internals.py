@@ -9,11 +9,11 @@ import torch
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
-from ..safeguards import FiniteTrainer
+from ..validation import ValidatedTrainer
 from .advantages import uniform_groups
 
 
-class GroupedGRPOTrainer(FiniteTrainer, GRPOTrainer):
+class GroupedGRPOTrainer(ValidatedTrainer, GRPOTrainer):
     """TRL's trainer with openings: how answers are scored, what their advantages are, what is logged of them, and what
     becomes of groups that teach nothing. A prompt's rollouts stay together in one micro-batch."""
 

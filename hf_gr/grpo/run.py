@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..adapters import tuned
 from ..arguments import parse_config
@@ -21,10 +21,10 @@ from ..provenance import learned_from
 from ..rewards import ItemKnowledge
 from ..runs import Run
 from ..training import load_lm, trained_model
+from ..validation import Validation, drawn_cases
 from ..vocabulary import SidVocabulary
 from .config import SidGRPOConfig
 from .trainer import SidGRPOTrainer
-from .validation import Validation
 
 
 def grpo(config: SidGRPOConfig) -> Path:
@@ -65,15 +65,9 @@ def _grpo(config: SidGRPOConfig, run: Run) -> Path:
     policy, adapter = tuned(model, vocabulary, config, run.base)
     validation = None
     if config.eval_strategy != "no":
-        validation = Validation.of(
-            split.validation,
-            catalog,
-            vocabulary,
-            users=config.eval_users,
-            seed=config.seed,
-            num_beams=config.eval_beams,
-            batch_size=config.per_device_eval_batch_size,
-        )
+        users = drawn_cases(split.validation, config.eval_users, config.seed)
+        width, batch = config.eval_beams, config.per_device_eval_batch_size
+        validation = Validation.of(users, catalog, vocabulary, num_beams=width, batch_size=batch)
     trainer = SidGRPOTrainer(
         policy,
         vocabulary.grammar(catalog),
@@ -86,7 +80,8 @@ def _grpo(config: SidGRPOConfig, run: Run) -> Path:
     )
     trainer.train(resume_from_checkpoint=run.last_checkpoint())
     trainer.warn_of_one_reward()
-    trained = best_model(trainer, path)
+    remedies = "a lower learning_rate, a larger beta, or other rewards"
+    trained = load_lm(path)[0] if trainer.start_is_best("grpo", remedies) else trained_model(trainer)
     if tokenizer.pad_token_id is None and trained.config.get_text_config().pad_token_id == vocabulary.start_id:
         trained.config.get_text_config().pad_token_id = None  # it was for the trainer alone
     if PartialState().is_main_process:
@@ -105,21 +100,6 @@ def padding(tokenizer: PreTrainedTokenizerBase, vocabulary: SidVocabulary) -> Pr
     padded = copy.deepcopy(tokenizer)
     padded.pad_token = padded.convert_ids_to_tokens(vocabulary.start_id)
     return padded
-
-
-def best_model(trainer: SidGRPOTrainer, start: str) -> PreTrainedModel:
-    """The trained model or, where measurements found none better than the start, the start."""
-    state = trainer.state
-    if trainer.validation is None or state.best_model_checkpoint is not None:
-        return trained_model(trainer)
-    name = trainer.args.metric_for_best_model.removeprefix("eval_")
-    if trainer.accelerator.is_main_process:
-        print(
-            f"[grpo] no checkpoint was better than the start ({name} {state.best_metric:.4f}): the model written is "
-            "the one that training began with. Try a lower learning_rate, a larger beta, or other rewards.",
-            flush=True,
-        )
-    return load_lm(start)[0]
 
 
 def training_prompts(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, PreTrainedModel
+from transformers import PreTrainedModel
 from trl.models import unwrap_model_for_generation
 
 from ..adapters import check_sharding, plain_lm
@@ -16,12 +16,12 @@ from ..grammar import SidGrammar
 from ..models import add_inner_call
 from ..rewards import ItemKnowledge, Reward, answered_items, parse_mix, trl_reward, trl_rewards
 from ..training import without_router_loss
+from ..validation import Patience, Validation
 from .advantages import leave_one_out, without_replacement
 from .config import SidGRPOConfig
 from .internals import GroupedGRPOTrainer
 from .policy import policy_log_probs
 from .rollouts import draws_of, roll_out
-from .validation import Validation
 
 
 _FLAT_LOGS = 10  # log lines without any variance of rewards before a warning; fewer in a shorter run
@@ -90,7 +90,7 @@ class SidGRPOTrainer(GroupedGRPOTrainer):
         if self.ref_model is not None:
             add_inner_call(self.accelerator.unwrap_model(self.ref_model))
         if self.args.patience:
-            self.add_callback(EarlyStoppingCallback(self.args.patience))
+            self.add_callback(Patience(self.args.patience))
 
     # The policy
 
@@ -152,22 +152,11 @@ class SidGRPOTrainer(GroupedGRPOTrainer):
 
     # Validation
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """HR and NDCG of beams on the validation cases, in place of rewards of rollouts."""
+    def lists(self) -> dict[str, float]:
         if self.validation is None:
             raise HfGrError("no validation cases were given; pass validation=… or leave eval_strategy out.")
-        was_training = self.model.training
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model, self.accelerator.autocast():
-            self.model.eval()
-            found = self.validation.measure(plain_lm(model), self.grammar, self.accelerator)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        self.log(metrics)  # in evaluation mode, which TRL keeps apart
-        self.model.train(was_training)
-        control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
-        self.control = control
-        if self.state.global_step == 0 and self.args.metric_for_best_model:
-            self.state.best_metric = metrics[self.args.metric_for_best_model]  # what checkpoints have to beat
-        return metrics
+            return self.validation.measure(plain_lm(model), self.grammar, self.accelerator)
 
     def next_draws(self) -> Any:
         """Random numbers of the next generation."""

@@ -8,9 +8,9 @@ from ..errors import HfGrError
 from ..models import BSARecConfig
 from ..options import REFUSED_BY_RETRIEVE, USED, check_idle, check_inherited, check_range
 from ..training import DataArguments
+from ..validation import align_saving, check_metric, metric_names
 
 
-VALIDATION_KS = (1, 10, 50)  # of HR and NDCG on validation
 _LIMITS = {
     "hidden_size": (1, 2**16),
     "num_hidden_layers": (1, 1000),
@@ -99,9 +99,9 @@ class RetrieveConfig(DataArguments, TrainingArguments):
         check_range(self, _LIMITS)
         best = bool(self.patience) or self.load_best_model_at_end
         check_idle(self, {"metric_for_best_model": (best, "patience or load_best_model_at_end")})
-        metrics = [f"{name}@{k}" for name in ("HR", "NDCG") for k in VALIDATION_KS]
-        if (self.metric_for_best_model or metrics[0]).removeprefix("eval_") not in metrics:
-            raise HfGrError(f"metric_for_best_model is {self.metric_for_best_model}; there are {', '.join(metrics)}.")
+        check_metric(self.metric_for_best_model, metric_names())
+        if best:
+            align_saving(self)
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise HfGrError(
                 f"num_attention_heads is {self.num_attention_heads}, which does not divide hidden_size "
@@ -110,9 +110,4 @@ class RetrieveConfig(DataArguments, TrainingArguments):
         if self.cutoff % 2 == 0 or not 1 <= self.cutoff <= self.max_history + 1:
             raise HfGrError(
                 f"cutoff is {self.cutoff}; give an odd number from 1 to {self.max_history + 1}: frequency 0 and pairs."
-            )
-        if self.patience and self.eval_strategy != self.save_strategy:
-            raise HfGrError(
-                f"patience takes the best checkpoint, but eval_strategy is {self.eval_strategy} and save_strategy "
-                f"{self.save_strategy}; set them alike, or patience: 0."
             )

@@ -5,18 +5,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback
 
 from ..dataset import Cases
-from ..evaluation.metrics import hit_rate, ndcg
 from ..models.bsarec import PADDING, BSARecModel
-from ..safeguards import FiniteTrainer
-from .config import VALIDATION_KS, RetrieveConfig
+from ..validation import Patience, ValidatedTrainer, mean_metrics
+from .config import RetrieveConfig
 from .data import AlikeLengths, TrainingRows, collate
 from .retriever import target_places
 
 
-class RetrieverTrainer(FiniteTrainer):
+class RetrieverTrainer(ValidatedTrainer):
     """Args:
     model: A new one.
     args: Settings.
@@ -27,7 +25,7 @@ class RetrieverTrainer(FiniteTrainer):
     args: RetrieveConfig
 
     def __init__(self, model: BSARecModel, *, args: RetrieveConfig, train_dataset: TrainingRows, validation: Cases):
-        callbacks = [EarlyStoppingCallback(args.patience)] if args.patience else None
+        callbacks = [Patience(args.patience)] if args.patience else None
         super().__init__(
             model,
             args=args,
@@ -62,21 +60,9 @@ class RetrieverTrainer(FiniteTrainer):
             inputs = inputs | {"candidates": torch.cat([labels[labels != PADDING], drawn]).unique()}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """HR@k and NDCG@k on the validation cases, means over all of them; every process ranks its share."""
+    def lists(self) -> dict[str, float]:
+        """On all validation cases; every process ranks its share."""
         plain, accelerator = self.accelerator.unwrap_model(self.model), self.accelerator
         mine = np.arange(accelerator.process_index, len(self.validation), accelerator.num_processes)
-        cases = self.validation.take(mine)
-        was_training = plain.training
-        plain.eval()
-        ranks = target_places(plain, cases, self.args.per_device_eval_batch_size)
-        plain.train(was_training)
-        measures = {f"{name}@{k}": (m, k) for name, m in (("HR", hit_rate), ("NDCG", ndcg)) for k in VALIDATION_KS}
-        sums = [measure(ranks, k).sum() for measure, k in measures.values()]
-        totals = torch.tensor([*sums, len(ranks)], dtype=torch.float32, device=accelerator.device)
-        *sums, count = accelerator.reduce(totals, reduction="sum").tolist()
-        metrics = {f"{metric_key_prefix}_{name}": total / count for name, total in zip(measures, sums, strict=True)}
-        self.log(metrics)
-        control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
-        self.control = control
-        return metrics
+        ranks = target_places(plain, self.validation.take(mine), self.args.per_device_eval_batch_size)
+        return mean_metrics(ranks, accelerator)

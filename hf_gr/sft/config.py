@@ -11,6 +11,7 @@ from ..models import RecursionConfig, ScratchConfig, ThinkingConfig
 from ..options import REFUSED_BY_SFT, USED_BY_SFT, check_idle, check_inherited, check_range
 from ..settings import mapping, typed
 from ..training import RunArguments
+from ..validation import align_saving, check_metric, metric_names
 from ..vocabulary import ContextKind, RowStart
 from .interest_tasks import INTEREST_TASKS
 from .loss import Credit
@@ -24,8 +25,8 @@ _LIMITS = {
     "hidden_dropout": (0, 0.9),
     "trunk_weight": (0, 100),
     "confident_orders": (0, 1),
-    "patience": (0, 1e9),
 }
+_LOSS = ("loss", "eval_loss")
 
 
 @dataclass
@@ -147,13 +148,6 @@ class SidSFTConfig(RunArguments, SFTConfig):
         default=0.0,
         metadata={"help": "Curriculum: steps, or a share of all below 1, that train new token rows before the rest."},
     )
-    patience: int = field(
-        default=0,
-        metadata={
-            "help": "Stop after so many evaluations without a lower validation loss and take the best checkpoint; "
-            "needs the same eval_strategy and save_strategy. 0: train to the end."
-        },
-    )
     fill_rows: bool = field(
         default=False,
         metadata={"help": "Pack users into rows of `max_length` tokens; for flex_attention. Else as long as needed."},
@@ -165,6 +159,7 @@ class SidSFTConfig(RunArguments, SFTConfig):
     )
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Rows have columns of their own."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows (windows of histories) per device."})
+    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Validation users at a time."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: steps, or a share of all steps below 1."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
@@ -175,9 +170,21 @@ class SidSFTConfig(RunArguments, SFTConfig):
             if isinstance(value, str) and (name != "model" or value.lstrip().startswith("{")):  # of the command line
                 setattr(self, name, mapping(name, value))
         self._check()
-        if self.patience or self.load_best_model_at_end:  # type: ignore[has-type]  # a field of TRL's
-            self.load_best_model_at_end, self.metric_for_best_model = True, "eval_loss"
+        if self.keeps_best:
+            wanted = self.metric_for_best_model or "NDCG@10"  # type: ignore[has-type]  # a field of TRL's
+            self.metric_for_best_model = f"eval_{wanted.removeprefix('eval_')}"
+            self.load_best_model_at_end, self.greater_is_better = True, wanted not in _LOSS
         super().__post_init__()
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best of the measured checkpoints becomes the model."""
+        return bool(self.patience) or self.load_best_model_at_end
+
+    @property
+    def measures_lists(self) -> bool:
+        """Whether evaluations search the lists of users: not if the loss alone was chosen to decide."""
+        return self.eval_strategy != "no" and self.metric_for_best_model not in _LOSS
 
     @property
     def scratch(self) -> ScratchConfig | None:
@@ -216,14 +223,15 @@ class SidSFTConfig(RunArguments, SFTConfig):
         if self.max_length is None or self.max_length < 8:
             raise HfGrError(f"max_length is {self.max_length}; rows of branches need a bound of at least 8 tokens.")
         check_range(self, _LIMITS)
-        best = bool(self.patience) or self.load_best_model_at_end
         needs = {
             "target_decay": (self.target_steps > 1, "target_steps above 1"),
-            "metric_for_best_model": (best, "patience or load_best_model_at_end"),
+            "metric_for_best_model": (self.keeps_best, "patience or load_best_model_at_end"),
+            "eval_beams": (self.measures_lists, "an eval_strategy, and lists to decide: not eval_loss"),
         }
         check_idle(self, needs)
-        if self.metric_for_best_model not in (None, "loss", "eval_loss"):
-            raise HfGrError(f"metric_for_best_model is {self.metric_for_best_model!r}; there is eval_loss alone.")
+        check_metric(self.metric_for_best_model, [*metric_names(self.eval_beams), "eval_loss"])
+        if self.keeps_best:
+            align_saving(self)
         if self.train_rows_only and self.finetune != "full":
             raise HfGrError("train_rows_only trains rows of the model itself, not adapters; set finetune: full.")
         if self.rows_first < 0 or (self.rows_first and self.train_rows_only):

@@ -21,6 +21,7 @@ from ..offline import resolve
 from ..provenance import learned_from
 from ..runs import Run
 from ..training import load_lm, trained_model
+from ..validation import Validation, drawn_cases
 from ..vocabulary import SidVocabulary, add_vocabulary, encode_text, reads_text
 from .config import SidSFTConfig
 from .interest_tasks import INTEREST_TASKS, build_of_interests
@@ -53,20 +54,30 @@ def _sft(config: SidSFTConfig, run: Run) -> Path:
     interests = starting_interests(config)
     rows = training_rows(config, split.train, catalog, vocabulary, tokenizer, interests)
     model, adapter = tuned(model, vocabulary, config, run.base)
+    args, users, validation = run.arguments(config), None, None
+    args.eval_on_start = args.eval_on_start or bool(config.continue_from and config.keeps_best)  # it is a candidate
+    if config.eval_strategy != "no":
+        users = drawn_cases(split.validation, config.eval_users, config.seed)
+    if users is not None and config.measures_lists:
+        width, batch = config.eval_beams, config.per_device_eval_batch_size
+        validation = Validation.of(users, catalog, vocabulary, num_beams=width, batch_size=batch)
     trainer = SidSFTTrainer(
         model,
         vocabulary,
         vocabulary.grammar(catalog),
-        args=run.arguments(config),
+        args=args,
         heads=heads,
         peft_config=adapter,
         train_dataset=rows,
-        eval_dataset=held_out(split.validation, catalog, vocabulary) if config.eval_strategy != "no" else None,
+        eval_dataset=None if users is None else held_out(users, catalog, vocabulary),
+        validation=validation,
         processing_class=tokenizer,
     )
     trainer.train(resume_from_checkpoint=run.last_checkpoint())
-    heads = trainer.take_heads()
-    trained = trained_model(trainer)
+    heads, trained = trainer.take_heads(), trained_model(trainer)
+    if trainer.start_is_best("sft", "a lower learning_rate"):
+        trained, _, _ = starting_model(config, catalog, split.train)
+        heads = starting_heads(config, trained, catalog, vocabulary)
     if PartialState().is_main_process:
         base = config.continue_from or ("scratch" if config.scratch else str(config.model))
         log = trainer.state.log_history

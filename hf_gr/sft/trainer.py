@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 from safetensors.torch import load_model, save_model
-from transformers import EarlyStoppingCallback, PreTrainedModel
+from transformers import PreTrainedModel
 from trl import SFTTrainer
+from trl.models import unwrap_model_for_generation
 
 from ..adapters import check_sharding, plain_lm
 from ..branches import Packed, Row, fit, pack, separate
@@ -30,8 +31,8 @@ from ..models import (
     window_of,
 )
 from ..models.feedback import read
-from ..safeguards import FiniteTrainer
 from ..training import is_sharded, without_router_loss
+from ..validation import Patience, ValidatedTrainer, Validation
 from ..vocabulary import SidVocabulary
 from .config import SidSFTConfig
 from .curriculum import OldRows, RowsFirst, row_weights
@@ -100,7 +101,7 @@ def _fitted(
     return found
 
 
-class SidSFTTrainer(FiniteTrainer, SFTTrainer):
+class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
     """TRL's trainer, with many answers to a history in one pass and losses over semantic IDs.
 
     Args:
@@ -110,6 +111,7 @@ class SidSFTTrainer(FiniteTrainer, SFTTrainer):
         args: Settings.
         heads: Thinking heads; they train along and are given back by [`take_heads`].
         train_dataset, eval_dataset: In the columns of [`~hf_gr.branches.Row`].
+        validation: Users whose lists are measured beside the loss on `eval_dataset`.
     """
 
     args: SidSFTConfig
@@ -122,6 +124,7 @@ class SidSFTTrainer(FiniteTrainer, SFTTrainer):
         *,
         args: SidSFTConfig,
         heads: ThinkingHeads | None = None,
+        validation: Validation | None = None,
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
         **kwargs: Any,
@@ -147,7 +150,7 @@ class SidSFTTrainer(FiniteTrainer, SFTTrainer):
             )
         check_sharding(self.accelerator, args.finetune)
         self._check_orders(grammar)
-        self.grammar, self.heads = grammar, heads
+        self.grammar, self.heads, self.validation = grammar, heads, validation
         if heads is not None:
             if is_sharded(self.accelerator):
                 raise HfGrError("thinking heads do not train on sharded weights; use one device or DDP.")
@@ -165,7 +168,7 @@ class SidSFTTrainer(FiniteTrainer, SFTTrainer):
         if args.rows_first:
             self.add_callback(RowsFirst(self._plain, vocabulary, args.rows_first))
         if args.patience:
-            self.add_callback(EarlyStoppingCallback(args.patience))
+            self.add_callback(Patience(args.patience))
 
     @property
     def _plain(self) -> PreTrainedModel:
@@ -249,6 +252,23 @@ class SidSFTTrainer(FiniteTrainer, SFTTrainer):
             drawn = own.random((int(sets.sum()), grammar.num_codes)).argsort(1)
             orders = torch.from_numpy(drawn).to(packed.labels.device)
         return packed.reordered(sets, orders)
+
+    def lists(self) -> dict[str, float]:
+        assert self.validation is not None
+        feed = None if self.heads is None else self.heads.feed
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model, self.accelerator.autocast():
+            return self.validation.measure(plain_lm(model), self.grammar, self.accelerator, feed)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """The loss and, where they are measured, HR@k and NDCG@k on the validation users, in one line of the log."""
+        training = self.model.training
+        found = {} if self.validation is None else self.measured_lists()
+        self._metrics["eval"] |= {name: [value] for name, value in found.items()}
+        metrics = SFTTrainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
+        self.model.train(training)
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.note_start(metrics)
+        return metrics
 
     def _note(self, output: SidOutput, packed: Packed, mode: str) -> None:
         """Means for the log; TRL averages them between two lines of it."""

@@ -13,8 +13,9 @@ from toy_world import TARGETS, World
 from hf_gr.dataset import Cases, Histories, InteractionDataset
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
-from hf_gr.grpo import SidGRPOConfig, Validation, grpo
+from hf_gr.grpo import SidGRPOConfig, grpo
 from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.validation import Validation, drawn_cases
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_the_measurement_is_the_recommenders(data, half_trained, processes):
     recommender, cases = Recommender.from_pretrained(half_trained), InteractionDataset.load(data.dataset).split()
     cases = cases.validation
     validation = Validation.of(
-        cases, recommender.catalog, recommender.vocabulary, users=10**6, seed=0, num_beams=20, batch_size=7
+        drawn_cases(cases, 10**6, seed=0), recommender.catalog, recommender.vocabulary, num_beams=20, batch_size=7
     )
     totals = []
 
@@ -55,7 +56,7 @@ def test_the_measurement_is_the_recommenders(data, half_trained, processes):
     assert found.keys() == {"HR@1", "HR@10", "NDCG@1", "NDCG@10"}
     assert found["HR@10"] == pytest.approx(hit_rate(half_trained, cases, 10), abs=1e-6)
     assert found["HR@1"] == pytest.approx(found["NDCG@1"]) and 0 < found["HR@1"] < found["HR@10"] < 1
-    some = Validation.of(cases, recommender.catalog, recommender.vocabulary, users=9, seed=0)
+    some = Validation.of(drawn_cases(cases, 9, seed=0), recommender.catalog, recommender.vocabulary)
     assert len(some.prompts) == len(some.targets) == 9
 
 
@@ -74,7 +75,7 @@ def test_the_best_checkpoint_is_kept(data, half_trained, tmp_path):
     measured = {entry["step"]: entry["eval_NDCG@10"] for entry in log_of(model) if "eval_NDCG@10" in entry}
     assert list(measured) == [0, 10, 20, 30]
     recommender, cases = Recommender.from_pretrained(model), InteractionDataset.load(data.dataset).split().validation
-    validation = Validation.of(cases, recommender.catalog, recommender.vocabulary, users=2000, seed=0)
+    validation = Validation.of(cases, recommender.catalog, recommender.vocabulary)
     found = validation.measure(recommender.model, recommender.grammar, Accelerator(cpu=True))
     assert found["NDCG@10"] == pytest.approx(max(measured.values()), abs=1e-6)
     rewards = [entry for entry in log_of(model) if "reward" in entry]
@@ -119,12 +120,11 @@ def test_settings_that_do_not_go_together_are_refused(data, half_trained, tmp_pa
         SidGRPOConfig(**data.grpo(tmp_path, half_trained, **changes))
 
 
-def test_a_validation_part_without_cases_is_refused(half_trained):
-    recommender = Recommender.from_pretrained(half_trained)
+def test_a_validation_part_without_cases_is_refused():
     none = np.empty(0, np.int64)
     cases = Cases(Histories(none.astype(str), np.zeros(1, np.int64), none, none), none)
     with pytest.raises(HfGrError, match="has no case to measure on"):
-        Validation.of(cases, recommender.catalog, recommender.vocabulary, users=5, seed=0)
+        drawn_cases(cases, 5, seed=0)
 
 
 def test_fewer_prompts_than_a_generation_needs_are_refused(tmp_path):

@@ -261,6 +261,7 @@ def test_the_best_checkpoint_gives_its_heads_too(data, tmp_path, finetune):
     """The validation loss is worst at the end here, as the learning rate is absurd from the second evaluation on."""
     settings = THINKING | {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 3, "save_steps": 3}
     settings |= {"patience": 1, "max_steps": 60, "learning_rate": 0.5, "warmup_steps": 40, "finetune": finetune}
+    settings["metric_for_best_model"] = "eval_loss"
     seen = {}
     save = SidSFTTrainer._save
 
