@@ -1,9 +1,7 @@
 """The page that `hf-gr label` writes."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..dataset import InteractionDataset
-from ..pages.html import cell, charts, page, section, table
+from ..pages.html import Cell, as_texts, render
 from ..pages.svg import COLOURS, TEXT, drawn
 from .table import Interests
 
 
-_STYLE = """
-th small { font-weight: 400; color: var(--soft); display: block; max-width: 34rem; }
-.names td { overflow-wrap: anywhere; } .names small { display: block; }
-"""
-_NOTE = (
-    "<p>An example is an interest of an item that a user took, or of the user; it is positive when the interest is "
-    "closer to what the user took next, inside the training part, than to items drawn by popularity. Users whose "
-    "examples taught or calibrated are left out here. Intervals: 95 %, over users.</p>"
-)
-_NAMES_NOTE = (
-    "<p>By mean probability over the items that have the interest; the titles are of the two most typical ones. "
-    "What stands low is closer to what others take than to what is taken next.</p>"
-)
 _SHOWN = 20  # names at either end of the list
 _LONGEST = 52  # letters of a title
 
@@ -69,15 +54,19 @@ def write_labelling_page(
     Returns:
         The file.
     """
-    names = f'<div class="tables names">{_names("most useful", most)}{_names("least useful", least)}</div>'
-    plots = [_reliability(figures), _thresholds(figures)]
-    sections = [
-        _heading(figures),
-        section("The figures on held-out users", _NOTE, _figures(figures), charts(plots)),
-        section("The most and the least useful interests", _NAMES_NOTE, names),
-        section("How this came about", _settings(settings)),
-    ]
-    file.write_text(page("Labelled interests", sections, _STYLE), encoding="utf-8")
+    values = {
+        "title": "Labelled interests",
+        "interests": figures["interests"],
+        "parts": figures["parts"],
+        "threshold": figures["threshold"],
+        "figures": [(Cell(name, meaning), [text]) for name, text, meaning in figure_rows(figures)],
+        "plots": [_reliability(figures), _thresholds(figures)],
+        "most": most,
+        "least": least,
+        "longest": _LONGEST,
+        "settings": as_texts(settings),
+    }
+    file.write_text(render("interests/templates/labelling.html.jinja", **values), encoding="utf-8")
     return file
 
 
@@ -143,27 +132,6 @@ def _interval(found: dict[str, float | None], form: str = ".3f") -> str:
     return f"{format(found['value'], form)} ({low} to {high})"
 
 
-def _heading(figures: dict[str, Any]) -> str:
-    counts, parts = figures["interests"], figures["parts"]
-    taught, calibrated, held_out = (parts[name] for name in ("training", "calibration", "held_out"))
-    return (
-        "<h1>Labelled interests</h1>\n"
-        f"<p>{counts['accepted']:,} of {counts['all']:,} interests are accepted: at a probability of "
-        f"{figures['threshold']:g} or more they tell what users take next.</p>\n"
-        f"<ul><li>{taught['users']:,} users taught the classifier ({taught['examples']:,} examples), "
-        f"{calibrated['users']:,} others calibrated it ({calibrated['examples']:,}).</li>"
-        f"<li>{held_out['users']:,} users were held out to judge it ({held_out['examples']:,} examples).</li></ul>"
-    )
-
-
-def _figures(figures: dict[str, Any]) -> str:
-    rows = (
-        f"<tr><th>{escape(name)}<small>{escape(meaning)}</small></th>{cell(escape(text))}</tr>"
-        for name, text, meaning in figure_rows(figures)
-    )
-    return table(["figure", "held-out users"], list(rows))
-
-
 def _reliability(figures: dict[str, Any]) -> str:
     """Shares of positive examples against probabilities, the points as large as their bins are full."""
     found = figures["reliability"]
@@ -202,20 +170,3 @@ def _thresholds(figures: dict[str, Any]) -> str:
         axes.legend(loc="lower left", fontsize=10)
 
     return drawn(draw, "precision and recall by threshold", height=4.4)
-
-
-def _names(title: str, examples: Sequence[Example]) -> str:
-    rows = []
-    for example in examples:
-        shown = (text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…" for text in example.titles[:2])
-        name = f"<td>{escape(example.name)}<small>{'<br>'.join(map(escape, shown))}</small></td>"
-        rows.append(f"<tr>{name}{cell(f'{example.items:,}')}{cell(f'{example.probability:.2f}')}</tr>")
-    return table([title, "items", "probability"], rows)
-
-
-def _settings(settings: dict[str, Any]) -> str:
-    rows = (
-        f"<tr><th>{escape(name)}</th><td><code>{escape(json.dumps(value, ensure_ascii=False))}</code></td></tr>"
-        for name, value in settings.items()
-    )
-    return f'<div class="scroll"><table><tbody>{"".join(rows)}</tbody></table></div>'

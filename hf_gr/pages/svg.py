@@ -1,4 +1,4 @@
-"""Plots as inline SVG, for light and dark pages alike: text and axes take the colour of the page's text."""
+"""Plots as inline SVG, for light and dark pages alike: text and axes take the color of the page's text."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 
 COLOURS = ("#3d85d8", "#e07b39", "#3aa676", "#a46bd1")  # mid-tones, legible on white and on near-black
-TEXT = "#010203"  # stands for the page's text colour until the SVG is written
+TEXT = "#010203"  # stands for the page's text color until the SVG is written
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hf_gr",  # the same numbers give the same bytes
@@ -33,10 +33,10 @@ _STYLE: dict[Any, Any] = {
 
 
 def drawn(draw: Callable[[Axes], None], title: str, *, width: float = 6.4, height: float = 3.6) -> str:
-    """The SVG of a plot.
+    """Draws a plot as SVG, which a template takes as it is (`| safe`): names in it are escaped.
 
     Args:
-        draw: Puts the plot into its axes; `TEXT` is the colour of the page's text.
+        draw: Puts the plot into its axes; `TEXT` is the color of the page's text.
         title: What a screen reader says.
         width: In inches; 6.4 fill one of the page's two columns, 13 both, with letters of one size.
         height: In inches.

@@ -1,8 +1,6 @@
 """The page that `hf-gr inspect` writes."""
 
 import itertools
-import json
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +10,15 @@ from matplotlib.colors import ListedColormap, to_rgba
 from matplotlib.ticker import StrMethodFormatter
 
 from ..artifacts import check_output_file, replacing
-from ..pages.html import cell, charts, is_ours, page, section, table
+from ..pages.html import Cell, as_texts, is_ours, render
 from ..pages.svg import COLOURS, TEXT, drawn
-from .clusters import Cluster
 from .inspection import Inspection, headline, level_cells
 from .measures import BY_LEVEL, OVERALL, Measure
 
 
 _STRIP = 256  # cells of a heat strip at most: larger codebooks are told by groups of codes
 _BEFORE = "before collisions were resolved"
-_STYLE = """
-.strips { display: grid; gap: .6rem; margin: 1rem 0 1.6rem; }
-th small { font-weight: 400; color: var(--soft); display: block; max-width: 28rem; } h1 { overflow-wrap: anywhere; }
-.clusters { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
-.cluster { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1.1rem;
-           font-size: .9rem; overflow-wrap: anywhere; }
-.cluster h3 { margin: 0 0 .2rem; font-size: 1rem; } .cluster ul { margin: .3rem 0 0; padding-left: 1.1rem; }
-.cluster p { margin: .2rem 0; } .cluster li { margin: .25rem 0; }
-.words { font-weight: 600; }
-"""
+_ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 
 
 def write_inspection_page(file: str | Path, found: Inspection) -> Path:
@@ -42,70 +30,46 @@ def write_inspection_page(file: str | Path, found: Inspection) -> Path:
     file = Path(file)
     if file.is_dir():
         file = file / "inspection.html"
-    sections = [
-        _heading(found),
-        section("The numbers", _NOTE, _overall(found), "<br>", _by_level(found)),
-        section("Which codes are used", _USE_NOTE, _strips(found), charts([_balance(found), _buckets(found)])),
-        *_vector_sections(found),
-        *([section("How it was fitted", charts([_losses(found.fit_log)]))] if found.fit_log else []),
-        section("What codes mean", _MEANING_NOTE, _clusters(found.clusters)),
-        *([section("How this came about", _settings(found.settings))] if found.settings else []),
-    ]
+    values = {
+        "title": f"SIDs of {found.name}",
+        "name": found.name,
+        "headline": headline(found),
+        "overall": _overall(found),
+        "by_level": _by_level(found),
+        "strips": [_strip(level, counts) for level, counts in enumerate(found.items_per_code, 1)],
+        "use": [_balance(found), _buckets(found)],
+        "kept": _kept(found),
+        "losses": [_losses(found.fit_log)] if found.fit_log else [],
+        "clusters": found.clusters,
+        "settings": as_texts(found.settings),
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(check_output_file(file, is_ours)) as half:
-        half.write_text(page(f"SIDs of {found.name}", sections, _STYLE), encoding="utf-8")
+        half.write_text(render("quantizers/templates/inspection.html.jinja", **values), encoding="utf-8")
     return file
 
 
-_NOTE = (
-    "<p>Arrows say which way is better; overlaps compare codebooks of one size only. By level, the columns are levels "
-    "for the use of codes, and prefixes of 1, 2, … codes for everything below it. Small numbers are the quantizer's "
-    "own codes, before collisions were resolved, where they read otherwise.</p>"
-)
-_USE_NOTE = (
-    "<p>Every cell of a strip is a code (or a few neighbours, of a large codebook), the fullest first. The stronger "
-    "its blue, the more items it has, up to four times the even share; codes without any are orange.</p>"
-)
-_MEANING_NOTE = (
-    "<p>The first codes with the most items. Words tell a code from its neighbours: many of its items have them, and "
-    "few others do (class-based TF-IDF). Titles are the most typical ones. Indented: the largest codes below.</p>"
-)
+def _name(measure: Measure) -> Cell:
+    return Cell(measure.name + _ARROWS[measure.better], measure.meaning)
 
 
-def _heading(found: Inspection) -> str:
-    first, *others = headline(found)
-    more = "".join(f"<li>{escape(line)}</li>" for line in others)
-    return f"<h1>Semantic IDs of {escape(found.name)}</h1>\n<p>{escape(first)}</p>\n<ul>{more}</ul>"
-
-
-def _row(measure: Measure, cells: list[str]) -> str:
-    arrow = {"higher": " &uarr;", "lower": " &darr;", "": ""}[measure.better]
-    return f"<tr><th>{escape(measure.name)}{arrow}<small>{escape(measure.meaning)}</small></th>{''.join(cells)}</tr>"
-
-
-def _overall(found: Inspection) -> str:
+def _overall(found: Inspection) -> tuple[list[str], list[tuple[Cell, list[str]]]]:
+    """The table of the whole catalog, beside that of the quantizer's own codes."""
     reports = [found.catalogue] if found.quantizer is None else [found.catalogue, found.quantizer]
-    rows = []
-    for measure in OVERALL:
-        values = [measure.value(report) for report in reports]
-        if values[0] is not None:
-            rows.append(_row(measure, [cell(measure.text(value)) for value in values]))
-    return table(["overall", "catalogue", _BEFORE][: len(reports) + 1], rows)
+    values = {measure: [measure.value(report) for report in reports] for measure in OVERALL}
+    rows = [
+        (_name(measure), [measure.text(value) for value in told])
+        for measure, told in values.items()
+        if told[0] is not None
+    ]
+    return ["overall", "catalog", _BEFORE][: len(reports) + 1], rows
 
 
-def _by_level(found: Inspection) -> str:
-    rows = []
-    for measure in BY_LEVEL:
-        cells = level_cells(measure, found)
-        if cells:
-            texts = (f"{now}<br><small>{before}</small>" if before else now for now, before in cells)
-            rows.append(_row(measure, [cell(text) for text in texts]))
-    return table(["by level", *(str(number) for number in range(1, len(found.catalogue["levels"]) + 1))], rows)
-
-
-def _strips(found: Inspection) -> str:
-    strips = (f"<figure>{_strip(number, counts)}</figure>" for number, counts in enumerate(found.items_per_code, 1))
-    return f'<div class="strips">{"".join(strips)}</div>'
+def _by_level(found: Inspection) -> tuple[list[str], list[tuple[Cell, list[Cell]]]]:
+    """The table by level; small: the quantizer's own codes."""
+    cells = {measure: level_cells(measure, found) for measure in BY_LEVEL}
+    rows = [(_name(measure), [Cell(now, before) for now, before in told]) for measure, told in cells.items() if told]
+    return ["by level", *(str(number) for number in range(1, len(found.catalogue["levels"]) + 1))], rows
 
 
 def _strip(level: int, items_per_code: list[int]) -> str:
@@ -156,7 +120,7 @@ def _balance(found: Inspection) -> str:
 
 def _buckets(found: Inspection) -> str:
     """How many SIDs hold 1, 2, … items."""
-    kinds = {"catalogue": found.catalogue} | ({_BEFORE: found.quantizer} if found.quantizer else {})
+    kinds = {"catalog": found.catalogue} | ({_BEFORE: found.quantizer} if found.quantizer else {})
 
     def draw(axes: Axes) -> None:
         for index, (name, report) in enumerate(kinds.items()):
@@ -180,10 +144,11 @@ def _buckets(found: Inspection) -> str:
     return drawn(draw, "SIDs by the number of their items")
 
 
-def _vector_sections(found: Inspection) -> list[str]:
+def _kept(found: Inspection) -> list[str]:
+    """Plots of what codes keep of the items; none where neither vectors nor events are known."""
     plots = []
     if "error" in found.catalogue:
-        lines = {"catalogue": found.catalogue["error"]}
+        lines = {"catalog": found.catalogue["error"]}
         if found.quantizer is not None:
             lines[_BEFORE] = found.quantizer["error"]
             lines["codes alone"] = found.quantizer["error_of_codes"]
@@ -193,12 +158,12 @@ def _vector_sections(found: Inspection) -> list[str]:
     for kind, who in (("nearest_overlap", "nearest in vector space"), ("cooccurrence_overlap", "used together")):
         if kind in found.catalogue:
             overlap = found.catalogue[kind]
-            lines = {"catalogue": overlap["overlap"]}
+            lines = {"catalog": overlap["overlap"]}
             if found.quantizer is not None:
                 lines[_BEFORE] = found.quantizer[kind]["overlap"]
             title = f"{found.k} items {who}"
             plots.append(_by_prefix(lines, title, "share with the same codes", chance=overlap["chance"]))
-    return [section("What codes keep of the items", charts(plots))] if plots else []
+    return plots
 
 
 def _by_prefix(lines: dict[str, list[float]], title: str, label: str, chance: list[float] | None = None) -> str:
@@ -255,39 +220,3 @@ def _losses(log: list[dict[str, float]]) -> str:
         axes.legend(loc="best", fontsize=10)
 
     return drawn(draw, "parts of the loss over epochs")
-
-
-def _clusters(clusters: list[Cluster]) -> str:
-    return f'<div class="clusters">{"".join(_cluster(cluster) for cluster in clusters)}</div>'
-
-
-def _cluster(cluster: Cluster) -> str:
-    below = "".join(
-        f"<li>{_name(inner)} {_words(inner)}<br><span class='soft'>{_titles(inner.titles[:2])}</span></li>"
-        for inner in cluster.below
-    )
-    return (
-        f'<div class="cluster"><h3>{_name(cluster)}</h3><p>{_words(cluster)}</p>'
-        f"<p class='soft'>{_titles(cluster.titles)}</p>{f'<ul>{below}</ul>' if below else ''}</div>"
-    )
-
-
-def _name(cluster: Cluster) -> str:
-    items = "1 item" if cluster.items == 1 else f"{cluster.items:,} items"
-    return f"<code>{' '.join(map(str, cluster.prefix))}</code> <span class='soft'>{items}</span>"
-
-
-def _words(cluster: Cluster) -> str:
-    return f'<span class="words">{escape(", ".join(cluster.words))}</span>'
-
-
-def _titles(titles: list[str]) -> str:
-    return escape(" · ".join(title if len(title) <= 60 else title[:57] + "…" for title in titles))
-
-
-def _settings(settings: dict[str, Any]) -> str:
-    rows = (
-        f"<tr><th>{escape(name)}</th><td><code>{escape(json.dumps(value, ensure_ascii=False))}</code></td></tr>"
-        for name, value in settings.items()
-    )
-    return f'<div class="scroll"><table><tbody>{"".join(rows)}</tbody></table></div>'
