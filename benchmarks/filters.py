@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--model", required=True, help="model folder")
     parser.add_argument("--dataset", required=True, help="its dataset folder")
     parser.add_argument("--users", type=int, default=400, help="test users, drawn at random")
-    parser.add_argument("--split", default="leave_one_out", choices=("leave_one_out", "temporal"))
+    parser.add_argument("--split", default="leave_one_out")
     parser.add_argument("--beams", type=int, default=50, help="of the filtered searches")
     parser.add_argument("--length", type=int, default=0, help="of the whole lists and their beams (0: all items)")
     parser.add_argument("--batch", type=int, default=16, help="users of a filtered search")

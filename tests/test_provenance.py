@@ -17,7 +17,7 @@ from hf_gr.evaluation import EvaluateConfig, evaluate
 from hf_gr.grpo import SidGRPOConfig, grpo
 from hf_gr.hub import repo_files
 from hf_gr.interests.labelling import LabelConfig, label
-from hf_gr.provenance import TRAINING_DATA_FILE, TrainingData, events_fingerprint, learned_from
+from hf_gr.provenance import TRAINING_DATA_FILE, TrainingData, check_judged, events_fingerprint, learned_from
 from hf_gr.quantizers.station import QuantizeConfig, quantize
 from hf_gr.retrieval import RetrieveConfig, retrieve
 from hf_gr.sft import SidSFTConfig, sft
@@ -100,6 +100,28 @@ def test_a_split_counts_as_itself_whatever_it_is_called(data, tmp_path):
         assert learned_from(split, train, range(40), tmp_path).split == "temporal"
     with pytest.raises(HfGrError, match="has learned from the training part of the split temporal,"):
         learned_from("temporal:0.8,0.15", train, range(40), tmp_path)
+
+
+def test_every_kind_of_split_is_told_from_every_other_and_from_other_targets(data, tmp_path):
+    """Targets move the training part of leave-one-out alone; there they are another split."""
+    train = InteractionDataset.load(data.dataset).split().train
+    bases = ["leave_one_out", "temporal", "temporal:0.7,0.15", "temporal:2014-01-01,2014-06-01", "session"]
+    kinds = [
+        base + targets for base in [*bases, "column:part", "column:fold"] for targets in ("", "@buy", "@buy,cart")
+    ]
+    parts = {kind: kind if kind.startswith("leave_one_out") else kind.partition("@")[0] for kind in kinds}
+    for known in kinds:
+        TrainingData(known).save(tmp_path)
+        for split in kinds:
+            if parts[known] == parts[split]:
+                assert learned_from(split, train, range(40), tmp_path).split == split
+                continue
+            for refuses in (
+                lambda s: learned_from(s, train, range(40), tmp_path),
+                lambda s: check_judged(tmp_path, s, train, range(40)),
+            ):
+                with pytest.raises(HfGrError, match="has learned from the training part of the split"):
+                    refuses(split)
 
 
 def test_judging_on_other_training_events_is_told(data, model, tmp_path, capsys):
