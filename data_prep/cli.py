@@ -149,6 +149,7 @@ def sessions(
     undo_augmentation: Annotated[
         bool, typer.Option("--undo-augmentation", help="Put the rows that a session was cut into together again.")
     ] = False,
+    keep: Keep = None,
     min_user_events: MinUserEvents = 0,
     k_core: KCore = 0,
     deduplicate: Dedup = "exact",
@@ -166,6 +167,7 @@ def sessions(
         item_columns=_mapping(item_column),
         target_behavior=target_behavior,
         undo_augmentation=undo_augmentation,
+        keep=keep or [],
         options=FilterOptions(None, k_core, min_user_events, deduplicate, keep_cold_items, drop_unknown_items),
         source=source,
         license=license,

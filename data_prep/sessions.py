@@ -15,14 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_gr.errors import HfGrError
+from hf_gr.errors import HfGrError, first_line
 
+from . import events as ev
 from .common import finish, settings_of, up_to_date
 from .files import ROW, check_file, column_names, pick_columns, read_table
 from .filters import DEFAULT, FilterOptions
 from .items import OPTIONAL
-from .table import check_map, read_items
-from .values import ids, is_empty, is_text
+from .table import check_keep, check_map, read_items
+from .values import ids, is_empty, is_text, typed
 
 
 Event = tuple[str, str]  # item, behavior
@@ -40,6 +41,7 @@ def prepare_sessions(
     item_columns: Mapping[str, str] | None = None,
     target_behavior: str | None = None,
     undo_augmentation: bool = False,
+    keep: Sequence[str] = (),
     options: FilterOptions = DEFAULT,
     source: str | None = None,
     license: str = "unknown",
@@ -57,6 +59,8 @@ def prepare_sessions(
         item_columns: The same for the items file.
         target_behavior: Behavior of the target; left out, `buy` if its column is `bought_item_id`.
         undo_augmentation: Whether rows of one session id are put together again: see [`merge_prefixes`].
+        keep: Further columns of the rows (`device`), mapped or not, as in `prepare_table`; the value of a row stands
+            at each of its events. Not with `undo_augmentation`, which makes one session of several rows.
         options: What is kept.
         source: Where the data comes from, in a sentence, for the card.
         license: Licence identifier.
@@ -75,19 +79,27 @@ def prepare_sessions(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise HfGrError(f"two files are called {twice!r}, which is to tell their sessions apart; rename one.")
-    columns = check_map(columns, tuple(_THEIRS))
+    check_keep(keep, (*_THEIRS, *ev.REQUIRED, *ev.OPTIONAL))
+    if keep and undo_augmentation:
+        raise HfGrError(
+            "--keep keeps a value of every row, and --undo-augmentation joins rows; leave one of them out."
+        )
+    columns = check_map(columns, (*_THEIRS, *keep))
     item_columns = check_map(item_columns, ("item_id", *OPTIONAL))
     if item_columns and items is None:
         raise HfGrError("--item-column maps a column of the items, but there is no table of items; give --items FILE.")
     more: dict[str, object] = {"columns": columns, "item_columns": item_columns}
     more |= {"target_behavior": target_behavior, "undo_augmentation": undo_augmentation}
+    more |= {"keep": list(keep)} if keep else {}
     settings = settings_of("sessions", files, options, **more)
     if up_to_date(out, settings, files):
         return
     users: list[str] = []
     lists: list[list[Event]] = []
+    further: list[pa.Table] = []
     for path, name in zip(paths, names, strict=True):
-        rows = _read(path, columns, target_behavior)
+        rows, table = _read(path, columns, target_behavior, keep)
+        further.append(table)
         kept = (
             merge_prefixes(rows)
             if undo_augmentation
@@ -102,7 +114,7 @@ def prepare_sessions(
         raise HfGrError(f"sessions of two files would both be called {name!r}; rename one of the files.")
     finish(
         out,
-        _events(users, lists),
+        _events(users, lists, _further(further, paths[0])),
         None if items is None else read_items(files["items"], item_columns),
         where=paths[0] if len(paths) == 1 else paths[0].parent,
         time="position",
@@ -162,10 +174,13 @@ def _put_in(events: list[Event], left_out: list[tuple[int, Event]]) -> list[Even
     return merged
 
 
-def _read(path: Path, columns: Mapping[str, str], behavior: str | None) -> list[Row]:
+def _read(
+    path: Path, columns: Mapping[str, str], behavior: str | None, keep: Sequence[str]
+) -> tuple[list[Row], pa.Table]:
+    """The rows of a file, and their further columns."""
     found = column_names(path)
     wanted = {name: theirs for name, theirs in _THEIRS.items() if theirs in found} | dict(columns)
-    picked = pick_columns(found, wanted, ("session_id", "item_ids"), ("behaviors", "target"), path)
+    picked = pick_columns(found, wanted, ("session_id", "item_ids", *keep), ("behaviors", "target"), path)
     table = read_table(path, picked)
     if not table.num_rows:
         raise HfGrError(f"{path} holds no sessions; check the file.")
@@ -190,7 +205,16 @@ def _read(path: Path, columns: Mapping[str, str], behavior: str | None) -> list[
                 "both, at least one, parted by spaces or as a list."
             )
         rows.append((str(name), list(zip(own, did, strict=True)), [] if last is None else [(last, behavior or "")]))
-    return rows
+    return rows, table.select(list(keep))
+
+
+def _further(tables: Sequence[pa.Table], where: Path) -> pa.Table:
+    """The further columns of all rows of all files, each in its own type."""
+    try:
+        table = pa.concat_tables(table.replace_schema_metadata() for table in tables)
+    except pa.ArrowInvalid as error:
+        raise HfGrError(f"columns of --keep differ in type between the files ({first_line(error)}).") from None
+    return pa.table({name: typed(table[name], name, where) for name in table.column_names})
 
 
 def _behavior_of_target(picked: Mapping[str, str], given: str | None, path: Path) -> str | None:
@@ -237,16 +261,19 @@ def _check_unique(ids: list[str], path: Path, undone: bool) -> None:
         rows[name] = row
 
 
-def _events(ids: list[str], lists: list[list[Event]]) -> daft.DataFrame:
+def _events(ids: list[str], lists: list[list[Event]], further: pa.Table) -> daft.DataFrame:
+    """Events of the sessions `ids`; `further` has a row for each of these, or no column."""
     counts = np.array([len(events) for events in lists])
+    rows = pa.array(np.repeat(np.arange(len(ids)), counts))
     starts = np.cumsum(counts) - counts
-    columns = {
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
         ROW: pa.array(np.arange(counts.sum())),
-        "user_id": pa.array(ids, pa.string()).take(pa.array(np.repeat(np.arange(len(ids)), counts))),
+        "user_id": pa.array(ids, pa.string()).take(rows),
         "item_id": pa.array([item for events in lists for item, _ in events], pa.string()),
         "timestamp": pa.array(np.arange(counts.sum()) - np.repeat(starts, counts)),
     }
     behaviors = [behavior for events in lists for _, behavior in events]
     if any(behaviors):
         columns["behavior"] = pa.array([behavior or None for behavior in behaviors], pa.string())
+    columns |= {name: further[name].take(rows) for name in further.column_names}
     return daft.from_arrow(pa.table(columns))

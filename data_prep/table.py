@@ -140,10 +140,10 @@ def pick_events(
     return without_spare_position(picked, columns)
 
 
-def check_keep(keep: Sequence[str]) -> None:
+def check_keep(keep: Sequence[str], known: Sequence[str] = (*ev.REQUIRED, *ev.OPTIONAL)) -> None:
     """Raises [`HfGrError`] on names of further columns that have another meaning."""
     for name in keep:
-        if name in (*ev.REQUIRED, *ev.OPTIONAL) or list(keep).count(name) > 1:
+        if name in known or list(keep).count(name) > 1:
             raise HfGrError(f"--keep names {name!r}, which is kept anyway; leave that --keep out.")
         if name in it.OPTIONAL or name.startswith("_"):
             what = "a column of the items" if name in it.OPTIONAL else "a name of helpers"

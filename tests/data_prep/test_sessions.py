@@ -205,3 +205,21 @@ def test_retailrocket_test_part(tmp_path):
         data = InteractionDataset.load(tmp_path / "out")
         assert len(data.events) == 2000 and data.events.lengths.sum() == 8413 + 2000
         assert set(data.events.behaviors) == {"view", "cart", "buy"}
+
+
+def test_further_columns_of_a_row_stand_at_each_of_its_events(tmp_path):
+    (tmp_path / "a.csv").write_text("session_id,item_ids,bought_item_id,hour,way\n1,x y,z,7,web\n2,x,,,app\n")
+    (tmp_path / "b.csv").write_text("session_id,item_ids,bought_item_id,hour,way\n1,y x,,8,\n")
+    given = {"keep": ["hour", "device"], "columns": {"device": "way"}}
+    prepare_sessions(tmp_path / "out", [tmp_path / "a.csv", tmp_path / "b.csv"], **given)
+    events = InteractionDataset.load(tmp_path / "out").events
+    assert events.user_ids.tolist() == ["a-1", "a-2", "b-1"] and events.lengths.tolist() == [3, 1, 2]
+    assert events.columns.to_pydict() == {"hour": [7, 7, 7, None, 8, 8], "device": ["web"] * 3 + ["app", None, None]}
+    for keep, message in [
+        (["behaviors"], "--keep names 'behaviors', which is kept anyway; leave that --keep out"),
+        (["hours"], r"a\.csv has no column 'hours'"),
+    ]:
+        with pytest.raises(HfGrError, match=message):
+            prepare_sessions(tmp_path / "bad", tmp_path / "a.csv", keep=keep)
+    with pytest.raises(HfGrError, match="--keep keeps a value of every row, and --undo-augmentation joins rows"):
+        prepare_sessions(tmp_path / "bad", tmp_path / "a.csv", keep=["hour"], undo_augmentation=True)
