@@ -1,7 +1,7 @@
-"""Baselines that stand beside every model: item-item neighbours, chosen on the validation part, and popularity.
+"""Baselines that stand beside every model: item-item neighbors, chosen on the validation part, and popularity.
 
 Both rank by counts, of which many are equal. Items of equal popularity stand in an order drawn once: that of the
-catalogue may tell when an item came, and so what is taken next.
+catalog may tell when an item came, and so what is taken next.
 """
 
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ import numpy as np
 from scipy import sparse
 
 from ..dataset import Cases, Histories, popularity
+from ..neighbors import largest_in_rows
 from .metrics import MISSING, ndcg, target_ranks
 
 
-WINDOWS = (None, 1, 2, 5, 10)  # what [`tuned_knn`] tries, first these with 100 neighbours …
+WINDOWS = (None, 1, 2, 5, 10)  # what [`tuned_knn`] tries, first these with 100 neighbors …
 NEIGHBOURS = (100, 20, 50, 200)  # … then these with the best window
 _TRIED_CASES = 10_000  # validation cases that choose
 _BLOCK = 512  # items whose co-occurrences, and users whose scores, are held at a time, so that memory stays bounded
-_CELLS = 2**22  # entries of a block that are sorted at a time
 
 
 def popularity_order(train: Histories, num_items: int) -> np.ndarray:
@@ -31,7 +31,7 @@ class Popularity:
 
     Args:
         train: Training histories.
-        num_items: Size of the catalogue.
+        num_items: Size of the catalog.
         exclude_seen: Leave out what is in the user's history.
     """
 
@@ -41,7 +41,7 @@ class Popularity:
         self._place = np.argsort(self.order)
 
     def recommend(self, histories: Histories, top_k: int) -> np.ndarray:
-        """Lists int64 [users, top_k], best first; -1 where the catalogue is exhausted."""
+        """Lists int64 [users, top_k], best first; -1 where the catalog is exhausted."""
         lists = np.full((len(histories), top_k), MISSING, np.int64)
         for start in range(0, len(histories), _BLOCK):
             batch = histories.cut(*_block(histories, start))
@@ -52,7 +52,7 @@ class Popularity:
 
 
 class ItemKNN:
-    """Item-item nearest neighbours by the cosine of co-occurrence in training histories (Sarwar et al., WWW 2001).
+    """Item-item nearest neighbors by the cosine of co-occurrence in training histories (Sarwar et al., WWW 2001).
 
     Two items are as similar as `users of both / sqrt(users of one * users of the other)`; every item keeps its
     `neighbours` most similar others, itself not among them. A history's score for an item is the sum over its events
@@ -62,8 +62,8 @@ class ItemKNN:
 
     Args:
         train: Training histories.
-        num_items: Size of the catalogue.
-        neighbours: Neighbours kept per item.
+        num_items: Size of the catalog.
+        neighbours: Neighbors kept per item.
         window: Two items co-occur for a user if they stand at most so many events apart; `None`: however far.
         exclude_seen: Leave out what is in the user's history.
     """
@@ -85,7 +85,7 @@ class ItemKNN:
         self._similarity = self._nearest
 
     def keep(self, neighbours: int) -> None:
-        """Goes on with the first of the neighbours that were found, at most all of them."""
+        """Goes on with the first of the neighbors that were found, at most all of them."""
         self.neighbours = neighbours
         lengths = np.diff(self._nearest.indptr)
         first = np.arange(self._nearest.nnz) - np.repeat(self._nearest.indptr[:-1], lengths) < neighbours
@@ -94,7 +94,7 @@ class ItemKNN:
         self._similarity = sparse.csr_array(parts, shape=self._nearest.shape)
 
     def recommend(self, histories: Histories, top_k: int) -> np.ndarray:
-        """Lists int64 [users, top_k], best first; -1 where the catalogue is exhausted."""
+        """Lists int64 [users, top_k], best first; -1 where the catalog is exhausted."""
         lists = np.empty((len(histories), top_k), np.int64)
         for start in range(0, len(histories), _BLOCK):
             batch = histories.cut(*_block(histories, start))
@@ -105,7 +105,7 @@ class ItemKNN:
             scores = weights @ self._similarity
             if self.exclude_seen:
                 scores = scores - scores.multiply(sparse.csr_array((np.ones(len(seen), bool), (users, seen)), shape))
-            best = _largest(sparse.csr_array(scores), top_k)[0]
+            best = largest_in_rows(sparse.csr_array(scores), top_k)[0]
             places = _filled(best, batch, seen if self.exclude_seen else None, len(self.order))
             lists[start : start + _BLOCK] = _items(places, self.order)
         return lists
@@ -125,13 +125,13 @@ def tuned_knn(
 ) -> tuple[ItemKNN, list[Trial]]:
     """The [`ItemKNN`] of the highest NDCG@10 on validation cases, at most 10,000 drawn at random.
 
-    Windows of None, 1, 2, 5 and 10 are tried with 100 neighbours, then 20, 50 and 200 neighbours with the best window;
+    Windows of None, 1, 2, 5 and 10 are tried with 100 neighbors, then 20, 50 and 200 neighbors with the best window;
     of equals the first is taken.
 
     Args:
         train: Training histories.
         validation: What chooses among the settings.
-        num_items: Size of the catalogue.
+        num_items: Size of the catalog.
         exclude_seen: Leave out what is in the user's history, here and in what is returned.
 
     Returns:
@@ -176,45 +176,14 @@ def _similar(
         together = sparse.csr_array(by_item[block] @ taken if near is None else near[block])
         one = np.repeat(np.arange(start, start + together.shape[0]), np.diff(together.indptr))
         together.data /= np.sqrt(takers[one] * takers[together.indices])
-        together.data[one == together.indices] = 0.0  # an item is not its own neighbour
-        columns, values = _largest(together, neighbours)
+        together.data[one == together.indices] = 0.0  # an item is not its own neighbor
+        columns, values = largest_in_rows(together, neighbours)
         there = columns >= 0
         nearest.append(columns[there])
         cosines.append(values[there])
         counts.append(there.sum(axis=1))
     ptr = np.cumsum(np.concatenate([[0], *counts]))
     return sparse.csr_array((np.concatenate(cosines), np.concatenate(nearest), ptr), shape=(num_items, num_items))
-
-
-def _largest(scores: sparse.csr_array, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Columns of the k largest positive values of every row, largest first, equal ones from the left, and the values:
-    int64 and float32 [rows, k], -1 and 0 behind the last.
-
-    Values are compared in float32: sums that are equal by right and differ in their last digits are ties.
-    """
-    rows, last = scores.shape[0], 2**32 - 1
-    columns, values = np.full((rows, k), MISSING, np.int64), np.zeros((rows, k), np.float32)
-    counts = np.diff(scores.indptr)
-    # positive floats are ordered as their bits are: one integer holds the value and, below it, the column
-    bits = np.maximum(scores.data, 0).astype(np.float32).view(np.int32).astype(np.int64)
-    keys = np.where(bits > 0, (bits << 32) | (last - scores.indices.astype(np.int64)), 0)
-    order = np.argsort(counts, kind="stable")  # rows of about one length are sorted together
-    start = 0
-    while start < rows:
-        end = start + 1
-        while end < rows and (end + 1 - start) * counts[order[end]] <= _CELLS:
-            end += 1
-        chosen = order[start:end]
-        lengths, width = counts[chosen], max(int(counts[chosen].max()), k)
-        block = np.zeros((len(chosen), width), np.int64)
-        inside = np.arange(width) < lengths[:, None]
-        source = (scores.indptr[:-1][chosen][:, None] + np.arange(width))[inside]
-        block[inside] = keys[source]
-        best = -np.sort(-np.partition(block, width - k, axis=1)[:, width - k :], axis=1)
-        columns[chosen] = np.where(best > 0, last - (best & last), MISSING)
-        values[chosen] = (best >> 32).astype(np.int32).view(np.float32)
-        start = end
-    return columns, values
 
 
 def _filled(places: np.ndarray, histories: Histories, banned: np.ndarray | None, num_items: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import faiss
 import numpy as np
 import scipy.sparse as sp
 
+from ..neighbors import largest_in_rows
 from .base import Quantizer, check_codes
 from .redundancy import redundancy
 from .vectors import CHUNK
@@ -291,20 +292,14 @@ def cooccurrence_neighbours(graph: sp.csr_array, k: int = 10) -> tuple[np.ndarra
         k: Neighbours.
 
     Returns:
-        Rows int64 [N], all of them, and rows of their neighbours, int64 [N, k], strongest first, ties to the lower
-        row, filled up by -1.
+        Rows int64 [N], all of them, and rows of their neighbours, int64 [N, k], strongest first, ties (in float32)
+        to the lower row, filled up by -1.
     """
-    neighbours = np.full((graph.shape[0], k), -1, np.int64)
+    neighbours = np.empty((graph.shape[0], k), np.int64)
     for start in range(0, graph.shape[0], CHUNK):
-        block = graph[start : start + CHUNK].tocoo()
-        own, other = (np.asarray(coordinates, np.int64) for coordinates in block.coords)
-        keep = (own + start != other) & (block.data > 0)
-        own, other, weight = own[keep], other[keep], block.data[keep]
-        order = np.lexsort((other, -weight, own))
-        own, other = own[order], other[order]
-        place = np.arange(len(own)) - np.searchsorted(own, own)
-        near = place < k
-        neighbours[own[near] + start, place[near]] = other[near]
+        block = sp.csr_array(graph[start : start + CHUNK])
+        block.data[np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)) + start == block.indices] = 0
+        neighbours[start : start + CHUNK] = largest_in_rows(block, k)[0]
     return np.arange(len(neighbours)), neighbours
 
 

@@ -123,7 +123,7 @@ def test_blocks_of_users_and_entries_change_nothing(monkeypatch):
     train, queries = random_histories(0, 60), random_histories(1, 60)
     whole = ItemKNN(train, NUM_ITEMS, exclude_seen=True).recommend(queries, 5)
     monkeypatch.setattr("hf_gr.evaluation.baselines._BLOCK", 7)
-    monkeypatch.setattr("hf_gr.evaluation.baselines._CELLS", 1)
+    monkeypatch.setattr("hf_gr.neighbors._CELLS", 1)
     assert np.array_equal(ItemKNN(train, NUM_ITEMS, exclude_seen=True).recommend(queries, 5), whole)
 
 

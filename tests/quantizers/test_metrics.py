@@ -213,8 +213,11 @@ def graph_of(seed: int = 0, rows: int = 60) -> sp.csr_array:
 def test_cooccurrence_neighbours_are_the_strongest(chunk: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(metrics, "CHUNK", chunk)
     dense = graph_of().toarray()
-    rows, neighbours = cooccurrence_neighbours(sp.csr_array(dense + 9 * np.eye(60)), 3)  # never an item itself
+    graph = sp.csr_array(dense + 9 * np.eye(60))
+    rows, neighbours = cooccurrence_neighbours(graph, 3)  # never an item itself
+    assert (graph.diagonal() == 9).all()  # and the graph stays as it was
     assert rows.tolist() == list(range(60))
+    assert (neighbours[11] == -1).all()
     for row in range(60):
         found = sorted((-dense[row, i], i) for i in range(60) if dense[row, i] > 0)[:3]
         assert neighbours[row].tolist() == [i for _, i in found] + [-1] * (3 - len(found))
