@@ -26,19 +26,20 @@ CATALOG_FILES = ("catalog.json", "catalog.safetensors", "items.parquet")
 
 @dataclass(frozen=True, eq=False)
 class SidCatalog:
-    """Semantic IDs of N items on L levels.
+    """Semantic IDs of N items on L levels, in one view or in several: an item may have a SID by each of V codebooks.
 
     Attributes:
-        codes: int32 [N, L]; `codes[i, l]` is the code of item i on level l. Items may share a SID.
+        codes: int32 [N, L]; `codes[i, l]` is the code of item i on level l, in the first view. Items may share a SID.
         codebook_sizes: Number of codes K_l of each level.
         items: Table of N rows with `item_id` and `title`, the rows of the dataset it was made from. Further columns
             are kept; boolean ones, such as `in_stock`, can filter requests.
         popularity: int64 [N], training events per item; orders the items that share a SID.
         live: bool [N]; removed items keep their row and SID, but are never an answer.
-        code_vectors: float32 [K_l, d] for every level (empty tuple if unknown), used to start the token rows; those
-            of a digit level are drawn at random.
+        code_vectors: float32 [K_l, d] for every level, of one view after the other (empty tuple if unknown), used to
+            start the token rows; those of a digit level are drawn at random.
         collisions: How items on one SID were told apart: `"keep"` (not at all), `"greedy"`, `"sinkhorn"`, or
             `"digit"` (the last level only counts). Items that come later get their SIDs accordingly.
+        more_codes: int32 [V - 1, N, L], the codes of the other views, on the same codebook sizes; `None`: one view.
     """
 
     codes: np.ndarray
@@ -48,6 +49,7 @@ class SidCatalog:
     live: np.ndarray
     code_vectors: tuple[np.ndarray, ...] = field(default=())
     collisions: str = "keep"
+    more_codes: np.ndarray | None = None
 
     @classmethod
     def from_codes(
@@ -59,9 +61,17 @@ class SidCatalog:
         code_vectors: Sequence[np.ndarray] = (),
         collisions: str = "keep",
     ) -> "SidCatalog":
-        """Makes a catalogue of live items and checks that the parts agree; raises [`HfGrError`] where they do not."""
+        """Makes a catalogue of live items, of codes [N, L] or, in several views, [V, N, L], and checks that the parts
+        agree; raises [`HfGrError`] where they do not."""
         items = check_items(items, "catalogue items")
         codes = np.ascontiguousarray(codes, dtype=np.int32)
+        if codes.ndim == 3 and len(codes) and codes.shape[1:] == (items.num_rows, len(codebook_sizes)):
+            views = [
+                cls.from_codes(view, items, codebook_sizes, popularity, vectors, collisions)
+                for view, vectors in zip(codes, _by_view(code_vectors, len(codes)), strict=True)
+            ]
+            vectors = tuple(one for view in views for one in view.code_vectors)
+            return replace(views[0], code_vectors=vectors, more_codes=codes[1:] if len(codes) > 1 else None)
         if codes.ndim != 2 or codes.shape[0] != items.num_rows or codes.shape[1] != len(codebook_sizes):
             raise HfGrError(
                 f"codes have shape {codes.shape}; {items.num_rows} items on {len(codebook_sizes)} levels are needed."
@@ -91,6 +101,19 @@ class SidCatalog:
     @property
     def num_levels(self) -> int:
         return len(self.codebook_sizes)
+
+    @property
+    def views(self) -> np.ndarray:
+        """The codes of all views, int32 [V, N, L]."""
+        return self.codes[None] if self.more_codes is None else np.concatenate([self.codes[None], self.more_codes])
+
+    def view(self, number: int) -> "SidCatalog":
+        """The catalog of one view, the first being 0. Raises [`HfGrError`] if there are not so many."""
+        codes = self.views
+        if not 0 <= number < len(codes):
+            raise HfGrError(f"there is no view {number}; the catalog has {len(codes)}, counted from 0.")
+        vectors = tuple(_by_view(self.code_vectors, len(codes))[number])
+        return replace(self, codes=codes[number], code_vectors=vectors, more_codes=None)
 
     @cached_property
     def item_ids(self) -> list[str]:
@@ -169,6 +192,8 @@ class SidCatalog:
         digest = hashlib.sha256("\0".join(self.item_ids).encode())
         digest.update(np.ascontiguousarray(self.codes, dtype="<i4").tobytes())
         digest.update(repr(self.codebook_sizes).encode())
+        if self.more_codes is not None:
+            digest.update(np.ascontiguousarray(self.more_codes, dtype="<i4").tobytes())
         return digest.hexdigest()[:16]
 
     def removed(self, item_ids: Sequence[str]) -> "SidCatalog":
@@ -187,12 +212,16 @@ class SidCatalog:
 
         Args:
             items: Table of n items with `item_id`, `title`; columns the catalogue has and they lack become null.
-            codes: int [n, L].
+            codes: int [n, L], or [V, n, L] where the catalog has several views.
 
         Raises:
-            HfGrError: On ids that are known, columns of another type, or codes outside the codebooks.
+            HfGrError: On codes of another number of views or outside the codebooks, ids that are known, or columns of
+                another type.
         """
         items = check_items(items, "new items")
+        codes = codes[None] if codes.ndim == 2 else codes
+        if len(codes) != len(self.views):
+            raise HfGrError(f"the new items have {len(codes)} view(s) of codes, the catalog {len(self.views)}.")
         if known := [item_id for item_id in items["item_id"].to_pylist() if item_id in self.row_of]:
             raise HfGrError(f"{_some(known)} are in the catalogue already; leave them out of the new items.")
         columns = [
@@ -201,7 +230,7 @@ class SidCatalog:
         ]
         both = pa.concat_tables([self.items, pa.table(columns, schema=self.items.schema)])
         extended = SidCatalog.from_codes(
-            np.concatenate([self.codes, codes]),
+            np.concatenate([self.views, codes], axis=1),
             both,
             self.codebook_sizes,
             np.concatenate([self.popularity, np.zeros(len(items), np.int64)]),
@@ -266,7 +295,8 @@ class SidCatalog:
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"codes": self.codes, "popularity": self.popularity, "live": self.live.astype(np.uint8)}
+        codes = self.codes if self.more_codes is None else self.views
+        tensors = {"codes": codes, "popularity": self.popularity, "live": self.live.astype(np.uint8)}
         tensors |= {f"code_vectors.{level}": vectors for level, vectors in enumerate(self.code_vectors)}
         save_file(tensors, folder / "catalog.safetensors")
         pq.write_table(self.items, folder / "items.parquet")
@@ -277,13 +307,23 @@ class SidCatalog:
             "collisions": self.collisions,
             "fingerprint": self.fingerprint,
         }
+        if self.more_codes is not None:
+            description["views"] = len(self.views)
         write_json(folder / "catalog.json", description)
 
     @classmethod
-    def load(cls, path: str | Path, revision: str | None = None) -> "SidCatalog":
-        """Reads a catalogue from a folder or from a Hub repo, and checks its fingerprint."""
+    def load(cls, path: str | Path, revision: str | None = None, *, several_views: bool = False) -> "SidCatalog":
+        """Reads a catalogue from a folder or from a Hub repo, and checks its fingerprint.
+
+        A reader that knows one view is not given several: they are refused unless it says `several_views`.
+        """
         folder = local_folder(path, revision=revision, files=CATALOG_FILES)
         description = read_json(folder / "catalog.json")
+        if description.get("views", 1) > 1 and not several_views:
+            raise HfGrError(
+                f"{folder} holds {description['views']} views of codes, of which one is read here; save one of them: "
+                "SidCatalog.load(FOLDER, several_views=True).view(0).save(OTHER)."
+            )
         for name in CATALOG_FILES[1:]:
             if not (folder / name).is_file():
                 raise HfGrError(f"{folder / name} is missing; write the catalogue again with `hf-gr quantize`.")
@@ -293,13 +333,14 @@ class SidCatalog:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         vectors = sum(name.startswith("code_vectors.") for name in tensors)
         catalog = cls(
-            tensors["codes"],
+            tensors["codes"] if tensors["codes"].ndim == 2 else tensors["codes"][0],
             tuple(description["codebook_sizes"]),
             check_items(pq.read_table(folder / "items.parquet"), folder / "items.parquet"),
             tensors["popularity"],
             tensors["live"].astype(bool),
             tuple(tensors[f"code_vectors.{level}"] for level in range(vectors)),
             description.get("collisions", "keep"),  # catalogues of the first version do not say
+            None if tensors["codes"].ndim == 2 else tensors["codes"][1:],
         )
         if catalog.fingerprint != description["fingerprint"]:
             raise HfGrError(
@@ -314,11 +355,13 @@ def _check_sizes(folder: Path, description: dict[str, Any], shapes: dict[str, tu
     few bytes of Parquet may say millions of rows."""
     items, sizes = description["items"], description["codebook_sizes"]
     rows = pq.read_metadata(folder / "items.parquet").num_rows
-    expected = {"codes": (items, len(sizes)), "popularity": (items,), "live": (items,)}
+    views = description.get("views", 1)
+    codes = (items, len(sizes)) if views == 1 else (views, items, len(sizes))
+    expected = {"codes": codes, "popularity": (items,), "live": (items,)}
     found = {name: shapes.get(name) for name in expected} | {"items.parquet": (rows,)}
     expected["items.parquet"] = (items,)
     vectors = [name for name in shapes if name.startswith("code_vectors.")]
-    for level, size in enumerate(sizes[: len(vectors)]):
+    for level, size in enumerate((sizes * views)[: len(vectors)]):
         name = f"code_vectors.{level}"
         expected[name], found[name] = (size,), (shapes.get(name) or (None,))[:1]
     for name, shape in expected.items():
@@ -326,6 +369,14 @@ def _check_sizes(folder: Path, description: dict[str, Any], shapes: dict[str, tu
             raise HfGrError(
                 f"{folder}: {name} is of size {found[name]}, but catalog.json tells {shape}; write the catalog again."
             )
+
+
+def _by_view(code_vectors: Sequence[np.ndarray], views: int) -> list[Sequence[np.ndarray]]:
+    """The code vectors of every view."""
+    levels, rest = divmod(len(code_vectors), views)
+    if rest:
+        raise HfGrError(f"there are {len(code_vectors)} tables of code vectors for {views} views; give each as many.")
+    return [code_vectors[view * levels : (view + 1) * levels] for view in range(views)]
 
 
 def _cast(column: pa.ChunkedArray, ours: pa.Field) -> pa.ChunkedArray:

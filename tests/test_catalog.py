@@ -17,7 +17,7 @@ def assert_same(found: SidCatalog, expected: SidCatalog) -> None:
     assert found.codebook_sizes == expected.codebook_sizes
     assert found.items.to_pylist() == expected.items.to_pylist()
     assert found.fingerprint == expected.fingerprint
-    for name in ("codes", "popularity", "live"):
+    for name in ("views", "codes", "popularity", "live"):
         one, other = getattr(found, name), getattr(expected, name)
         assert np.array_equal(one, other) and one.dtype == other.dtype, name
     assert len(found.code_vectors) == len(expected.code_vectors)
@@ -232,3 +232,72 @@ def test_numbers_beyond_int64_need_buckets():
     with pytest.raises(HfGrError, match="outnumber int64; give buckets"):
         catalog.features()
     assert len(set(catalog.features(100)["prefix_8"].to_pylist())) == 1
+
+
+def several_views(vectors: bool = True) -> SidCatalog:
+    """Three views of 40 items on two levels."""
+    random = np.random.default_rng(3)
+    codes = np.stack([random.integers(0, size, (3, 40)) for size in (4, 5)], axis=2)
+    tables = [random.normal(size=(size, 8)) for _ in range(3) for size in (4, 5)] if vectors else []
+    return SidCatalog.from_codes(codes, tiny_items(), (4, 5), np.arange(40), tables)
+
+
+@pytest.mark.parametrize("vectors", [True, False])
+def test_several_views_are_saved_loaded_and_told_apart(tmp_path, vectors):
+    catalog = several_views(vectors).removed(["i004"])
+    catalog.save(tmp_path / "all")
+    loaded = SidCatalog.load(tmp_path / "all", several_views=True)
+    assert_same(loaded, catalog)
+    assert loaded.views.shape == (3, 40, 2) and np.array_equal(loaded.codes, loaded.views[0])
+    for number in range(3):
+        view = loaded.view(number)
+        tables = catalog.code_vectors[2 * number : 2 * number + 2]
+        plain = SidCatalog.from_codes(catalog.views[number], tiny_items(), (4, 5), np.arange(40), tables)
+        assert_same(view, plain.removed(["i004"]))
+        view.save(tmp_path / str(number))
+        assert_same(SidCatalog.load(tmp_path / str(number)), view)
+    with pytest.raises(HfGrError, match=r"there is no view 3; the catalog has 3, counted from 0"):
+        catalog.view(3)
+
+
+def test_a_reader_of_one_view_refuses_several(tmp_path):
+    several_views().save(tmp_path)
+    with pytest.raises(HfGrError, match=r"holds 3 views of codes, of which one is read here; save one .*view\(0\)"):
+        SidCatalog.load(tmp_path)
+
+
+def test_one_view_is_written_as_ever(tmp_path):
+    """So that older releases read it."""
+    catalog = tiny_catalog()
+    again = SidCatalog.from_codes(
+        catalog.codes[None], catalog.items, (4, 4, 4), catalog.popularity, catalog.code_vectors
+    )
+    assert_same(again, catalog)
+    for name, one in (("a", catalog), ("b", again)):
+        one.save(tmp_path / name)
+    assert "views" not in json.loads((tmp_path / "a" / "catalog.json").read_text())
+    assert load_file(tmp_path / "a" / "catalog.safetensors")["codes"].shape == (40, 3)
+    for name in CATALOG_FILES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_every_view_counts_in_the_fingerprint_and_grows():
+    catalog = several_views()
+    prints = {catalog.fingerprint, catalog.view(0).fingerprint}
+    for view in range(3):
+        codes = catalog.views.copy()
+        codes[view, 7, 1] = (codes[view, 7, 1] + 1) % 5
+        prints.add(SidCatalog.from_codes(codes, tiny_items(), (4, 5)).fingerprint)
+    assert len(prints) == 5
+    new = pa.table({"item_id": ["new"], "title": ["New"]})
+    grown = catalog.extended(new, np.array([[[1, 2]], [[3, 4]], [[0, 0]]]))
+    assert grown.views[:, 40].tolist() == [[1, 2], [3, 4], [0, 0]] and np.array_equal(
+        grown.views[:, :40], catalog.views
+    )
+    assert grown.updated(pa.table({"item_id": ["new"], "title": ["Newer"]})).views.shape == (3, 41, 2)
+    with pytest.raises(HfGrError, match=r"the new items have 1 view\(s\) of codes, the catalog 3"):
+        catalog.extended(new, np.array([[1, 2]]))
+    with pytest.raises(HfGrError, match=r"SID \[4, 0\], outside the codebook sizes \[4, 5\]"):
+        catalog.extended(new, np.array([[[1, 2]], [[4, 0]], [[0, 0]]]))
+    with pytest.raises(HfGrError, match="5 tables of code vectors for 3 views; give each as many"):
+        SidCatalog.from_codes(catalog.views, tiny_items(), (4, 5), code_vectors=catalog.code_vectors[:5])
