@@ -24,6 +24,7 @@ from transformers import PrefixConstrainedLogitsProcessor
 
 from hf_gr.decoding.trunk import Trunk, step_log_probs
 from hf_gr.grammar import ItemFilter, SidGrammar, Successors, TrieGrammar, UnorderedGrammar
+from hf_gr.search_config import SearchConfig
 
 
 GRAMMARS: dict[str, type[TrieGrammar] | type[UnorderedGrammar]] = {"trie": TrieGrammar, "unordered": UnorderedGrammar}
@@ -136,7 +137,7 @@ def model_step_seconds(options: argparse.Namespace, repeats: int) -> float:
 
     def run() -> None:
         hidden = trunk.feed(ids, depths, visible)
-        log_probs = step_log_probs(model, hidden.flatten(0, 1), grammar, 1, free, "constrained")
+        log_probs = step_log_probs(model, hidden.flatten(0, 1), grammar, 1, free, SearchConfig())
         log_probs.view(batch, -1).topk(beams, dim=1)
         trunk.drop()
 

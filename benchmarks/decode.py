@@ -25,7 +25,7 @@ from rich.table import Table
 from hf_gr.decoding import Beams, tree_search
 from hf_gr.decoding.generate import generate_search
 from hf_gr.decoding.graphs import SearchGraphs
-from hf_gr.decoding.trunk import pad_left
+from hf_gr.decoding.padding import pad_left
 from hf_gr.grammar import TrieGrammar, generation_config
 
 

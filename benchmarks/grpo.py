@@ -56,7 +56,7 @@ from trl import GRPOConfig, GRPOTrainer
 from hf_gr.branches import share_prompts
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Histories
-from hf_gr.decoding.trunk import pad_left
+from hf_gr.decoding.padding import pad_left
 from hf_gr.grammar import TrieGrammar
 from hf_gr.grpo import SidGRPOConfig, SidGRPOTrainer
 from hf_gr.models import last_hidden

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .grammar import SidGrammar, SidLogitsProcessor
     from .hub import push_to_hub, save_repo, update_card
     from .pipeline import GenerativeRecommendationPipeline
+    from .search_config import SearchConfig
     from .vocabulary import SidVocabulary, add_vocabulary
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ _MODULE_OF = {
     "Histories": "dataset",
     "InteractionDataset": "dataset",
     "Recommender": "decoding",
+    "SearchConfig": "search_config",
     "SidCatalog": "catalog",
     "SidGrammar": "grammar",
     "SidLogitsProcessor": "grammar",
@@ -52,6 +54,7 @@ __all__ = [
     "Histories",
     "InteractionDataset",
     "Recommender",
+    "SearchConfig",
     "SidCatalog",
     "SidGrammar",
     "SidLogitsProcessor",

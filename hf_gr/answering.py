@@ -4,7 +4,7 @@ Our modules that import transformers are imported for types alone: the pipeline,
 `transformers.pipelines`, needs this one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from .dataset import Histories
 from .errors import HfGrError
 from .limits import whole
 from .requests import Request
+from .search_config import SearchConfig
 
 
 if TYPE_CHECKING:
@@ -25,12 +26,11 @@ Answer = tuple[np.ndarray, np.ndarray]  # items and scores
 def answer(
     recommender: "Recommender",
     requests: Sequence[Request],
+    search: SearchConfig | None = None,
     *,
-    top_k: int = 10,
-    num_beams: int = 50,
     max_per_category: int | None = None,
     batch_size: int = 16,
-    reflection: float = 0.0,
+    **options: Any,
 ) -> list[Answer]:
     """Items (int64) and scores (float32) for every request, best first: min(top_k, live items) distinct items.
 
@@ -39,26 +39,19 @@ def answer(
     Args:
         recommender: The model.
         requests: Parsed for its catalogue.
-        top_k: Items wanted.
-        num_beams: Width of the search; raised to `top_k`.
+        search: Settings of the search.
         max_per_category: At most so many items of one category (our choice: an item counts for the first of its
             categories; items without any are not capped). While a list is short the search goes on without the items
             found and the categories that are full; the lists are shorter than `top_k` only when nothing is left.
             Scores are those without any filter; one rises only where a later search saw what few beams had missed.
         batch_size: Requests per call of the model; similar lengths go together.
-        reflection: Paths whose codes agree less than this in their categories are dropped, from 0 (off) to 1 (CORP).
+        options: Entries of `search` that are otherwise than there: `top_k=5, num_beams=20`.
 
     Raises:
         HfGrError: On settings out of the recommender's limits, and on a request that cannot be answered.
     """
     answers = answer_each(
-        recommender,
-        requests,
-        top_k=top_k,
-        num_beams=num_beams,
-        max_per_category=max_per_category,
-        batch_size=batch_size,
-        reflection=reflection,
+        recommender, requests, search, max_per_category=max_per_category, batch_size=batch_size, **options
     )
     for result in answers:
         if isinstance(result, HfGrError):
@@ -69,36 +62,32 @@ def answer(
 def answer_each(
     recommender: "Recommender",
     requests: Sequence[Request | HfGrError],
+    search: SearchConfig | None = None,
     *,
-    top_k: int = 10,
-    num_beams: int = 50,
     max_per_category: int | None = None,
     batch_size: int = 16,
-    reflection: float = 0.0,
+    **options: Any,
 ) -> list[Answer | HfGrError]:
     """As [`answer`], but what is wrong with one request is that one's: its place holds the error.
 
     Args:
         requests: Errors among them, of requests that could not be read, are passed on.
-        recommender, top_k, num_beams, max_per_category, batch_size, reflection: As for [`answer`].
+        recommender, search, max_per_category, batch_size, options: As for [`answer`].
 
     Raises:
         HfGrError: On settings, which are for all.
     """
     recommender = recommender.snapshot()
     batch_size = recommender.limits.number("batch_size", batch_size)
-    wanted = {
-        "top_k": recommender.limits.number("top_k", top_k),
-        "num_beams": recommender.limits.number("num_beams", num_beams),
-        "reflection": reflection,
-    }
+    config = SearchConfig.of(search, **options)
+    config.check_limits(recommender.limits)
     cap = None if max_per_category is None else whole("max_per_category", max_per_category)
-    recommender.reflection(reflection)  # refused for all
+    recommender.call(config)  # refused for all
 
-    def search(batch: list[Request]) -> list[Answer]:
+    def answered(batch: list[Request]) -> list[Answer]:
         if cap is None:
-            return _search(recommender, batch, [request.exclude for request in batch], wanted)
-        return _capped_search(recommender, batch, wanted, cap)
+            return _search(recommender, batch, [request.exclude for request in batch], config)
+        return _capped_search(recommender, batch, config, cap)
 
     read = {row: request for row, request in enumerate(requests) if isinstance(request, Request)}
     answers: list[Answer | HfGrError] = [
@@ -107,7 +96,7 @@ def answer_each(
     order = sorted(read, key=lambda row: -len(read[row].history))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        for row, result in zip(rows, _alone(search, [read[row] for row in rows]), strict=True):
+        for row, result in zip(rows, _alone(answered, [read[row] for row in rows]), strict=True):
             answers[row] = result
     return answers
 
@@ -123,13 +112,13 @@ def _alone(search: Callable[[list[Request]], list[Answer]], batch: list[Request]
 
 
 def _search(
-    recommender: "Recommender", batch: Sequence[Request], exclude: Sequence[np.ndarray], wanted: Mapping[str, Any]
+    recommender: "Recommender", batch: Sequence[Request], exclude: Sequence[np.ndarray], config: SearchConfig
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     allow, only = [request.allow for request in batch], _masks(recommender, batch)
     filtered = any(map(len, exclude)) or any(x is not None for x in (*allow, *only))
     items, scores = recommender.recommend(
         histories_of(batch, recommender.vocabulary.context),
-        **wanted,
+        config,
         exclude=exclude if filtered else None,
         allow=allow if filtered else None,
         only=only if filtered else None,
@@ -141,17 +130,17 @@ def _search(
 def _capped_search(
     recommender: "Recommender",
     batch: Sequence[Request],
-    wanted: Mapping[str, Any],
+    config: SearchConfig,
     cap: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    top_k, category = wanted["top_k"], recommender.catalog.first_categories
+    top_k, category = config.top_k, recommender.catalog.first_categories
     found: list[list[tuple[int, float]]] = [[] for _ in batch]
     exclude = [request.exclude for request in batch]
     counts = np.zeros((len(batch), category.max() + 2), np.int64)  # the last column: items without a category (−1)
     unfinished = list(range(len(batch)))
     while unfinished:
         open_requests = [batch[row] for row in unfinished]
-        results = _search(recommender, open_requests, [exclude[row] for row in unfinished], wanted)
+        results = _search(recommender, open_requests, [exclude[row] for row in unfinished], config)
         for row, (items, scores) in zip(unfinished, results, strict=True):
             for item, score in zip(items.tolist(), scores.tolist(), strict=True):
                 kind = category[item]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .evaluation.predictions import USERS_KEY, WHOLE_HISTORIES
 from .limits import Limits
 from .offline import local_folder
 from .requests import Request, parse_request, warn_skipped
+from .search_config import SearchConfig
 from .users import read_users
 
 
@@ -41,16 +43,15 @@ def recommend_batch(
     model: str | Path,
     users: str | Path,
     out: str | Path,
+    search: SearchConfig | None = None,
     *,
-    top_k: int = 10,
-    num_beams: int = 50,
     batch_size: int = 16,
     max_per_category: int | None = None,
-    reflection: float = 0.0,
     defaults: Mapping[str, Any] | None = None,
     strict: bool = False,
     part_size: int = 256,
     limits: Limits | None = None,
+    **options: Any,
 ) -> Path:
     """Recommends for every user of a file.
 
@@ -69,11 +70,12 @@ def recommend_batch(
             `category` and `where` are one name, or a list. Or a dataset folder: every user with all of the events.
         out: Parquet file with `user_id`, `item_ids`, `scores`, `titles` (lists, best first) and `error` (null where
             there are items), one row per row of `users`, in its order.
-        top_k, num_beams, max_per_category, batch_size, reflection: As for [`~hf_gr.answering.answer`].
+        search, max_per_category, batch_size: As for [`~hf_gr.answering.answer`].
         defaults: The same keys, for users of whom the file does not say otherwise: `{"exclude_seen": True}`.
         strict: Whether unknown ids are refused instead of skipped with a warning.
         part_size: Users per part.
         limits: Of what a request may ask; [`Limits`] if left out.
+        options: Entries of `search` that are otherwise than there: `top_k=5, num_beams=20`.
 
     Raises:
         HfGrError: On settings and files that cannot be read, before anything is computed; and where no user at all
@@ -88,18 +90,19 @@ def recommend_batch(
     if part_size < 1:
         raise HfGrError(f"part_size is {part_size}; give at least 1.")
     folder = local_folder(model)
-    search: dict[str, Any] = {"top_k": top_k, "num_beams": num_beams, "max_per_category": max_per_category}
-    search["reflection"] = reflection
+    config = SearchConfig.of(search, **options)
     inputs = {"model": fingerprint(folder), "users": fingerprint(users)}
     defaults = dict(defaults or {})
-    settings = search | {"defaults": defaults, "strict": strict, "part_size": part_size}
+    settings = asdict(config) | {"max_per_category": max_per_category, "defaults": defaults, "strict": strict}
+    settings["part_size"] = part_size
     settings["columns"] = _SCHEMA.names
     key = settings_key("recommend", settings, inputs)
     if _key_of(out) == key.encode():
         logger.info("%s is up to date.", out)
         return out
     recommender = Recommender.from_pretrained(folder, limits=limits)
-    answer_each(recommender, [], batch_size=batch_size, **search)  # settings are refused before a part is written
+    wanted: dict[str, Any] = {"search": config, "max_per_category": max_per_category, "batch_size": batch_size}
+    answer_each(recommender, [], **wanted)  # settings are refused before a part is written
     user_ids, requests = _read_requests(users, recommender, defaults, strict)
     warn_skipped(requests)
     with claimed(out.with_name(f"{out.name}.parts")) as parts:
@@ -110,7 +113,7 @@ def recommend_batch(
                 part = slice(start, start + part_size)
                 files.append(parts / f"part-{number:05d}.parquet")
                 if not files[-1].is_file():
-                    answers = answer_each(recommender, requests[part], batch_size=batch_size, **search)
+                    answers = answer_each(recommender, requests[part], **wanted)
                     _write_whole([_table(user_ids[part], answers, recommender.catalog)], files[-1], key)
                 progress.update(len(requests[part]))
         errors = [error for file in files for error in pq.read_table(file, columns=["error"])["error"].to_pylist()]

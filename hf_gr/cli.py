@@ -20,6 +20,7 @@ from .endings import INTERRUPTED, leave_after
 from .endings import run_reporting_errors as run_reporting_errors
 from .errors import HfGrError
 from .offline import local_folder
+from .search_config import SearchConfig
 from .terminal import clean, plain
 
 
@@ -169,7 +170,12 @@ def recommend(
     top_k: Annotated[int, typer.Option(help="Items wanted.")] = 10,
     num_beams: Annotated[int, typer.Option(help="Width of the search.")] = 50,
     max_per_category: Annotated[int | None, typer.Option(help="At most so many items of one category.")] = None,
+    method: Annotated[str, typer.Option(help="beam, sample, gumbel or exhaustive.")] = "beam",
+    score: Annotated[str, typer.Option(help="constrained, or model: among the whole vocabulary.")] = "constrained",
+    temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
     reflection: Annotated[float, typer.Option(help="Drop paths of a lower consistency, from 0 (off) to 1.")] = 0.0,
+    graphs: Annotated[bool, typer.Option("--graphs", help="Replay searches as CUDA graphs, on a GPU.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of draws.")] = None,
     strict: Annotated[bool, typer.Option(help="Refuse unknown ids instead of skipping them.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show why: the path of codes, shared interests.")] = False,
 ) -> None:
@@ -179,8 +185,17 @@ def recommend(
     """
     wishes = {"exclude": _ids(exclude or ""), "exclude_seen": exclude_seen, "category": category or None}
     wishes["query"] = query or ""
-    settings: dict[str, Any] = {"top_k": top_k, "num_beams": num_beams, "max_per_category": max_per_category}
-    settings |= {"reflection": reflection, "strict": strict}
+    search = SearchConfig.of(
+        top_k=top_k,
+        num_beams=num_beams,
+        method=method,
+        score=score,
+        temperature=temperature,
+        reflection=reflection,
+        graphs=graphs,
+        seed=seed,
+    )
+    settings: dict[str, Any] = {"search": search, "max_per_category": max_per_category, "strict": strict}
     if users is not None:
         if out is None or history is not None or explain:
             raise HfGrError("--users needs --out FILE.parquet, and neither --history nor --explain.")

@@ -8,6 +8,7 @@ are used: this one is loaded with `transformers.pipelines`, whose own import one
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import fields
 from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from .interests import Interests
 from .interests.shared import SharedInterests
 from .limits import Limits
 from .requests import REQUEST_KEYS, Request, is_list, parse_request, warn_skipped
+from .search_config import SearchConfig
 
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from .vocabulary import SidVocabulary
 
 TASK = "generative-recommendation"
+_SEARCH_OPTIONS = [option.name for option in fields(SearchConfig)]
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +67,10 @@ class GenerativeRecommendationPipeline(Pipeline):
     `{"history": []}`. A generator or `torch.utils.data.Dataset` of requests is read and answered a batch at a time:
     what comes back is a generator.
 
-    Parameters, here and in a call: `top_k` (10), `num_beams` (50), `max_per_category` (none; see [`answer`]),
-    `reflection` (0; likewise), `batch_size` (16), `strict` (`False`): whether unknown ids are refused instead of
-    skipped with a warning, and `explain` (`False`): whether every item gets its `path`,
+    Parameters, here and in a call: `search`, a [`SearchConfig`], or its single options: `top_k` (10), `num_beams`
+    (50), `method`, `score`, `temperature`, `reflection`, `graphs`, …; `max_per_category` (none; see [`answer`]),
+    `batch_size` (16), `strict` (`False`): whether unknown ids are refused instead of skipped with a warning, and
+    `explain` (`False`): whether every item gets its `path`,
     the codes in the order written, with words, confidence and consistency (see [`Path.described`]); `thoughts`, the
     clusters of items that the model had in mind before each code and of the user as a whole (see
     [`Explanation.described`]), of a model with thinking heads; and `interests` that the item shares with the history
@@ -129,13 +133,17 @@ class GenerativeRecommendationPipeline(Pipeline):
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         strict = {"strict": parameters.pop("strict")} if "strict" in parameters else {}
-        unknown = parameters.keys() - {"top_k", "num_beams", "max_per_category", "reflection", "explain"}
+        options = {name: parameters.pop(name) for name in _SEARCH_OPTIONS if name in parameters}
+        unknown = parameters.keys() - {"search", "max_per_category", "explain"}
         if misplaced := unknown & set(REQUEST_KEYS):
             name = min(misplaced)
             raise HfGrError(f'{name} belongs to a request; write {{"history": [...], "{name}": ...}}.')
         if unknown:
-            known = "top_k, num_beams, max_per_category, reflection, batch_size, strict, explain"
+            known = ", ".join(["search", *_SEARCH_OPTIONS, "max_per_category", "batch_size", "strict", "explain"])
             raise HfGrError(f"the pipeline has no parameter {min(unknown)!r}; it has: {known}.")
+        if options or parameters.get("search") is not None:
+            search = parameters.get("search") or self._forward_params.get("search")
+            parameters["search"] = SearchConfig.of(search, **options)
         return strict, parameters, {}
 
     def __call__(self, inputs: Any, *, batch_size: int | None = None, **parameters: Any) -> Any:

@@ -22,7 +22,7 @@ ACCELERATE_CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 FLOORS = [
     {"errors", "settings", "options", "artifacts", "arguments", "offline", "processes", "pages"}
     | {"safeguards", "tables", "histories", "splits", "limits", "terminal", "endings", "fingerprints", "cards"}
-    | {"environment", "neighbors"},
+    | {"environment", "neighbors", "search_config"},
     {"dataset", "provenance", "catalog", "categories", "vocabulary", "grammar", "branches", "forms"}
     | {"evaluation.metrics", "interests.table"},
     {"quantizers", "embedding", "decoding", "models", "hub", "model_card"},

@@ -1,6 +1,9 @@
 """Decoding: beam search on a tree, `generate` for models that do not take it, and the recommender on top of both."""
 
+from ..search_config import Merge, Method, Score, SearchConfig
 from .beam import beam_search, search
+from .beams import Beams
+from .call import Call
 from .choose import Draws
 from .exhaustive import exhaustive_search
 from .generate import generate_search
@@ -11,11 +14,12 @@ from .recommender import Recommender, load_thinking
 from .reflection import Reflection
 from .session import Session, Sessions, recommend_many
 from .support import check_model, tree_support
-from .tree import Beams, Merge, Method, tree_search
+from .tree import tree_search
 
 
 __all__ = [
     "Beams",
+    "Call",
     "Draws",
     "Merge",
     "Method",
@@ -23,6 +27,8 @@ __all__ = [
     "Ranking",
     "Recommender",
     "Reflection",
+    "Score",
+    "SearchConfig",
     "SearchGraphs",
     "Session",
     "Sessions",

@@ -2,80 +2,55 @@
 
 import logging
 from dataclasses import replace
-from typing import Literal, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import ItemFilter, SidGrammar, TrieGrammar
-from . import choose
+from ..grammar import ItemFilter, SidGrammar
+from ..search_config import SearchConfig
+from .beams import Beams
+from .call import Call, check_filter, check_prompts, settled
 from .exhaustive import exhaustive_search
 from .generate import generate_search
-from .graphs import SearchGraphs
-from .hybrid import ItemVectors, hybrid_ranking, is_hybrid
-from .prefix_cache import PrefixCache
+from .hybrid import check_hybrid, hybrid_ranking, is_hybrid
 from .ranking import Ranking, ranked
-from .reflection import Reflection
 from .support import tree_support
-from .tree import Beams, Merge, Method, check_filter, check_prompts, merged, tree_search
-from .trunk import Score, Trunk
+from .tree import merged, tree_search
+from .trunk import Trunk
 
 
 logger = logging.getLogger(__name__)
-
-
-class SearchSettings(TypedDict, total=False):
-    """Settings of a search, as [`tree_search`] explains them."""
-
-    method: Method
-    score: Score
-    temperature: float
-    item_filter: ItemFilter | None
-    generator: choose.Source
-    merge: Merge
-    reflection: Reflection | None
-    prefix_cache: PrefixCache | None
-    graphs: SearchGraphs | None
-    feed: nn.Linear | None
 
 
 def search(
     model: PreTrainedModel,
     prompts: list[list[int]],
     grammar: SidGrammar,
-    *,
-    num_beams: int,
-    **settings: Unpack[SearchSettings],
+    config: SearchConfig | None = None,
+    call: Call | None = None,
+    **options: Any,
 ) -> Beams:
     """The answers that best continue each prompt (or draws from the policy), by whichever path suits the model.
 
-    Args and returns: as [`tree_search`]. Where the tree is not to be had (`generate`, slower), generator, prefix
-    cache and graphs are not used, sets that merge do so at the end, and a reflection is refused ([`HfGrError`]).
+    Args and returns: as [`tree_search`]. Where the tree is not to be had (`generate`, slower), generator and prefix
+    cache are not used, sets that merge do so at the end, and what is for the tree alone is refused ([`HfGrError`]).
     """
     check_prompts(prompts)
+    config, call = settled(config, call, options, model.device)
     supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
     logger.debug("%s: %s", "tree search" if supported else "generate, slower", reason)
     if supported:
-        return tree_search(model, prompts, grammar, num_beams=num_beams, **settings)
-    if settings.get("feed") is not None:
-        raise HfGrError(f"hidden feedback needs the tree search, which is not for this model: {reason}.")
-    if settings.get("reflection") is not None:
-        raise HfGrError(f"reflection needs the tree search, which is not for this model: {reason}; leave it out.")
-    method = settings.get("method", "beam")
-    beams = generate_search(
-        model,
-        prompts,
-        grammar,
-        num_beams=num_beams,
-        method=method,
-        score=settings.get("score", "constrained"),
-        temperature=settings.get("temperature", 1.0),
-        item_filter=settings.get("item_filter"),
-    )
-    merging = method == "beam" and settings.get("merge", "step") != "none"
+        return tree_search(model, prompts, grammar, config, call)
+    needs = {"hidden feedback": call.feed is not None, "reflection": call.reflection is not None}
+    for option, wanted in (needs | {"graphs": config.graphs}).items():
+        if wanted:
+            verb = "need" if option == "graphs" else "needs"
+            raise HfGrError(f"{option} {verb} the tree search, which is not for this model: {reason}; leave it out.")
+    beams = generate_search(model, prompts, grammar, config, call)
+    merging = config.method == "beam" and config.merge != "none"
     return merged(beams, grammar) if merging else beams
 
 
@@ -83,20 +58,9 @@ def beam_search(
     model: PreTrainedModel,
     prompts: list[list[int]],
     grammar: SidGrammar,
-    *,
-    num_beams: int = 50,
-    top_k: int = 10,
-    method: Method | Literal["exhaustive"] = "beam",
-    score: Score = "constrained",
-    temperature: float = 1.0,
-    item_filter: ItemFilter | None = None,
-    generator: choose.Source = None,
-    merge: Merge = "step",
-    reflection: Reflection | None = None,
-    prefix_cache: PrefixCache | None = None,
-    graphs: SearchGraphs | None = None,
-    feed: nn.Linear | None = None,
-    item_vectors: ItemVectors | None = None,
+    config: SearchConfig | None = None,
+    call: Call | None = None,
+    **options: Any,
 ) -> Ranking:
     """The items that best continue each prompt.
 
@@ -109,14 +73,10 @@ def beam_search(
         model: Any causal LM with the grammar's tokens. Full-attention decoders take the tree, others `generate`.
         prompts: B lists of token ids, of any lengths ≥ 1.
         grammar: What may follow.
-        num_beams: Width of the search; raised to `top_k`.
-        top_k: Items wanted, K.
-        method: `"beam"`; `"sample"` and `"gumbel"`: draws from the policy, in order of score; `"exhaustive"`: every
-            item is scored (for catalogues of up to some thousand).
-        score, temperature, item_filter, generator, merge, reflection, prefix_cache, graphs, feed: As for
-            [`tree_search`]. Hidden feedback and a reflection do not go with `"exhaustive"`. A model with several
+        config: Settings. Hidden feedback and a reflection do not go with `method="exhaustive"`. A model with several
             outputs takes only filters and the prefix cache: its beams are candidates, and the mixture ranks them.
-        item_vectors: Keeps the item vectors of a model with a dense output from one call to the next.
+        call: What belongs to this call.
+        options: Entries of `config` and of `call` that are otherwise than there: `num_beams=20, item_filter=…`.
 
     Returns:
         Items in order of their scores; with a reflection, the items of the repeated search stand after the others. A
@@ -127,60 +87,30 @@ def beam_search(
         HfGrError: If a request's filter leaves no live item, the model's scores are not finite, or options do not go
             together.
     """
-    check_filter(item_filter, grammar, len(prompts))
-    grammar = grammar.to(model.device)
+    config, call = settled(config, call, options, model.device)
+    check_filter(call.item_filter, grammar, len(prompts))
+    grammar, top_k = grammar.to(model.device), config.top_k
     if not prompts:
         return Ranking.empty(top_k, grammar.num_codes, model.device)
-    exhaustive = method == "exhaustive"
     if is_hybrid(model):
-        _check_hybrid(method, score, temperature, reflection, graphs, feed)
-        assert isinstance(grammar, TrieGrammar)
-        return hybrid_ranking(
-            Trunk.of(model, prompts, prefix_cache),
-            prompts,
-            grammar,
-            num_beams=None if exhaustive else num_beams,
-            top_k=top_k,
-            item_filter=None if item_filter is None else item_filter.to(model.device),
-            item_vectors=item_vectors,
-        )
-    if method == "exhaustive":
-        if feed is not None:
-            raise HfGrError('hidden feedback needs the tree search; use method="beam" instead of "exhaustive".')
-        if reflection is not None:
-            raise HfGrError('reflection drops paths of a beam search; use method="beam" instead of "exhaustive".')
-        beams = exhaustive_search(
-            model, prompts, grammar, score=score, temperature=temperature, item_filter=item_filter
-        )
-        return ranked(beams, grammar, item_filter, top_k)
+        check_hybrid(config, call)
+        return hybrid_ranking(Trunk.of(model, prompts, call.prefix_cache), prompts, grammar, config, call)
+    if config.method == "exhaustive":
+        beams = exhaustive_search(model, prompts, grammar, config, call)
+        return ranked(beams, grammar, call.item_filter, top_k)
+    config = replace(config, num_beams=max(config.num_beams, top_k))
 
-    settings: SearchSettings = {
-        "method": method,
-        "score": score,
-        "temperature": temperature,
-        "generator": generator,
-        "merge": merge,
-        "prefix_cache": prefix_cache,
-        "graphs": graphs,
-        "feed": feed,
-    }
+    def once(rows: torch.Tensor, asked: SearchConfig, own: Call) -> Ranking:
+        beams = search(model, [prompts[row] for row in rows.tolist()], grammar, asked, own)
+        return ranked(beams, grammar, own.item_filter, top_k)
 
-    def once(rows: torch.Tensor, rows_filter: ItemFilter | None, rows_reflection: Reflection | None) -> Ranking:
-        beams = search(
-            model,
-            [prompts[row] for row in rows.tolist()],
-            grammar,
-            num_beams=max(num_beams, top_k),
-            **settings | {"item_filter": rows_filter, "reflection": rows_reflection},
-        )
-        return ranked(beams, grammar, rows_filter, top_k)
-
-    everyone = torch.arange(len(prompts), device=model.device)
-    found = once(everyone, item_filter, reflection)
-    live = grammar.num_items if item_filter is None else item_filter.live.to(model.device)
+    found = once(torch.arange(len(prompts), device=model.device), config, call)
+    live = grammar.num_items if call.item_filter is None else call.item_filter.live
     wanted = torch.as_tensor(live, device=model.device).clamp(max=top_k).expand(len(prompts))
+    again = replace(config, reflection=0.0)
     while len(short := ((found.items >= 0).sum(1) < wanted).nonzero()[:, 0]):
-        more = once(short, _without(found.items[short], grammar, item_filter, short), None)
+        rest = _without(found.items[short], grammar, call.item_filter, short).to(model.device)
+        more = once(short, again, replace(call, item_filter=rest, reflection=None))
         if (stuck := (more.items < 0).all(1).nonzero()[:, 0]).numel():
             row = int(short[stuck[0]])
             raise HfGrError(
@@ -188,33 +118,8 @@ def beam_search(
                 f"{int(wanted[row])} are there: the model gives the others a probability of 0. Its logits are -inf "
                 "(load it with dtype float32 or bfloat16)."
             )
-        found = _joined(found, short, more, by_score=reflection is None)
+        found = _joined(found, short, more, by_score=call.reflection is None)
     return found
-
-
-def _check_hybrid(
-    method: Method | Literal["exhaustive"],
-    score: Score,
-    temperature: float,
-    reflection: Reflection | None,
-    graphs: SearchGraphs | None,
-    feed: nn.Linear | None,
-) -> None:
-    """Raises [`HfGrError`] on what has no meaning, or none yet, where several outputs rank together."""
-    refused = {
-        f'method="{method}"': method not in ("beam", "exhaustive"),
-        f'score="{score}"': score != "constrained",
-        f"temperature={temperature}": temperature != 1,
-        "reflection": reflection is not None,
-        "graphs": graphs is not None,
-        "feed": feed is not None,
-    }
-    for option, is_set in refused.items():
-        if is_set:
-            raise HfGrError(
-                f"{option} is for models that rank by semantic IDs alone; this one mixes them with item vectors or a "
-                "retriever: leave it out."
-            )
 
 
 def _without(

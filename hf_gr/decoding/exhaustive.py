@@ -1,16 +1,19 @@
 """Every answer scored: the oracle of the searches, and for small catalogues the exact ranking."""
 
 from itertools import permutations
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import DEAD, ItemFilter, SidGrammar, UnorderedGrammar, check_scores
+from ..grammar import DEAD, SidGrammar, UnorderedGrammar, check_scores
 from ..models import recursion_of
+from ..search_config import SearchConfig
+from .beams import Beams
+from .call import Call, check_filter, check_prompts, settled
 from .support import tree_support
-from .tree import Beams, check_filter, check_prompts
-from .trunk import Score, Trunk, path_log_probs
+from .trunk import Trunk, path_log_probs
 
 
 CHUNK_COLUMNS = 2048  # tokens of answers that are fed at once
@@ -21,35 +24,31 @@ def exhaustive_search(
     model: PreTrainedModel,
     prompts: list[list[int]],
     grammar: SidGrammar,
-    *,
-    score: Score = "constrained",
-    temperature: float = 1.0,
-    item_filter: ItemFilter | None = None,
+    config: SearchConfig | None = None,
+    call: Call | None = None,
+    **options: Any,
 ) -> Beams:
-    """Scores every SID of the catalogue after every prompt, each as a branch of its own; nothing is pruned.
+    """Scores every SID of the catalog after every prompt, each as a branch of its own; nothing is pruned.
 
     Costs SIDs × tokens of an answer a prompt, and with an unordered grammar all C! orders of every SID, whose
-    probabilities add up. Args and returns: as [`tree_search`], with one beam for every SID, the best first.
+    probabilities add up. Args and returns: as [`tree_search`], with one beam for every SID, the best first; of the
+    settings `score` and `temperature` count, of the call its filter.
     """
     check_prompts(prompts)
+    config, call = settled(config, call, options | {"method": "exhaustive"}, model.device)
+    if call.feed is not None:
+        raise HfGrError('hidden feedback needs the tree search; use method="beam" instead of "exhaustive".')
     supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
     if not supported:
         raise HfGrError(f"exhaustive search is not for this model: {reason}; use generate with enough beams.")
-    check_filter(item_filter, grammar, len(prompts))
+    check_filter(call.item_filter, grammar, len(prompts))
     grammar = grammar.to(model.device)
-    item_filter = None if item_filter is None else item_filter.to(model.device)
     answers = _answers(grammar)  # [orders, SIDs, T]
     trunk = Trunk.of(model, prompts)
     rows = max(1, CHUNK_COLUMNS // grammar.answer_length)
     scores = torch.stack(
         [
-            torch.cat(
-                [
-                    _branch_scores(trunk, chunk, grammar, item_filter, score, temperature)
-                    for chunk in order.split(rows)
-                ],
-                dim=1,
-            )
+            torch.cat([_branch_scores(trunk, chunk, grammar, config, call) for chunk in order.split(rows)], dim=1)
             for order in answers
         ]
     ).logsumexp(0)
@@ -78,19 +77,14 @@ def _answers(grammar: SidGrammar) -> torch.Tensor:
 
 
 def _branch_scores(
-    trunk: Trunk,
-    answers: torch.Tensor,
-    grammar: SidGrammar,
-    item_filter: ItemFilter | None,
-    score: Score,
-    temperature: float,
+    trunk: Trunk, answers: torch.Tensor, grammar: SidGrammar, config: SearchConfig, call: Call
 ) -> torch.Tensor:
     """Log-probability of answers (int64 [n, T]) after every prompt, float [B, n]."""
     batch, count = len(trunk.lengths), len(answers)
     columns = list(grammar.code_columns)
     read = _read_from(trunk, answers)[:, :, columns].flatten(0, 1)
     index = grammar.step_index(answers)[:, columns].repeat(batch, 1)
-    return path_log_probs(trunk.model, read, index, grammar, item_filter, score, temperature).view(batch, count)
+    return path_log_probs(trunk.model, read, index, grammar, config, call.item_filter).view(batch, count)
 
 
 def _read_from(trunk: Trunk, answers: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,18 @@
 """The row path: beams by plain `generate()` with our processor, for LMs that take no ancestor mask."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import DEAD, ItemFilter, SidGrammar, check_scores, generation_config
-from .tree import Beams, Method, check_filter, check_prompts, check_score
-from .trunk import Score, pad_left
+from ..grammar import DEAD, SidGrammar, SidLogitsProcessor, check_scores, generation_config
+from ..search_config import SearchConfig
+from .beams import Beams
+from .call import Call, check_filter, check_prompts, settled
+from .padding import pad_left
 
 
 @torch.no_grad()
@@ -16,30 +20,34 @@ def generate_search(
     model: PreTrainedModel,
     prompts: list[list[int]],
     grammar: SidGrammar,
-    *,
-    num_beams: int,
-    method: Method = "beam",
-    score: Score = "constrained",
-    temperature: float = 1.0,
-    item_filter: ItemFilter | None = None,
+    config: SearchConfig | None = None,
+    call: Call | None = None,
+    **options: Any,
 ) -> Beams:
     """As [`tree_search`], by plain `generate`: slower, for any causal LM.
 
-    Orders of one set in an unordered grammar are not merged.
-    `method="gumbel"` is for the tree ([`HfGrError`]).
+    Orders of one set in an unordered grammar are not merged. Generator and prefix cache of the call are not used. What
+    is for the tree is refused ([`HfGrError`]): `method="gumbel"`, `reflection`, `graphs` and hidden feedback.
     """
-    if method == "gumbel":
-        raise HfGrError('method="gumbel" needs the tree search, which this model does not take; use "sample".')
-    check_score(method, score)
     check_prompts(prompts)
+    config, call = settled(config, call, options, model.device)
+    for option, wanted in (
+        ('method="gumbel"', config.method == "gumbel"),
+        ('method="exhaustive"', config.method == "exhaustive"),
+        ("reflection", call.reflection is not None),
+        ("graphs", config.graphs),
+        ("hidden feedback", call.feed is not None),
+    ):
+        if wanted:
+            raise HfGrError(f"{option} needs the tree search, which this model does not take; leave it out.")
+    item_filter, num_beams = call.item_filter, config.num_beams
     check_filter(item_filter, grammar, len(prompts))
     grammar = grammar.to(model.device)
-    item_filter = None if item_filter is None else item_filter.to(model.device)
     fill = int(grammar.step_tokens(0)[0])  # hidden by the attention mask
     ids, mask = pad_left(prompts, fill=fill, device=model.device)
-    sample = method == "sample"
-    settings = {"do_sample": True, "temperature": temperature} if sample else {"num_beams": num_beams}
-    config = generation_config(
+    sample = config.method == "sample"
+    settings = {"do_sample": True, "temperature": config.temperature} if sample else {"num_beams": num_beams}
+    generation = generation_config(
         grammar,
         **settings,
         num_return_sequences=num_beams,
@@ -48,22 +56,27 @@ def generate_search(
         output_scores=True,
         output_logits=True,
     )
-    processor = grammar.logits_processor(
-        prompt_length=ids.shape[1],
+    processor = SidLogitsProcessor(
+        grammar,
+        ids.shape[1],
         item_filter=item_filter,
         raise_on_dead=False,
-        renormalize=score == "constrained" and not sample,
-        temperature=1.0 if sample else temperature,
+        renormalize=config.score == "constrained" and not sample,
+        temperature=1.0 if sample else config.temperature,
     )
-    output = model.generate(
-        input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([processor])
-    )
+    with _seeded(config.seed, model.device):
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=generation,
+            logits_processor=LogitsProcessorList([processor]),
+        )
     answers = output.sequences[:, ids.shape[1] :]
     states = grammar.walk(answers)
-    if config.num_beams > 1:
+    if generation.num_beams > 1:
         scores = output.sequences_scores.float()
     else:
-        scores = _chosen_scores(output.logits, answers, grammar, score, temperature)
+        scores = _chosen_scores(output.logits, answers, grammar, config)
     # `generate` fills up with impossible beams where fewer SIDs are live than beams
     dead = ~grammar.alive(states) | (scores < -1e8)
     if item_filter is not None:
@@ -79,14 +92,25 @@ def generate_search(
     )
 
 
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """`generate` draws from PyTorch's own random numbers, which are as before afterwards."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def _chosen_scores(
-    logits: Sequence[torch.Tensor], answers: torch.Tensor, grammar: SidGrammar, score: Score, temperature: float
+    logits: Sequence[torch.Tensor], answers: torch.Tensor, grammar: SidGrammar, config: SearchConfig
 ) -> torch.Tensor:
     """Log-probability float32 [rows] of answers (int64 [rows, T]) under the logits of each token, without a filter."""
     total, index = torch.zeros(len(answers), device=answers.device), grammar.step_index(answers)
     for step, column in enumerate(grammar.code_columns):
-        read = logits[column].float() / temperature
-        if score == "model":
+        read = logits[column].float() / config.temperature
+        if config.score == "model":
             total = total + torch.log_softmax(read, -1).gather(1, answers[:, column, None])[:, 0]
             continue
         options = grammar.successors(grammar.walk(answers[:, :column]), step)

@@ -4,9 +4,9 @@ A search has fixed shapes once prompts are padded to few lengths, and nothing in
 of it (reading the prompts, every step, the grammar, the choice of beams) is captured at once and replayed.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -14,15 +14,19 @@ from transformers import PreTrainedModel
 from ..errors import HfGrError
 from ..grammar import SidGrammar
 from ..models import recursion_of
-from .tree import Beams, search_from
-from .trunk import Trunk, pad_left
+from ..search_config import SearchConfig
+from .beams import Beams
+from .padding import pad_left
+
+
+_Search = Callable[[torch.Tensor, torch.Tensor], Beams]  # of token ids and attention mask
 
 
 class SearchGraphs:
     """Graphs of [`tree_search`] by model, grammar, settings, and shape of the batch.
 
     A graph keeps its model's and its grammar's tensors where they are; weights changed in place are seen, a model that
-    moved is not. Not safe for threads: a graph's inputs are one place in memory.
+    moved is not. Threads may share them and wait for each other: a graph's inputs are one place in memory.
 
     Args:
         multiple: Prompts are padded to a multiple of so many tokens.
@@ -32,9 +36,21 @@ class SearchGraphs:
     def __init__(self, multiple: int = 64, max_graphs: int = 16):
         self.multiple, self.max_graphs = multiple, max_graphs
         self._graphs: OrderedDict[tuple, _Graph] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def search(self, model: PreTrainedModel, prompts: list[list[int]], grammar: SidGrammar, **settings: Any) -> Beams:
-        """As [`search_from`]: prompts end in the first thinking token, if there is one.
+    def __reduce__(self) -> tuple:
+        """What another process gets has no graph yet."""
+        return type(self), (self.multiple, self.max_graphs)
+
+    def search(
+        self,
+        model: PreTrainedModel,
+        prompts: list[list[int]],
+        grammar: SidGrammar,
+        config: SearchConfig,
+        whole: _Search,
+    ) -> Beams:
+        """What `whole` finds: a search of prompts padded on the left, under these settings.
 
         Raises [`HfGrError`] off a GPU, and for models of `form: recursive`, whose reading of items waits for the
         device.
@@ -45,29 +61,25 @@ class SearchGraphs:
                 "CUDA graphs are not for models of form recursive, which wait for the device; leave graphs out."
             )
         ids, mask = pad_left(prompts, 0, model.device, self.multiple)
-        key = (id(model), id(grammar), ids.shape, *sorted(settings.items()))
-        if key not in self._graphs:
-            self._graphs[key] = _Graph(model, grammar, ids, mask, settings)
-        self._graphs.move_to_end(key)
-        while len(self._graphs) > self.max_graphs:
-            self._graphs.popitem(last=False)
-        return self._graphs[key].replay(ids, mask)
+        key = id(model), id(grammar), ids.shape, config
+        with self._lock:
+            if key not in self._graphs:
+                self._graphs[key] = _Graph((model, grammar), ids, mask, whole)
+            self._graphs.move_to_end(key)
+            while len(self._graphs) > self.max_graphs:
+                self._graphs.popitem(last=False)
+            return self._graphs[key].replay(ids, mask)
 
 
 class _Graph:
     """One captured search. Keeps model and grammar, so that no other object takes their place under the same id."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        grammar: SidGrammar,
-        ids: torch.Tensor,
-        mask: torch.Tensor,
-        settings: dict[str, Any],
+        self, parts: tuple[PreTrainedModel, SidGrammar], ids: torch.Tensor, mask: torch.Tensor, whole: _Search
     ):
-        self.kept = model, grammar
+        self.parts = parts
         self.ids, self.mask = ids.clone(), mask.clone()
-        self.run, self.beams = capture(lambda: search_from(Trunk(model, self.ids, self.mask), grammar, **settings))
+        self.run, self.beams = capture(lambda: whole(self.ids, self.mask))
 
     def replay(self, ids: torch.Tensor, mask: torch.Tensor) -> Beams:
         self.ids.copy_(ids)

@@ -6,15 +6,19 @@ depend on who found it. [ours]
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from ..grammar import ItemFilter, TrieGrammar, check_scores
-from ..models import IntRRForCausalLM, recursion_of
+from ..errors import HfGrError
+from ..grammar import ItemFilter, SidGrammar, TrieGrammar, check_scores
+from ..models import IntRRForCausalLM, ItemVectors, recursion_of
 from ..models.bsarec import log_probabilities
+from ..search_config import SearchConfig
+from .call import Call
 from .ranking import Ranking, ranked
 from .tree import search_from
 from .trunk import Trunk, path_log_probs
@@ -29,37 +33,31 @@ def is_hybrid(model: PreTrainedModel) -> bool:
     return recursive is not None and recursive.config.shares[0] < 1
 
 
-class ItemVectors:
-    """Vectors of all items of a model with a dense output, made once for a state of its weights. Threads may share it.
-
-    They are made anew after weights moved or were changed in place, as PyTorch counts changes; it does not count what
-    is written through `.data`. Memory: N × d numbers on the model's device.
-    """
-
-    def __init__(self) -> None:
-        self._made: tuple[tuple, torch.Tensor] | None = None  # for a state of the weights
-
-    def of(self, model: IntRRForCausalLM) -> torch.Tensor:
-        """float [N, d]."""
-        parts = [*model.model.items.parameters(), *model.get_input_embeddings().parameters(), model.model.sids]
-        state = tuple((id(part), part.data_ptr(), part.dtype, _version(part)) for part in parts)
-        made = self._made
-        if made is None or made[0] != state:
-            items = torch.arange(model.config.num_items, device=model.device)
-            self._made = made = state, model.model.vectors(items)
-        return made[1]
+def check_hybrid(config: SearchConfig, call: Call) -> None:
+    """Raises [`HfGrError`] on what has no meaning, or none yet, where several outputs rank together."""
+    refused = {
+        f'method="{config.method}"': config.method not in ("beam", "exhaustive"),
+        f'score="{config.score}"': config.score != "constrained",
+        f"temperature={config.temperature}": config.temperature != 1,
+        "reflection": call.reflection is not None,
+        "graphs": config.graphs,
+        "feed": call.feed is not None,
+    }
+    for option, is_set in refused.items():
+        if is_set:
+            raise HfGrError(
+                f"{option} is for models that rank by semantic IDs alone; this one mixes them with item vectors or a "
+                "retriever: leave it out."
+            )
 
 
 @torch.no_grad()
 def hybrid_ranking(
     trunk: Trunk,
     prompts: Sequence[Sequence[int]],
-    grammar: TrieGrammar,
-    *,
-    num_beams: int | None,
-    top_k: int,
-    item_filter: ItemFilter | None = None,
-    item_vectors: ItemVectors | None = None,
+    grammar: SidGrammar,
+    config: SearchConfig,
+    call: Call,
 ) -> Ranking:
     """The items that best continue prompts that were read.
 
@@ -74,29 +72,27 @@ def hybrid_ranking(
         trunk: Of a model with a dense output or a retriever.
         prompts: Token ids of each prompt, from which the retriever takes the history.
         grammar: What may follow, on its device.
-        num_beams: Width of the search; raised to `top_k`. `None`: every item is a candidate, which is exact, and for
-            catalogues of some thousand items.
-        top_k: Items wanted.
-        item_filter: One row per prompt, each with live items.
-        item_vectors: Keeps the model's item vectors from one call to the next.
+        config: Of the search, whose `num_beams` (raised to `top_k`) and `top_k` count. With `method="exhaustive"`
+            every item is a candidate, which is exact, and for catalogs of some thousand items.
+        call: Its filter, one row per prompt, each with live items, and its item vectors count.
 
     Raises [`HfGrError`] if scores are not finite.
     """
-    model = trunk.model
-    assert isinstance(model, IntRRForCausalLM)
+    model, item_filter, top_k = trunk.model, call.item_filter, config.top_k
+    assert isinstance(model, IntRRForCausalLM) and isinstance(grammar, TrieGrammar)
     sid_share, *shares = model.config.shares
     live, every = grammar.live(item_filter), grammar.live()
     others = [
         (share, logits.masked_fill(~every, -torch.inf).log_softmax(1))
-        for share, logits in _logits(trunk, prompts, shares, item_vectors or ItemVectors())
+        for share, logits in _logits(trunk, prompts, shares, call.item_vectors or ItemVectors())
     ]
-    if num_beams is None:
+    if config.method == "exhaustive":
         rows = torch.arange(grammar.catalog_size, device=trunk.device)
         items = torch.where(live, rows, -1).expand(len(prompts), -1)
         items = F.pad(items, (0, max(0, top_k - items.shape[1])), value=-1)
     else:
-        width = max(num_beams, top_k)
-        beams = search_from(trunk, grammar, num_beams=width, item_filter=item_filter)
+        width = max(config.num_beams, top_k)
+        beams = search_from(trunk, grammar, replace(config, num_beams=width), call)
         check_scores(beams.scores)
         items = ranked(beams, grammar, item_filter, width).items
         for _, log_probs in others:
@@ -134,11 +130,6 @@ def _logits(
         yield retriever_share, log_probabilities(model.retriever, histories)
 
 
-def _version(part: torch.Tensor) -> int:
-    """How often a tensor was changed in place, as PyTorch counts; tensors of inference mode cannot be changed."""
-    return 0 if part.is_inference() else part._version
-
-
 def sid_log_probs(
     trunk: Trunk, tokens: torch.Tensor, grammar: TrieGrammar, item_filter: ItemFilter | None = None
 ) -> torch.Tensor:
@@ -149,4 +140,5 @@ def sid_log_probs(
     batch, count, _ = tokens.shape
     answers = tokens.flatten(0, 1)
     read = model.queries(trunk.hidden.expand(-1, count, -1).flatten(0, 1), answers)
-    return path_log_probs(model, read, grammar.step_index(answers), grammar, item_filter).view(batch, count)
+    index = grammar.step_index(answers)
+    return path_log_probs(model, read, index, grammar, SearchConfig(), item_filter).view(batch, count)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..grammar import ItemFilter, SidGrammar
-from .tree import Beams
+from .beams import Beams
 
 
 @dataclass(frozen=True, eq=False)

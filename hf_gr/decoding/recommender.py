@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -16,14 +17,16 @@ from ..errors import HfGrError
 from ..grammar import ItemMask, SidGrammar
 from ..hub import READ_FILES
 from ..limits import Limits, shown
-from ..models import ThinkingHeads, check_window
+from ..models import ItemVectors, ThinkingHeads, check_window
 from ..models.thinking import THINKING_FILES
 from ..offline import local_folder
+from ..search_config import SearchConfig, check_threshold
 from ..vocabulary import SidVocabulary, encode_text, reads_text
 from .beam import beam_search
-from .hybrid import ItemVectors
+from .call import Call
+from .graphs import SearchGraphs
 from .prefix_cache import PrefixCache
-from .reflection import Reflection, check_threshold
+from .reflection import Reflection
 from .session import Session, Sessions, check_lengths
 from .support import check_model
 
@@ -93,7 +96,7 @@ class Recommender:
         self.prefix_cache = prefix_cache
         self.limits = limits or Limits()
         self.thinking = None if thinking is None else thinking.to(model.device)
-        self.item_vectors = ItemVectors()
+        self.item_vectors, self.graphs = ItemVectors(), SearchGraphs()
         self._served = _Served(catalog, vocabulary.grammar(catalog).to(model.device), {}, {})
         self._lock = threading.Lock()
 
@@ -180,77 +183,81 @@ class Recommender:
         with self._lock:
             return _kept(served.reflections, threshold, make)
 
+    def call(self, config: SearchConfig) -> Call:
+        """What a search of these settings works with: this recommender's caches, and of the catalog served now what
+        drops its contradicting paths.
+
+        Raises [`HfGrError`] where reflection finds no telling categories in the catalog.
+        """
+        return Call(
+            reflection=self.reflection(config.reflection),
+            prefix_cache=self.prefix_cache,
+            graphs=self.graphs if config.graphs else None,
+            item_vectors=self.item_vectors,
+            feed=None if self.thinking is None else self.thinking.feed,
+        )
+
     def recommend(
         self,
         histories: Histories,
+        search: SearchConfig | None = None,
         *,
-        top_k: int = 10,
-        num_beams: int = 50,
         exclude: Sequence[np.ndarray | None] | None = None,
         allow: Sequence[np.ndarray | None] | None = None,
         only: Sequence[ItemMask | None] | None = None,
         queries: Sequence[str | None] | None = None,
-        reflection: float = 0.0,
+        **options: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best items after each of B histories, fed as one batch.
 
         Args:
             histories: Items as catalogue rows, oldest first; the most recent `vocabulary.max_history` are used. An
                 empty history is a cold user.
-            top_k: Items wanted; `num_beams` is raised to it.
-            num_beams: Width of the search.
+            search: Settings of the search.
             exclude: Rows of the catalogue that are no answer, per history.
             allow: Rows that alone are answers, per history (`None` entries: all).
             only: Masks of the items that may be answers, per history ([`mask`]). The three compose.
             queries: Free text put before each history.
-            reflection: Paths whose codes agree less than this in their categories are dropped, from 0 (off) to 1
-                (CORP, see [`Reflection`]).
+            options: Entries of `search` that are otherwise than there: `top_k=5, num_beams=20`.
 
         Returns:
             Items int64 [B, top_k] and scores float32 [B, top_k] (log-probability of the SID under the catalog's
             grammar, whatever the filters), best first: min(top_k, live items) distinct items, then −1 and −inf.
 
         Raises:
-            HfGrError: If filters or queries are not as many as histories, on what is out of the recommender's
-                `limits`, or if the model's scores are not finite.
+            HfGrError: If filters or queries are not as many as histories, on options of the search that are unknown or
+                do not go together, on what is out of the recommender's `limits`, or if the model's scores are not
+                finite.
         """
-        answers = self.answers(
-            histories,
-            top_k=top_k,
-            num_beams=num_beams,
-            exclude=exclude,
-            allow=allow,
-            only=only,
-            queries=queries,
-            reflection=reflection,
-        )
+        answers = self.answers(histories, search, exclude=exclude, allow=allow, only=only, queries=queries, **options)
         return answers.items, answers.scores
 
     def answers(
         self,
         histories: Histories,
+        search: SearchConfig | None = None,
         *,
-        top_k: int = 10,
-        num_beams: int = 50,
         exclude: Sequence[np.ndarray | None] | None = None,
         allow: Sequence[np.ndarray | None] | None = None,
         only: Sequence[ItemMask | None] | None = None,
         queries: Sequence[str | None] | None = None,
-        reflection: float = 0.0,
+        **options: Any,
     ) -> Answers:
         """As [`recommend`], with what is known of the search beside the lists."""
         if not isinstance(histories, Histories):
             raise HfGrError(
                 f"histories are {shown(histories)}; give Histories of catalogue rows, or item ids to the pipeline."
             )
-        top_k, num_beams = self.limits.number("top_k", top_k), self.limits.number("num_beams", num_beams)
+        config = SearchConfig.of(search, **options)
+        config.check_limits(self.limits)
+        top_k = config.top_k
         check_lengths(len(histories), "histories", exclude=exclude, allow=allow, only=only, queries=queries)
         self._check_limits(histories, [*(exclude or []), *(allow or [])], queries)
-        grammar, reflecting = self.grammar, self.reflection(reflection)
+        grammar, call = self.grammar, self.call(config)
         prompts = self.prompts(histories, queries)
         items = np.full((len(prompts), top_k), -1, np.int64)
         scores = np.full((len(prompts), top_k), -np.inf, np.float32)
-        pruned = None if reflecting is None else np.full(len(prompts), np.nan, np.float32)
+        pruned = None if call.reflection is None else np.full(len(prompts), np.nan, np.float32)
         item_filter, rows = None, np.arange(len(prompts))
         if exclude is not None or allow is not None or only is not None:
             item_filter = grammar.filter(exclude, allow, only)
@@ -265,13 +272,8 @@ class Recommender:
                 self.model,
                 [prompts[row] for row in rows],
                 grammar,
-                num_beams=num_beams,
-                top_k=top_k,
-                item_filter=item_filter,
-                reflection=reflecting,
-                prefix_cache=self.prefix_cache,
-                feed=None if self.thinking is None else self.thinking.feed,
-                item_vectors=self.item_vectors,
+                config,
+                replace(call, item_filter=item_filter),
             )
             items[rows], scores[rows] = found.items.cpu().numpy(), found.scores.float().cpu().numpy()
             if pruned is not None and found.pruned is not None:

@@ -19,6 +19,7 @@ import torch
 from ..catalog import SidCatalog
 from ..categories import category_names, code_categories, code_profiles
 from ..errors import HfGrError
+from ..search_config import check_threshold
 
 
 Agreement = Literal["cosine", "agreement"]
@@ -83,13 +84,6 @@ class Reflection:
     def keeps(self, numbers: torch.Tensor, options: torch.Tensor) -> torch.Tensor:
         """Which paths int64 [rows, t] with one more code of int64 [D] are consistent, bool [rows, D]."""
         return self.consistency_of_options(numbers, options) >= self.threshold - ROUNDING
-
-
-def check_threshold(threshold: float) -> None:
-    """Raises [`HfGrError`] where θ is not a number from 0 to 1."""
-    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if not (number and 0 <= threshold <= 1):
-        raise HfGrError(f"the threshold of reflection is {threshold!r}; give a number between 0 (off) and 1.")
 
 
 def _mean_cosine(squared: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,8 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence, Sized
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,14 +17,16 @@ import torch
 from ..catalog import SidCatalog
 from ..dataset import Histories
 from ..errors import HfGrError
-from ..grammar import ItemMask, TrieGrammar, check_scores
+from ..grammar import ItemMask, check_scores
 from ..limits import Limits, shown
 from ..models import recursion_of
-from .hybrid import hybrid_ranking, is_hybrid
+from ..search_config import SearchConfig
+from .hybrid import check_hybrid, hybrid_ranking, is_hybrid
+from .padding import pad_left
 from .ranking import ranked
 from .support import cache_support
 from .tree import search_from
-from .trunk import Ends, Trunk, pad_left
+from .trunk import Ends, Trunk
 
 
 if TYPE_CHECKING:
@@ -120,23 +123,25 @@ class Session:
 
     def recommend(
         self,
-        top_k: int = 10,
+        top_k: int | None = None,
         *,
-        num_beams: int = 50,
+        search: SearchConfig | None = None,
         exclude_seen: bool = False,
         exclude: Sequence[str] | None = None,
         allow: Sequence[str] | None = None,
         only: ItemMask | None = None,
+        **options: Any,
     ) -> list[Answer]:
         """The best next items; the backbone reads nothing for it.
 
         Args:
-            top_k: Items wanted; `num_beams` is raised to it.
-            num_beams: Width of the search.
+            top_k: Items wanted; by default as `search` says.
+            search: Settings of the search, with `method="beam"`.
             exclude_seen: Whether no event so far is an answer, those before the window included.
             exclude: Item ids that are no answer.
             allow: Item ids that alone are answers.
             only: Mask of the items that may be answers ([`Recommender.mask`]). Filters compose.
+            options: Entries of `search` that are otherwise than there.
 
         Returns:
             Item ids with their scores (log-probability of the SID under the catalog's grammar, whatever the filters),
@@ -145,11 +150,12 @@ class Session:
         return recommend_many(
             [self],
             top_k,
-            num_beams=num_beams,
+            search=search,
             exclude_seen=exclude_seen,
             exclude=None if exclude is None else [exclude],
             allow=None if allow is None else [allow],
             only=None if only is None else [only],
+            **options,
         )[0]
 
     def state(self) -> tuple[torch.Tensor, np.ndarray, list[int]]:
@@ -291,19 +297,20 @@ class Sessions:
 @torch.no_grad()
 def recommend_many(
     sessions: Sequence[Session],
-    top_k: int = 10,
+    top_k: int | None = None,
     *,
-    num_beams: int = 50,
+    search: SearchConfig | None = None,
     exclude_seen: bool = False,
     exclude: Sequence[Sequence[str] | None] | None = None,
     allow: Sequence[Sequence[str] | None] | None = None,
     only: Sequence[ItemMask | None] | None = None,
+    **options: Any,
 ) -> list[list[Answer]]:
     """[`Session.recommend`] for B sessions of one recommender, searched as one batch.
 
     Args:
         sessions: B of them, at least one.
-        top_k, num_beams, exclude_seen: As there, for all.
+        top_k, search, exclude_seen, options: As there, for all.
         exclude, allow, only: As there, one for each session (`None` entries: no filter).
 
     Returns:
@@ -321,7 +328,11 @@ def recommend_many(
     recommender = sessions[0].recommender.snapshot()
     limits = recommender.limits
     limits.length("the batch", "batch_size", len(sessions))
-    top_k, num_beams = limits.number("top_k", top_k), limits.number("num_beams", num_beams)
+    config = SearchConfig.of(search, **options | ({} if top_k is None else {"top_k": top_k}))
+    config.check_limits(limits)
+    if config.method != "beam" or config.graphs:
+        option = "graphs" if config.graphs else f'method="{config.method}"'
+        raise HfGrError(f"{option} is not for sessions, which search beams; ask the Recommender with histories.")
     _check_limits(limits, exclude=exclude, allow=allow)
     catalog, grammar = recommender.catalog, recommender.grammar
     states = [session.state() for session in sessions]
@@ -340,22 +351,16 @@ def recommend_many(
         logger.warning("%d session(s) have no item to answer with: their lists are empty.", len(sessions) - len(rows))
     if len(rows):
         ends = Ends(recommender.model, hidden[torch.from_numpy(rows).to(hidden.device)])
+        call = replace(recommender.call(config), item_filter=item_filter)
+        config = replace(config, num_beams=max(config.num_beams, config.top_k))
         if is_hybrid(recommender.model):
-            assert isinstance(grammar, TrieGrammar)
+            check_hybrid(config, call)
             read = [states[row][2] for row in rows]
-            found = hybrid_ranking(
-                ends,
-                read,
-                grammar,
-                num_beams=num_beams,
-                top_k=top_k,
-                item_filter=item_filter,
-                item_vectors=recommender.item_vectors,
-            )
+            found = hybrid_ranking(ends, read, grammar, config, call)
         else:
-            beams = search_from(ends, grammar, num_beams=max(num_beams, top_k), item_filter=item_filter)
+            beams = search_from(ends, grammar, config, call)
             check_scores(beams.scores)
-            found = ranked(beams, grammar, item_filter, top_k)
+            found = ranked(beams, grammar, item_filter, config.top_k)
         items, scores = found.items.cpu().numpy(), found.scores.float().cpu().numpy()
         for row, own, own_scores in zip(rows, items, scores, strict=True):
             answers[row] = [(catalog.item_ids[i], float(s)) for i, s in zip(own, own_scores, strict=True) if i >= 0]

@@ -4,56 +4,24 @@ Every step feeds the newest tokens of each prompt's W beams as one row of column
 prompt and its own ancestors, so the cache is never copied or reordered.
 """
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import DEAD, ItemFilter, SidGrammar, Successors, UnorderedGrammar, check_scores
+from ..grammar import DEAD, SidGrammar, Successors, UnorderedGrammar, check_scores
 from ..models import feedback, recursion_of
+from ..search_config import SearchConfig
 from . import choose
-from .prefix_cache import PrefixCache
+from .beams import Beams
+from .call import Call, check_filter, check_prompts, settled
+from .graphs import SearchGraphs
 from .reflection import Reflection
 from .support import tree_support
-from .trunk import Score, Trunk, step_log_probs
-
-
-if TYPE_CHECKING:
-    from .graphs import SearchGraphs
-
-Method = Literal["beam", "sample", "gumbel"]
-Merge = Literal["step", "end", "none"]
-
-
-@dataclass(frozen=True, eq=False)
-class Beams:
-    """Answers to B prompts, W each.
-
-    Attributes:
-        tokens: int64 [B, W, T], the answers as written, thinking tokens included; −1 in beams that hold no answer
-            (fewer SIDs than beams).
-        states: int64 [B, W, S], the grammar's final states; negative likewise.
-        scores: float32 [B, W], log-probability of the answer (its codes; forced tokens count 0), −inf likewise.
-            Falling for `method="beam"`. Where equal sets were merged, the log-probability of all their orders.
-        log_probs: float32 [B, W, C], log-probability of every code in the order written; empty ([B, W, 0]) from
-            `generate_search`.
-        keys: float32 [B, W], Gumbel keys, falling (`method="gumbel"` only): the answers with the largest of all keys,
-            each being its log-probability (under a filter: renormalized at each code among what the filter leaves)
-            plus standard Gumbel noise of its own.
-        pruned: float32 [B], only with a reflection: of the paths that would have been kept without it, over all steps
-            after the first, the share that it dropped.
-    """
-
-    tokens: torch.Tensor
-    states: torch.Tensor
-    scores: torch.Tensor
-    log_probs: torch.Tensor
-    keys: torch.Tensor | None = None
-    pruned: torch.Tensor | None = None
+from .trunk import Trunk, step_log_probs
 
 
 @torch.no_grad()
@@ -61,18 +29,9 @@ def tree_search(
     model: PreTrainedModel,
     prompts: list[list[int]],
     grammar: SidGrammar,
-    *,
-    num_beams: int,
-    method: Method = "beam",
-    score: Score = "constrained",
-    temperature: float = 1.0,
-    item_filter: ItemFilter | None = None,
-    generator: choose.Source = None,
-    merge: Merge = "step",
-    reflection: Reflection | None = None,
-    prefix_cache: PrefixCache | None = None,
-    graphs: "SearchGraphs | None" = None,
-    feed: nn.Linear | None = None,
+    config: SearchConfig | None = None,
+    call: Call | None = None,
+    **options: Any,
 ) -> Beams:
     """Searches the answers that best continue each prompt.
 
@@ -81,97 +40,63 @@ def tree_search(
         prompts: B lists of token ids, of any lengths ≥ 1.
         grammar: What may follow. Every beam is a live item's SID; with `method="beam"` and `"gumbel"` no two are alike
             (in an unordered grammar: no two are written alike, unless merged).
-        num_beams: W.
-        method: `"beam"`; `"sample"` for W independent draws from the constrained policy; `"gumbel"` for W draws
-            without replacement (stochastic beams).
-        score: `"constrained"`: log-probabilities among what the catalog has (the policy that GRPO trains);
-            `"model"`: among the whole vocabulary, as `generate` with a logits processor has them.
-        temperature: Divides the logits.
-        item_filter: Of this grammar, one row per prompt. It masks: no score depends on it, so that a filtered list is
-            the whole list without what is filtered out. Draws have the scores of the whole policy too; each code is
-            drawn among those that the filter leaves, in proportion to their probabilities. A row without live items
-            raises [`HfGrError`].
-        generator: Source of the draws: a generator on the model's device, or [`Draws`] that processes share.
-        merge: What becomes of beams of an unordered grammar that hold the same codes, with `method="beam"`. `"step"`:
-            they are merged after every step (their probabilities add up, the best order's cache goes on). `"end"`:
-            beams are whole orders, and those of one set are merged when all is written; with beams for all orders the
-            scores are exact. `"none"`: they stay apart.
-        reflection: Drops paths whose codes contradict each other (CORP), with `method="beam"`: after the second code
-            and each later one, what is below its threshold is left out of the choice, so that the beams go to
-            consistent paths. Where nothing of a request would remain, nothing of it is left out.
-        prefix_cache: Keys and values of earlier prompts.
-        graphs: Replays whole searches as CUDA graphs: for beams on a trie, on a GPU, without filter, prefix cache
-            and reflection; other calls go the usual way.
-        feed: Of a model with hidden feedback ([`models.read`]): each thinking token is fed the projected hidden state
-            of the token before it. A code and the thought after it then take two passes instead of one. Not with
-            `graphs`.
+        config: Settings; the method is one of [`Method`].
+        call: What belongs to this call.
+        options: Entries of `config` and of `call` that are otherwise than there.
 
     Raises:
-        HfGrError: If the model's scores are not finite, or options do not go together.
+        HfGrError: If a request's filter leaves no live item, the model's scores are not finite, or options do not go
+            together.
     """
     check_prompts(prompts)
+    config, call = settled(config, call, options, model.device)
     supported, reason = tree_support(model, max(map(len, prompts)) + grammar.answer_length)
     if not supported:
         raise HfGrError(f"tree search is not for this model: {reason}; use generate_search.")
-    check_filter(item_filter, grammar, len(prompts))
-    check_score(method, score)
-    if method != "beam" and reflection is not None:
-        raise HfGrError(f'reflection drops paths of a beam search, not draws; leave it out of method="{method}".')
-    if feed is None:  # else the first thought waits for the prompt's hidden state
+    check_filter(call.item_filter, grammar, len(prompts))
+    if call.feed is None:  # else the first thought waits for the prompt's hidden state
         thought = [*grammar.think_ids[:1]]  # the first thinking token is the same for all beams
         prompts = [prompt + thought for prompt in prompts]
-    elif graphs is not None:
-        raise HfGrError("searches with hidden feedback are not captured as CUDA graphs; leave graphs out.")
     grammar = grammar.to(model.device)
-    plain = method == "beam" and item_filter is None and prefix_cache is None and reflection is None
-    if graphs is not None and plain and not isinstance(grammar, UnorderedGrammar):
-        settings = {"num_beams": num_beams, "score": score, "temperature": temperature, "merge": merge}
-        beams = graphs.search(model, prompts, grammar, **settings)
+    if config.graphs and call.graphs is not None and call.item_filter is None:
+        beams = _replayed(call.graphs, model, prompts, grammar, config)
     else:
-        beams = search_from(
-            Trunk.of(model, prompts, prefix_cache),
-            grammar,
-            num_beams=num_beams,
-            method=method,
-            score=score,
-            temperature=temperature,
-            item_filter=None if item_filter is None else item_filter.to(model.device),
-            generator=generator,
-            merge=merge,
-            reflection=None if reflection is None else reflection.to(model.device),
-            feed=feed,
-        )
+        beams = search_from(Trunk.of(model, prompts, call.prefix_cache), grammar, config, call)
     check_scores(beams.scores)
     return beams
 
 
+def _replayed(
+    graphs: SearchGraphs, model: PreTrainedModel, prompts: list[list[int]], grammar: SidGrammar, config: SearchConfig
+) -> Beams:
+    """[`search_from`] as a CUDA graph."""
+    if isinstance(grammar, UnorderedGrammar):
+        raise HfGrError("CUDA graphs are not for unordered answers, which wait for the device; leave graphs out.")
+
+    def whole(ids: torch.Tensor, mask: torch.Tensor) -> Beams:
+        return search_from(Trunk(model, ids, mask), grammar, config)
+
+    return graphs.search(model, prompts, grammar, replace(config, top_k=1), whole)  # which changes no beam
+
+
 def search_from(
-    trunk: Trunk,
-    grammar: SidGrammar,
-    *,
-    num_beams: int,
-    method: Method = "beam",
-    score: Score = "constrained",
-    temperature: float = 1.0,
-    item_filter: ItemFilter | None = None,
-    generator: choose.Source = None,
-    merge: Merge = "step",
-    reflection: Reflection | None = None,
-    feed: nn.Linear | None = None,
+    trunk: Trunk, grammar: SidGrammar, config: SearchConfig | None = None, call: Call | None = None
 ) -> Beams:
     """[`tree_search`] from prompts that were read; nothing waits for the device.
 
     The first thinking token is among what was read, unless there is a `feed`. Where scores were not finite, all of the
     prompt's are NaN ([`check_scores`]).
     """
-    if feed is not None and not grammar.think_ids:
+    config, call = config or SearchConfig(), call or Call()
+    if config.method == "exhaustive":
+        raise HfGrError('method="exhaustive" is no search of the tree; use beam_search or exhaustive_search.')
+    if call.feed is not None and not grammar.think_ids:
         raise HfGrError("hidden feedback is for answers with a thinking token before each code; leave feed out.")
-    merging = merge == "step" and method == "beam"
-    search = _TreeSearch(trunk, grammar, num_beams, score, temperature, merging, reflection, feed)
+    search = _TreeSearch(trunk, grammar, config, call)
     for step in range(grammar.num_codes):
-        search.extend(step, method, item_filter, generator)
+        search.extend(step)
     beams = search.result()
-    return merged(beams, grammar) if merge == "end" and method == "beam" else beams
+    return merged(beams, grammar) if config.merge == "end" else beams
 
 
 def merged(beams: Beams, grammar: SidGrammar) -> Beams:
@@ -197,30 +122,6 @@ def merged(beams: Beams, grammar: SidGrammar) -> Beams:
     )
 
 
-def check_prompts(prompts: list[list[int]]) -> None:
-    """Raises [`HfGrError`] where there is no prompt, or one without tokens."""
-    if not prompts:
-        raise HfGrError("there are no prompts to search from; give at least one.")
-    for number, prompt in enumerate(prompts):
-        if not prompt:
-            raise HfGrError(f"prompt {number} has no token; a prompt has at least one.")
-
-
-def check_filter(item_filter: ItemFilter | None, grammar: SidGrammar, requests: int) -> None:
-    """Raises [`HfGrError`] where a filter is not of this grammar and so many requests, or one has no live item."""
-    if item_filter is None:
-        return
-    item_filter.check(grammar.identity, requests)
-    if (dead := (item_filter.live == 0).nonzero()[:, 0]).numel():
-        raise HfGrError(f"the filter of request {dead[0]} leaves no live item; allow more or exclude less.")
-
-
-def check_score(method: Method, score: Score) -> None:
-    """Raises [`HfGrError`] where draws, which come from the constrained policy, are to be scored by another."""
-    if method != "beam" and score == "model":
-        raise HfGrError(f'method="{method}" draws from the constrained policy; it has no score="model".')
-
-
 class _TreeSearch:
     """State of one search: B prompts and up to W beams each.
 
@@ -232,16 +133,12 @@ class _TreeSearch:
         self,
         trunk: Trunk,
         grammar: SidGrammar,
-        num_beams: int,
-        score: Score,
-        temperature: float,
-        merging: bool,
-        reflection: Reflection | None,
-        feed: nn.Linear | None,
+        config: SearchConfig,
+        call: Call,
     ):
-        self.trunk, self.grammar, self.score, self.temperature = trunk, grammar, score, temperature
-        self.merging, self.reflection, self.feed = merging, reflection, feed
-        self.batch, self.width, self.device = len(trunk.lengths), num_beams, trunk.device
+        self.trunk, self.grammar, self.config, self.call = trunk, grammar, config, call
+        self.reflection, self.feed = call.reflection, call.feed
+        self.batch, self.width, self.device = len(trunk.lengths), config.num_beams, trunk.device
         self.hidden = trunk.hidden  # what the next code is read from: [B, 1, d], later [B, beams, d]
         self.states = self.grammar.initial(self.batch).view(self.batch, 1, -1)
         self.tokens = self.ancestors = torch.empty(self.batch, 1, 0, dtype=torch.int64, device=self.device)
@@ -251,14 +148,15 @@ class _TreeSearch:
         self.keys: torch.Tensor | None = None
         self.wanted = self.dropped = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
 
-    def extend(self, step: int, method: Method, item_filter: ItemFilter | None, generator: choose.Source) -> None:
+    def extend(self, step: int) -> None:
         """Feeds the codes chosen last (if any) and chooses those of `step`."""
+        method, item_filter, generator = self.config.method, self.call.item_filter, self.call.generator
         self._feed_newest(step)
         beams = self.states.shape[1]
         options = self.grammar.successors(self.states.flatten(0, 1), step, item_filter)
-        log_probs = step_log_probs(
-            self.trunk.model, self.hidden.flatten(0, 1), self.grammar, step, options, self.score, self.temperature
-        ).view(self.batch, beams, -1)
+        hidden = self.hidden.flatten(0, 1)
+        log_probs = step_log_probs(self.trunk.model, hidden, self.grammar, step, options, self.config)
+        log_probs = log_probs.view(self.batch, beams, -1)
         num_options = log_probs.shape[2]
         totals = (self.scores[..., None] + log_probs).flatten(1)
         self.broken = self.broken | totals.amax(1).isnan()
@@ -300,7 +198,8 @@ class _TreeSearch:
 
     def _merged(self, totals: torch.Tensor, step: int) -> torch.Tensor:
         """`totals` (float [B, beams · D]) with those of equal sets at the best of them, if sets are to merge."""
-        if not (self.merging and step and isinstance(self.grammar, UnorderedGrammar)):
+        merging = self.config.merge == "step" and step > 0
+        if not merging or not isinstance(self.grammar, UnorderedGrammar):
             return totals
         sets = choose.set_keys(self.grammar, self.states.flatten(0, 1)).view(self.scores.shape)
         held = self.grammar.code_numbers(self.tokens)

@@ -1,7 +1,5 @@
 """Prompts in a model's cache: read once, then extended by branches."""
 
-from typing import Literal
-
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
@@ -9,11 +7,10 @@ from ..branches import additive_mask
 from ..errors import HfGrError
 from ..grammar import ItemFilter, SidGrammar, Successors
 from ..models import code_logits, decoder_of, last_hidden, recursion_of, token_logits
+from ..search_config import SearchConfig
+from .padding import pad_left
 from .prefix_cache import PrefixCache
 from .support import cache_support, tree_support
-
-
-Score = Literal["constrained", "model"]
 
 
 class Trunk:
@@ -143,22 +140,21 @@ def step_log_probs(
     grammar: SidGrammar,
     step: int,
     options: Successors,
-    score: Score,
-    temperature: float = 1.0,
+    config: SearchConfig,
 ) -> torch.Tensor:
     """Log-probabilities float32 [rows, D] of the options of a step, −inf where not allowed.
 
     Args:
         hidden: float [rows, d], what the step's code is read from.
-        score: `"constrained"`: among the codes that the grammar allows without a filter, which takes only the step's
-            rows of the LM head; `"model"`: among the whole vocabulary. A request's filter masks afterwards.
-        temperature: Divides the logits.
+        config: Of the search, whose `score` and `temperature` count. `"constrained"`: among the codes that the grammar
+            allows without a filter, which takes only the step's rows of the LM head; `"model"`: among the whole
+            vocabulary. A request's filter masks afterwards.
     """
     tokens = grammar.step_tokens(step)
-    if score == "model":
-        logits = token_logits(model, hidden) / temperature
+    if config.score == "model":
+        logits = token_logits(model, hidden) / config.temperature
         return options.masked(torch.log_softmax(logits, -1)[:, tokens])
-    return options.log_probs(code_logits(model, hidden, tokens) / temperature)
+    return options.log_probs(code_logits(model, hidden, tokens) / config.temperature)
 
 
 def path_log_probs(
@@ -166,34 +162,23 @@ def path_log_probs(
     read: torch.Tensor,
     index: torch.Tensor,
     grammar: SidGrammar,
+    config: SearchConfig,
     item_filter: ItemFilter | None = None,
-    score: Score = "constrained",
-    temperature: float = 1.0,
 ) -> torch.Tensor:
     """Summed log-probabilities float32 [rows] of given answers; −inf where the filter leaves no item of one.
 
     Args:
         read: float [rows, C, d], what each code is read from.
         index: int64 [rows, C], each code's number among its step's tokens.
+        config: As for [`step_log_probs`].
         item_filter: Of R requests, whose rows stand together.
-        score, temperature: As for [`step_log_probs`].
     """
     state, total = grammar.initial(len(read)), torch.zeros(len(read), device=read.device)
     for step in range(grammar.num_codes):
         options = grammar.successors(state, step, item_filter)
-        log_probs = step_log_probs(model, read[:, step], grammar, step, options, score, temperature)
+        log_probs = step_log_probs(model, read[:, step], grammar, step, options, config)
         option = options.option_of(index[:, step])
         chosen = log_probs.gather(1, option.clamp(min=0)[:, None])[:, 0]
         total = total + torch.where(option >= 0, chosen, -torch.inf)
         state = grammar.advance(state, step, option)
     return total
-
-
-def pad_left(
-    rows: list[list[int]], fill: int, device: torch.device | str, multiple: int = 1
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids int64 [B, P] padded on the left to a multiple of columns, and their attention mask int64 [B, P]."""
-    longest = -(-max(map(len, rows)) // multiple) * multiple
-    ids = torch.tensor([[fill] * (longest - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask

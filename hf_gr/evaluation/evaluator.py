@@ -1,7 +1,7 @@
 """The evaluation station: gets the lists of a model and of its baselines, judges them and writes the report."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,7 @@ from ..errors import HfGrError
 from ..offline import local_folder
 from ..processes import joined, launched
 from ..provenance import check_judged
+from ..search_config import SearchConfig
 from ..splits import SplitKind, check_split
 from ..terminal import plain
 from . import metrics as m
@@ -86,12 +87,30 @@ class EvaluateConfig:
         default=False,
         metadata={"help": "Never recommend what is in the history. Lists from `predictions` are judged as they are."},
     )
+    method: Literal["beam", "sample", "gumbel", "exhaustive"] = field(
+        default="beam",
+        metadata={
+            "help": "How the model's items are found: the best ones of a beam search, draws from its policy without "
+            "(`gumbel`) or with (`sample`) repeats, or every item scored."
+        },
+    )
+    score: Literal["constrained", "model"] = field(
+        default="constrained",
+        metadata={"help": "Log-probabilities among what the catalog has, or among the whole vocabulary."},
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Divides the model's logits."})
+    merge: Literal["step", "end", "none"] = field(
+        default="step", metadata={"help": "When beams of an unordered model that hold the same codes are merged."}
+    )
     reflection: float = field(
         default=0.0,
         metadata={
             "help": "Drop paths whose codes agree less than this in their categories, from 0 (off) to 1 (CORP); the "
             "share of pruned paths is told."
         },
+    )
+    graphs: bool = field(
+        default=False, metadata={"help": "Replay whole searches as CUDA graphs: faster, for beams on a GPU."}
     )
     baselines: bool = field(
         default=True,
@@ -103,7 +122,9 @@ class EvaluateConfig:
     logs: list[str] | None = field(
         default=None, metadata={"help": "Folders whose `training_log.json` gives the report's loss and reward curves."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap, the sample of users and the examples."})
+    seed: int = field(
+        default=0, metadata={"help": "Seed of the bootstrap, the sample of users, the examples and draws."}
+    )
 
     def __post_init__(self) -> None:
         check_split(self.split)
@@ -117,10 +138,17 @@ class EvaluateConfig:
             raise HfGrError(f"num_beams {self.num_beams} is less than top_k {self.top_k}; raise it, or ask for fewer.")
         if not (self.model or self.predictions or self.baselines):
             raise HfGrError("nothing to evaluate; give model, predictions, or leave baselines on.")
-        if not 0 <= self.reflection <= 1:
-            raise HfGrError(f"reflection is {self.reflection}; give a number between 0 (off) and 1.")
+        if self.search != SearchConfig(self.num_beams, self.top_k) and not self.model:
+            raise HfGrError("options of the search are set, but there is no model that searches; leave them out.")
         if self.part not in ("test", "validation"):
             raise HfGrError(f"unknown part {self.part!r}; use 'test' or 'validation'.")
+
+    @property
+    def search(self) -> SearchConfig:
+        """How a generative model searches."""
+        names = [option.name for option in fields(SearchConfig) if option.name != "seed"]
+        draws = self.method in ("sample", "gumbel")
+        return SearchConfig(**{name: getattr(self, name) for name in names}, seed=self.seed if draws else None)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

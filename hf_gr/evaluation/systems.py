@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from ..dataset import Cases, Histories, InteractionDataset
 from ..errors import HfGrError
 from ..limits import NO_LIMITS
+from ..search_config import SearchConfig
 from ..splits import Split
 from . import metrics as m
 from .baselines import ItemKNN, Popularity, tuned_knn
@@ -132,9 +133,7 @@ def _model_lists(
     every process."""
 
     def answer(batch: Histories, exclude: Exclude) -> tuple[np.ndarray, np.ndarray | None]:
-        answers = recommender.answers(
-            batch, top_k=config.top_k, num_beams=config.num_beams, exclude=exclude, reflection=config.reflection
-        )
+        answers = recommender.answers(batch, config.search, exclude=exclude)
         m.check_finite(answers.scores[answers.items != m.MISSING])
         return answers.items, answers.pruned
 
@@ -147,8 +146,9 @@ def _retriever_lists(
     """A dense retriever's lists in dataset rows, int64 [cases, top_k]."""
     from ..retrieval import Retriever
 
-    if config.reflection:
-        raise HfGrError(f"reflection is {config.reflection}, but {folder} is a dense retriever without paths; set 0.")
+    if config.search != SearchConfig(config.num_beams, config.top_k):
+        what = f"reflection is {config.reflection}" if config.reflection else "options of the search are set"
+        raise HfGrError(f"{what}, but {folder} is a dense retriever without paths; leave them out.")
     retriever = Retriever.from_pretrained(folder, dtype=config.dtype)
 
     def answer(batch: Histories, exclude: Exclude) -> tuple[np.ndarray, None]:

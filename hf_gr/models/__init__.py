@@ -3,7 +3,7 @@
 from .architectures import TREE_MODEL_TYPES
 from .bsarec import BSARecConfig, BSARecModel
 from .decoder import decoder_of
-from .dense import dense_logits, dense_loss
+from .dense import ItemVectors, dense_logits, dense_loss
 from .dropout import add_dropout
 from .feedback import feedback, read
 from .head import add_inner_call, answer_logits, code_logits, is_tied, last_hidden, token_logits
@@ -23,6 +23,7 @@ __all__ = [
     "IntRRConfig",
     "IntRRForCausalLM",
     "IntRRModel",
+    "ItemVectors",
     "RecursionConfig",
     "ScratchConfig",
     "ThinkingConfig",

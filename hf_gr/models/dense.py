@@ -35,3 +35,29 @@ def dense_loss(model: IntRRForCausalLM, hidden: torch.Tensor, targets: torch.Ten
         negatives = torch.randint(count, (drawn,), device=targets.device)
         items, place = torch.cat([targets, negatives]).unique(return_inverse=True)
     return F.cross_entropy(dense_logits(model, hidden, items), place[: len(targets)], reduction="none")
+
+
+class ItemVectors:
+    """Vectors of all items of a model with a dense output, made once for a state of its weights. Threads may share it.
+
+    They are made anew after weights moved or were changed in place, as PyTorch counts changes; it does not count what
+    is written through `.data`. Memory: N × d numbers on the model's device.
+    """
+
+    def __init__(self) -> None:
+        self._made: tuple[tuple, torch.Tensor] | None = None  # for a state of the weights
+
+    def of(self, model: IntRRForCausalLM) -> torch.Tensor:
+        """float [N, d]."""
+        parts = [*model.model.items.parameters(), *model.get_input_embeddings().parameters(), model.model.sids]
+        state = tuple((id(part), part.data_ptr(), part.dtype, _version(part)) for part in parts)
+        made = self._made
+        if made is None or made[0] != state:
+            items = torch.arange(model.config.num_items, device=model.device)
+            self._made = made = state, model.model.vectors(items)
+        return made[1]
+
+
+def _version(part: torch.Tensor) -> int:
+    """How often a tensor was changed in place, as PyTorch counts; tensors of inference mode cannot be changed."""
+    return 0 if part.is_inference() else part._version

@@ -6,10 +6,12 @@ from searching import build
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, Qwen3Config
 
-from hf_gr.decoding import SearchGraphs, beam_search, graphs, tree_search
+from hf_gr.decoding import Call, SearchGraphs, beam_search, graphs, tree_search
+from hf_gr.decoding.padding import pad_left
 from hf_gr.decoding.tree import search_from
-from hf_gr.decoding.trunk import Trunk, pad_left
+from hf_gr.decoding.trunk import Trunk
 from hf_gr.errors import HfGrError
+from hf_gr.search_config import SearchConfig
 
 
 class NoWaiting(TorchDispatchMode):
@@ -34,7 +36,10 @@ def test_nothing_in_a_search_waits(config_class, form, filtered, method):
     item_filter = case.grammar.filter([[3, 4], None, [1]], [None, [5, 6, 7], None], only) if filtered else None
     with NoWaiting():
         beams = search_from(
-            Trunk(case.model, ids, mask), case.grammar, num_beams=5, method=method, item_filter=item_filter
+            Trunk(case.model, ids, mask),
+            case.grammar,
+            SearchConfig(num_beams=5, method=method),
+            Call(item_filter=item_filter),
         )
     assert torch.isfinite(beams.scores[:, 0]).all()
 

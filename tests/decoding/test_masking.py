@@ -54,7 +54,7 @@ def ranking(place: str, top_k: int, item_filter=None, **options) -> Ranking:
     """By as many beams as there are paths, so that nothing is pruned."""
     case = case_of(place)
     paths = case.grammar.num_sids * (6 if "unordered" in place else 1)
-    options = {"num_beams": paths, "merge": "end"} | options
+    options = {"num_beams": paths} | ({} if "method" in options else {"merge": "end"}) | options
     prompts = case.prompts(PROMPTS)
     return beam_search(case.model, prompts, case.grammar, top_k=top_k, item_filter=item_filter, **options)
 
@@ -136,7 +136,7 @@ def test_draws_under_a_filter_have_the_scores_of_the_whole_policy(place, method)
     case = case_of(place)
     live = np.arange(16) % 4 == 1
     item_filter = case.grammar.filter(allow=[np.flatnonzero(live)] * 3)
-    search = {"num_beams": 400, "item_filter": item_filter, "method": method, "merge": "none"}
+    search = {"num_beams": 400, "item_filter": item_filter, "method": method}
     torch.manual_seed(0)
     beams = tree_search(case.model, case.prompts(PROMPTS), case.grammar, **search)
     free = tree_search(case.model, case.prompts(PROMPTS), case.grammar, num_beams=400, merge="none")
