@@ -23,7 +23,7 @@ from rich.table import Table
 from transformers import PrefixConstrainedLogitsProcessor
 
 from hf_gr.decoding.trunk import Trunk, step_log_probs
-from hf_gr.grammar import ItemFilter, SidGrammar, Successors, TrieGrammar, UnorderedGrammar
+from hf_gr.grammar import ItemFilter, SidGrammar, SidLogitsProcessor, Successors, TrieGrammar, UnorderedGrammar
 from hf_gr.search_config import SearchConfig
 
 
@@ -101,7 +101,7 @@ class Built:
         prompt = torch.zeros(self.rows, PROMPT, dtype=torch.int64, device=self.options.device)
         vocabulary = measure.SHAPES[self.options.model]["vocab_size"] + self.options.codebooks * self.options.codes
         scores = torch.zeros(self.rows, vocabulary, device=self.options.device)
-        ours = self.grammar.logits_processor(prompt_length=PROMPT)
+        ours = SidLogitsProcessor(self.grammar, prompt_length=PROMPT)
         theirs = PrefixConstrainedLogitsProcessor(
             lambda _, row: follow[tuple(row[PROMPT:].tolist())], self.options.beams
         )

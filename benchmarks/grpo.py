@@ -57,7 +57,7 @@ from hf_gr.branches import share_prompts
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Histories
 from hf_gr.decoding.padding import pad_left
-from hf_gr.grammar import TrieGrammar
+from hf_gr.grammar import SidLogitsProcessor, TrieGrammar
 from hf_gr.grpo import SidGRPOConfig, SidGRPOTrainer
 from hf_gr.models import last_hidden
 from hf_gr.rewards import ItemKnowledge
@@ -208,7 +208,7 @@ def constrain(model: PreTrainedModel, grammar: TrieGrammar) -> None:
     generate = model.generate
 
     def constrained(input_ids: torch.Tensor, **settings: Any) -> torch.Tensor:
-        processor = grammar.logits_processor(prompt_length=input_ids.shape[1])
+        processor = SidLogitsProcessor(grammar, prompt_length=input_ids.shape[1])
         return generate(input_ids=input_ids, logits_processor=LogitsProcessorList([processor]), **settings)
 
     model.generate = constrained

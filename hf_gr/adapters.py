@@ -13,8 +13,7 @@ from transformers.utils import is_bitsandbytes_available
 from .artifacts import writing
 from .decoding import check_model
 from .errors import HfGrError, first_line
-from .models import check_window, is_tied, recursion_of, window_of
-from .models.intrr import OWN_PARTS
+from .models import check_window, fixed_parts, is_tied, new_parts, window_of
 from .training import Finetune, RunArguments, is_sharded
 from .vocabulary import SidVocabulary
 
@@ -46,11 +45,12 @@ def tuned(
             raise HfGrError(
                 "finetune is 'qlora', but bitsandbytes is not installed; install hf-gr[quant], or use lora."
             )
+        apart = new_parts(model)
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=None if recursion_of(model) is None else ["lm_head", "retriever", *OWN_PARTS],
+            llm_int8_skip_modules=["lm_head", *fixed_parts(model), *apart] if apart else None,
         )
         model = AutoModelForCausalLM.from_pretrained(
             base, quantization_config=quantization, dtype=torch.float32, attn_implementation=config.attention
@@ -114,10 +114,11 @@ def _try_adapter(model: PreTrainedModel, adapter: LoraConfig) -> None:
 
 def _own_parts(model: PreTrainedModel) -> dict[str, Any]:
     """What stands beside a pretrained backbone is new, and trained in full: no adapter goes there."""
-    if recursion_of(model) is None:
+    new = new_parts(model)
+    if not new:
         return {}
-    apart = "|".join(part.replace(".", r"\.") for part in (*OWN_PARTS, "retriever"))
-    return {"modules_to_save": list(OWN_PARTS), "exclude_modules": rf"(.*\.)?({apart})\..*"}
+    apart = "|".join(part.replace(".", r"\.") for part in (*new, *fixed_parts(model)))
+    return {"modules_to_save": new, "exclude_modules": rf"(.*\.)?({apart})\..*"}
 
 
 def merged(model: PreTrainedModel, base: Path) -> PreTrainedModel:

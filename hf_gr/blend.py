@@ -14,7 +14,7 @@ from .artifacts import check_output, fingerprint, is_current, report, write_mani
 from .catalog import SidCatalog
 from .errors import HfGrError
 from .hub import carry, save_repo
-from .models import BSARecModel, recursion_of
+from .models import BSARecModel, take_retriever
 from .offline import local_folder
 from .provenance import joined
 from .retrieval import Retriever
@@ -52,12 +52,11 @@ def blend(model: str | Path, retriever: str | Path, out: str | Path, *, share: f
     learned = joined(model, retriever)
     vocabulary, catalog = SidVocabulary.load(source), SidCatalog.load(source)
     found = Retriever.from_pretrained(other, device="cpu")
-    lm = recursion_of(AutoModelForCausalLM.from_pretrained(source, dtype="auto"))
-    if lm is None:
+    lm = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    if not take_retriever(lm, _in_order(found, catalog, retriever), share):
         raise HfGrError(
             f"{model} is of form {vocabulary.form}; blend takes form: recursive, which scores any item in one step."
         )
-    lm.blend_with(_in_order(found, catalog, retriever), share)
     with writing(out, STATION, [source, other]) as folder:
         save_repo(folder, lm, AutoTokenizer.from_pretrained(source), catalog, vocabulary, base_model=str(model))
         carry(source, folder)

@@ -5,7 +5,6 @@ The commands of the page on one's own data run too; all others are held against 
 """
 
 import csv
-import inspect
 import os
 import re
 import subprocess
@@ -34,16 +33,17 @@ from docs_blocks import (
 from searching import RECURSIVE, recursive
 from tiny import tiny_lm, tiny_tokenizer
 
-from hf_gr import beam_search
 from hf_gr.catalog import SidCatalog
 from hf_gr.cli import main
 from hf_gr.dataset import write_dataset
+from hf_gr.decoding import Call
 from hf_gr.forms import FORMS
 from hf_gr.hub import save_repo
 from hf_gr.models import RecursionConfig, ThinkingConfig, ThinkingHeads
 from hf_gr.quantizers import METHODS
 from hf_gr.retrieval import BSARecConfig, BSARecModel
 from hf_gr.rewards import REWARDS
+from hf_gr.search_config import SearchConfig
 from hf_gr.vocabulary import add_vocabulary
 
 
@@ -213,14 +213,13 @@ def test_commands_of_a_script():
 
 def _known() -> dict[str, list]:
     """Names of settings and of arguments, with their defaults wherever they have one."""
-    configs = [*STATIONS.values(), ThinkingConfig, RecursionConfig, *(m.config_class for m in METHODS.values())]
+    configs = [*STATIONS.values(), ThinkingConfig, RecursionConfig, SearchConfig, Call]
+    configs += [method.config_class for method in METHODS.values()]
     found: dict[str, list] = {}
     for kind in configs:
         for entry in fields(kind):
             default = entry.default_factory() if callable(entry.default_factory) else entry.default
             found.setdefault(entry.name, []).append(default)
-    for name, parameter in inspect.signature(beam_search).parameters.items():
-        found.setdefault(name, []).append(parameter.default)
     return found
 
 

@@ -122,6 +122,40 @@ def test_modules_import_only_from_their_own_floor_or_below():
     assert not upward, "\n".join(upward)
 
 
+def cycles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules of which each reaches every other, given what each imports."""
+
+    def reached(module: str) -> set[str]:
+        found, new = set[str](), {module}
+        while new:
+            new = {name for known in new for name in imports.get(known, ())} - found
+            found |= new
+        return found
+
+    below = {module: reached(module) for module in imports}
+    groups = {frozenset(other for other in names if module in below.get(other, ())) for module, names in below.items()}
+    return sorted(sorted(group) for group in groups if group)
+
+
+def test_no_modules_import_each_other():
+    """Under TYPE_CHECKING and inside functions neither: who knows whom goes one way."""
+    assert cycles({"a": {"b"}, "b": {"c", "x"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert not cycles({module: imports_of(module) for module in MODULES})
+
+
+def test_files_are_short_enough_to_read():
+    """400 lines at most."""
+    long = {module: lines for module, file in MODULES.items() if (lines := len(file.read_text().splitlines())) > 400}
+    assert long.keys() <= {"hf_gr.branches"}, long
+
+
+def test_searches_know_no_class_of_model():
+    """What codes are read from is told by [`hf_gr.models.reader_of`]; which form a model has, by `forms/`."""
+    asked = {module for module, file in MODULES.items() if "recursion_of" in file.read_text()}
+    assert {module.split(".")[1] for module in asked} <= {"models", "forms"}, asked
+
+
 def test_only_the_command_line_reaches_data_prep_and_nothing_reaches_the_scripts():
     outside = {"recipes", "benchmarks", "tests", "data_prep"}
     reached = {

@@ -12,7 +12,8 @@ from .prefix_cache import PrefixCache
 from .ranking import Ranking
 from .recommender import Recommender, load_thinking
 from .reflection import Reflection
-from .session import Session, Sessions, recommend_many
+from .session import Session, recommend_many
+from .sessions import Sessions
 from .support import check_model, tree_support
 from .tree import tree_search
 

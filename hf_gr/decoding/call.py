@@ -66,7 +66,9 @@ def settled(
     works with.
     """
     names = {field.name for field in fields(Call)}
-    call = replace(call or Call(), **{name: value for name, value in options.items() if name in names})
+    own = {name: value for name, value in options.items() if name in names}
+    own |= {name: own[name] or None for name in ("reflection", "graphs") if name in own}  # 0 and False: off
+    call = replace(call or Call(), **own)
     for name, value, kind in (("reflection", call.reflection, Reflection), ("graphs", call.graphs, SearchGraphs)):
         if not isinstance(value, kind | None):
             raise HfGrError(f"{name} is {shown(value)}; give a {kind.__name__} here, or ask a Recommender.")

@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 
 from ..errors import HfGrError
 from ..grammar import DEAD, SidGrammar, UnorderedGrammar, check_scores
-from ..models import recursion_of
 from ..search_config import SearchConfig
 from .beams import Beams
 from .call import Call, check_filter, check_prompts, settled
@@ -90,9 +89,9 @@ def _branch_scores(
 def _read_from(trunk: Trunk, answers: torch.Tensor) -> torch.Tensor:
     """What every token of answers (int64 [n, T]) is read from after every prompt, float [B, n, T, d]."""
     batch, (count, length) = len(trunk.lengths), answers.shape
-    if (recursive := recursion_of(trunk.model)) is not None:
+    if not trunk.reader.branches:
         x = trunk.hidden.expand(-1, count, -1).flatten(0, 1)
-        return recursive.queries(x, answers.repeat(batch, 1)).view(batch, count, length, -1)
+        return trunk.reader.all(x, answers.repeat(batch, 1)).view(batch, count, length, -1)
     within = torch.arange(count * length, device=answers.device)
     own = (within[:, None] // length == within // length) & (within[:, None] >= within)
     fed = answers.flatten().expand(batch, -1)

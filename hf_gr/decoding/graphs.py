@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..errors import HfGrError
 from ..grammar import SidGrammar
-from ..models import recursion_of
+from ..models import reader_of
 from ..search_config import SearchConfig
 from .beams import Beams
 from .padding import pad_left
@@ -56,7 +56,7 @@ class SearchGraphs:
         device.
         """
         check_device(model)
-        if recursion_of(model) is not None:
+        if not reader_of(model).captured:
             raise HfGrError(
                 "CUDA graphs are not for models of form recursive, which wait for the device; leave graphs out."
             )

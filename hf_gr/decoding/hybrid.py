@@ -5,18 +5,16 @@ Each output brings candidates of its own, and each scores those of the others, s
 depend on who found it. [ours]
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import ItemFilter, SidGrammar, TrieGrammar, check_scores
-from ..models import IntRRForCausalLM, ItemVectors, recursion_of
-from ..models.bsarec import log_probabilities
+from ..grammar import ItemFilter, SidGrammar, check_scores
+from ..models import ItemVectors, item_logits, item_tokens, shares_of
 from ..search_config import SearchConfig
 from .call import Call
 from .ranking import Ranking, ranked
@@ -29,8 +27,7 @@ CHUNK_ITEMS = 4096  # items whose semantic IDs are scored at once
 
 def is_hybrid(model: PreTrainedModel) -> bool:
     """Whether a model ranks by more than the semantic ID."""
-    recursive = recursion_of(model)
-    return recursive is not None and recursive.config.shares[0] < 1
+    return shares_of(model)[0] < 1
 
 
 def check_hybrid(config: SearchConfig, call: Call) -> None:
@@ -78,13 +75,11 @@ def hybrid_ranking(
 
     Raises [`HfGrError`] if scores are not finite.
     """
-    model, item_filter, top_k = trunk.model, call.item_filter, config.top_k
-    assert isinstance(model, IntRRForCausalLM) and isinstance(grammar, TrieGrammar)
-    sid_share, *shares = model.config.shares
+    item_filter, top_k, sid_share = call.item_filter, config.top_k, shares_of(trunk.model)[0]
     live, every = grammar.live(item_filter), grammar.live()
     others = [
         (share, logits.masked_fill(~every, -torch.inf).log_softmax(1))
-        for share, logits in _logits(trunk, prompts, shares, call.item_vectors or ItemVectors())
+        for share, logits in item_logits(trunk.model, trunk.hidden[:, 0], prompts, call.item_vectors or ItemVectors())
     ]
     if config.method == "exhaustive":
         rows = torch.arange(grammar.catalog_size, device=trunk.device)
@@ -100,7 +95,8 @@ def hybrid_ranking(
             added = torch.where(closest.values.isneginf(), -1, closest.indices)
             again = (added[:, :, None] == items[:, None]).any(2)
             items = torch.cat([items, added.masked_fill(again, -1)], dim=1)
-    tokens, place = model.model.sids[items.clamp(min=0)], items.clamp(min=0)
+    place = items.clamp(min=0)
+    tokens = item_tokens(trunk.model)[place]
     parts = tokens.split(CHUNK_ITEMS, dim=1)
     scores = sid_share * torch.cat([sid_log_probs(trunk, part, grammar, item_filter) for part in parts], dim=1)
     for share, log_probs in others:
@@ -114,31 +110,13 @@ def hybrid_ranking(
     return Ranking(chosen, best.values, sids.masked_fill(gone[..., None], -1))
 
 
-def _logits(
-    trunk: Trunk, prompts: Sequence[Sequence[int]], shares: Sequence[float], item_vectors: ItemVectors
-) -> Iterator[tuple[float, torch.Tensor]]:
-    """Share and logits float32 [B, N] of the model's own vectors and of its retriever, of those that count."""
-    model, (vector_share, retriever_share) = trunk.model, shares
-    assert isinstance(model, IntRRForCausalLM)
-    if vector_share:
-        vectors = item_vectors.of(model)
-        yield vector_share, F.linear(trunk.hidden[:, 0].to(vectors.dtype), vectors).float()
-    if retriever_share:
-        assert model.retriever is not None
-        first = model.config.first_item_id
-        histories = [np.array([token - first for token in prompt if token >= first], np.int64) for prompt in prompts]
-        yield retriever_share, log_probabilities(model.retriever, histories)
-
-
 def sid_log_probs(
-    trunk: Trunk, tokens: torch.Tensor, grammar: TrieGrammar, item_filter: ItemFilter | None = None
+    trunk: Trunk, tokens: torch.Tensor, grammar: SidGrammar, item_filter: ItemFilter | None = None
 ) -> torch.Tensor:
     """Log-probability float32 [B, n] under the grammar of n semantic IDs for each of B prompts, tokens int64
     [B, n, L]; −inf where the filter leaves no item of it."""
-    model = trunk.model
-    assert isinstance(model, IntRRForCausalLM)
     batch, count, _ = tokens.shape
     answers = tokens.flatten(0, 1)
-    read = model.queries(trunk.hidden.expand(-1, count, -1).flatten(0, 1), answers)
+    read = trunk.reader.all(trunk.hidden.expand(-1, count, -1).flatten(0, 1), answers)
     index = grammar.step_index(answers)
-    return path_log_probs(model, read, index, grammar, SearchConfig(), item_filter).view(batch, count)
+    return path_log_probs(trunk.model, read, index, grammar, SearchConfig(), item_filter).view(batch, count)

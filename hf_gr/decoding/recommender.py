@@ -27,7 +27,8 @@ from .call import Call
 from .graphs import SearchGraphs
 from .prefix_cache import PrefixCache
 from .reflection import Reflection
-from .session import Session, Sessions, check_lengths
+from .session import Session, check_lengths
+from .sessions import Sessions
 from .support import check_model
 
 

@@ -6,33 +6,50 @@ sessions are searched as one batch. (Session, window in blocks and memory budget
 
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from ..catalog import SidCatalog
 from ..dataset import Histories
 from ..errors import HfGrError
-from ..grammar import ItemMask, check_scores
+from ..grammar import ItemMask, SidGrammar, check_scores
 from ..limits import Limits, shown
-from ..models import recursion_of
+from ..models import reader_of
 from ..search_config import SearchConfig
+from ..vocabulary import SidVocabulary
+from .call import Call
 from .hybrid import check_hybrid, hybrid_ranking, is_hybrid
 from .padding import pad_left
 from .ranking import ranked
-from .support import cache_support
 from .tree import search_from
 from .trunk import Ends, Trunk
 
 
-if TYPE_CHECKING:
-    from .recommender import Recommender
-
 logger = logging.getLogger(__name__)
+
+
+class Server(Protocol):
+    """What sessions ask of a [`Recommender`]."""
+
+    model: PreTrainedModel
+    vocabulary: SidVocabulary
+    limits: Limits
+
+    @property
+    def catalog(self) -> SidCatalog: ...
+
+    @property
+    def grammar(self) -> SidGrammar: ...
+
+    def snapshot(self) -> Self: ...
+
+    def call(self, config: SearchConfig) -> Call: ...
+
 
 Answer = tuple[str, float]  # an item id, and the log-probability of its SID under the grammar
 
@@ -65,7 +82,7 @@ class Session:
 
     def __init__(
         self,
-        recommender: "Recommender",
+        recommender: Server,
         history: Sequence[str] = (),
         *,
         context: Sequence[float | str] | None = None,
@@ -73,7 +90,8 @@ class Session:
         on_read: "Callable[[Session], None] | None" = None,
     ):
         vocabulary = recommender.vocabulary
-        if not vocabulary.sid_form.item_table:
+        reader = reader_of(recommender.model)
+        if reader.branches:
             raise HfGrError(
                 f"sessions are for models of form recursive, this one's is {vocabulary.form}; give its Recommender a "
                 "PrefixCache, which keeps the older events of users who come back."
@@ -81,9 +99,7 @@ class Session:
         self.recommender, self.block = recommender, max(1, vocabulary.max_history // 4) if block is None else block
         if not 1 <= self.block <= vocabulary.max_history:
             raise HfGrError(f"block is {block}; give 1 to {vocabulary.max_history}, the events that a prompt keeps.")
-        recursive = recursion_of(recommender.model)
-        assert recursive is not None
-        supported, reason = cache_support(recursive)
+        supported, reason = reader.cache_support()
         if not supported:
             raise HfGrError(f"sessions are not for this model: {reason}; ask its Recommender with whole histories.")
         self._on_read, self._lock = on_read, threading.Lock()
@@ -207,91 +223,6 @@ class Session:
         for layer in self._trunk.cache.layers:
             kept += [layer.keys, layer.values]
         self.nbytes = sum(values.nbytes for values in kept)
-
-
-class Sessions:
-    """Live sessions of many users within a memory budget; the least recently used go first. Threads may share it.
-
-    A user's session counts as used when it is asked for and when an event is appended to it. One that was dropped is
-    made again from the history that its next request brings, with answers as from a new session. Ask for a session at
-    every request instead of holding it: the memory of a dropped one is free when nobody holds it.
-
-    Args:
-        recommender: As for [`Session`].
-        max_bytes: Of all sessions' keys, values and hidden states ([`Session.nbytes`]) on the model's device; at least
-            one of a full window ([`HfGrError`]). Beside it each takes a few kilobytes of Python objects.
-        block: As for [`Session`].
-
-    Attributes:
-        nbytes: Bytes kept now.
-        found: Requests that found their session.
-        made: Requests that made one.
-    """
-
-    def __init__(self, recommender: "Recommender", max_bytes: int, *, block: int | None = None):
-        self.recommender, self.max_bytes, self.block = recommender, max_bytes, block
-        self.nbytes = self.found = self.made = 0
-        self._kept: OrderedDict[str, tuple[Session, int]] = OrderedDict()  # and its bytes as counted
-        self._lock = threading.Lock()
-        cold = Session(recommender, block=block)
-        self._opening, self._hidden = cold.positions, cold.state()[0].nbytes
-        self._position = (cold.nbytes - self._hidden) // cold.positions
-        full = self.bytes_of(recommender.vocabulary.max_history)
-        if max_bytes < full:
-            raise HfGrError(f"max_bytes is {max_bytes}, but a session of a full window takes {full}; give more.")
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __contains__(self, user_id: str) -> bool:
-        return user_id in self._kept
-
-    def bytes_of(self, num_events: int) -> int:
-        """Bytes of a session whose window holds so many events."""
-        width = 1 if self.recommender.vocabulary.context == "none" else 2
-        return self._hidden + self._position * (self._opening + num_events * width)
-
-    def get(self, user_id: str, history: Sequence[str], context: Sequence[float | str] | None = None) -> Session:
-        """The user's live session, or a new one of `history` and `context` (as for [`Session`]).
-
-        A live session has read what was appended to it: `history` is not looked at then. [`drop`] it first where
-        events came by another way.
-        """
-        with self._lock:
-            if user_id in self._kept:
-                self.found += 1
-                self._kept.move_to_end(user_id)
-                return self._kept[user_id][0]
-        session = Session(
-            self.recommender,
-            history,
-            context=context,
-            block=self.block,
-            on_read=lambda session: self._account(user_id, session),
-        )
-        with self._lock:
-            self.made += 1
-            session, _ = self._kept.setdefault(user_id, (session, 0))  # another thread may have been faster
-        self._account(user_id, session)
-        return session
-
-    def drop(self, user_id: str) -> None:
-        """Forgets the user's session, if there is one."""
-        with self._lock:
-            self.nbytes -= self._kept.pop(user_id, (None, 0))[1]
-
-    def _account(self, user_id: str, session: Session) -> None:
-        """Counts what a session takes now, unless it was dropped, and drops others for it."""
-        with self._lock:
-            known, before = self._kept.get(user_id, (None, 0))
-            if known is not session:
-                return
-            now = session.nbytes
-            self._kept[user_id] = session, now
-            self._kept.move_to_end(user_id)
-            self.nbytes += now - before
-            while self.nbytes > self.max_bytes:
-                self.nbytes -= self._kept.popitem(last=False)[1][1]
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """Which LMs take the tree path (shared prompt, ancestor mask), which take `generate`, and which none."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -9,7 +8,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from ..errors import HfGrError, first_line
 from ..grammar import check_scores
-from ..models import TREE_MODEL_TYPES, IntRRForCausalLM, code_logits, last_hidden, recursion_of
+from ..models import TREE_MODEL_TYPES, code_logits, last_hidden, reader_of
 
 
 TREE_ATTENTION = ("sdpa", "eager")
@@ -22,15 +21,15 @@ def tree_support(model: PreTrainedModel, longest_row: int, *, training: bool = F
 
     They need full attention that takes an additive 4-D mask. A mask of our own silently replaces a sliding window, so
     a window shorter than the longest row excludes a model, and so do linear attention and implementations that take no
-    such mask. A model whose codes come by recursion feeds no branches, and so needs nothing of that.
+    such mask. A model whose answers are not fed ([`Reader`]) needs nothing of that.
 
     Args:
         model: Any causal LM.
         longest_row: Tokens of the longest row that will be fed, prompt and answer together.
         training: Whether rows are fed at once, without a cache: then FlexAttention with its block mask will do too.
     """
-    if recursion_of(model) is not None and not training:
-        return True, "codes come by recursion, after the prompt alone"
+    if not training and not reader_of(model).branches:
+        return True, "codes are read after the prompt alone"
     config = model.config.get_text_config().to_dict()
     if config["model_type"] not in TREE_MODEL_TYPES:
         return False, f"architecture {config['model_type']!r} is not among {', '.join(TREE_MODEL_TYPES)}"
@@ -42,21 +41,6 @@ def tree_support(model: PreTrainedModel, longest_row: int, *, training: bool = F
     if slides and window < longest_row:
         return False, f"its sliding window of {window} is shorter than a row of {longest_row} tokens"
     return True, f"{config['model_type']} with full attention under {attention}"
-
-
-def cache_support(model: IntRRForCausalLM) -> tuple[bool, str]:
-    """Whether prompts of a recursive model may be kept in a cache and extended, and why (not).
-
-    Its backbone must be of attention alone, and be told positions.
-    """
-    kind = model.config.get_text_config().model_type
-    layers = model.config.get_text_config().to_dict().get("layer_types") or []
-    other = sorted(set(layers) - {"full_attention", "sliding_attention"})
-    if other:
-        return False, f"{kind} has layers of {', '.join(other)}, which keep a state instead of keys"
-    if "position_ids" not in inspect.signature(model.model.backbone.forward).parameters:
-        return False, f"{kind} takes no positions"
-    return True, f"{kind} keeps keys and values"
 
 
 @torch.no_grad()
@@ -129,7 +113,7 @@ class _Check:
         self._compare("it reads what comes after a token", earlier[:, self.tokens], logits[:3])
         ours = self._tried("give its hidden states", self._ours)
         self._compare("its logits are not those of its head on its last hidden states", ours, logits)
-        rows = recursion_of(self.model) is None and not tree_support(self.model, 10)[0]
+        rows = reader_of(self.model).branches and not tree_support(self.model, 10)[0]
         if rows and self.exact:  # rounded logits, and experts chosen by them, may differ from pass to pass
             self._tried("search with generate()", self._check_beams)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..errors import HfGrError
 from ..grammar import DEAD, SidGrammar, Successors, UnorderedGrammar, check_scores
-from ..models import feedback, recursion_of
+from ..models import feedback
 from ..search_config import SearchConfig
 from . import choose
 from .beams import Beams
@@ -247,9 +247,10 @@ class _TreeSearch:
     def _feed_newest(self, step: int) -> None:
         """Feeds every beam's newest code and, with thinking, the token after it."""
         new = self.tokens[..., -1:]
-        if (recursive := recursion_of(self.trunk.model)) is not None:
+        if not self.trunk.reader.branches:
             if step:
-                self.hidden = recursive.query(step, new[..., 0], self.trunk.hidden.expand(-1, new.shape[1], -1))
+                prompt = self.trunk.hidden.expand(-1, new.shape[1], -1)
+                self.hidden = self.trunk.reader.next(step, new[..., 0], prompt)
             return
         if not self.grammar.think_ids:
             self._feed(new)

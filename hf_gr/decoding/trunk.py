@@ -6,11 +6,11 @@ from transformers import DynamicCache, PreTrainedModel
 from ..branches import additive_mask
 from ..errors import HfGrError
 from ..grammar import ItemFilter, SidGrammar, Successors
-from ..models import code_logits, decoder_of, last_hidden, recursion_of, token_logits
+from ..models import code_logits, decoder_of, last_hidden, reader_of, token_logits
 from ..search_config import SearchConfig
 from .padding import pad_left
 from .prefix_cache import PrefixCache
-from .support import cache_support, tree_support
+from .support import tree_support
 
 
 class Trunk:
@@ -32,8 +32,7 @@ class Trunk:
         cache: DynamicCache | None = None,
     ):
         """Reads prompts: ids and mask int64 [B, n]; `known` bool [B, m] tells which columns `cache` holds already."""
-        self.model, self.device = model, model.device
-        self.plain = recursion_of(model) is not None  # nothing follows the prompt, so that no mask of ours is needed
+        self.model, self.device, self.reader = model, model.device, reader_of(model)
         # plain layers: a window never matters here, but would count the beams' columns
         self.cache = DynamicCache() if cache is None else cache
         self.real = mask.new_empty(len(ids), 0, dtype=torch.bool) if known is None else known
@@ -54,15 +53,14 @@ class Trunk:
     @classmethod
     def of(cls, model: PreTrainedModel, prompts: list[list[int]], prefix_cache: PrefixCache | None = None) -> "Trunk":
         """Reads prompts that are lists of token ids, or what a prefix cache does not know of them."""
-        recursive = recursion_of(model)
+        reader = reader_of(model)
         if prefix_cache is None:
-            if recursive is None or tree_support(model, max(map(len, prompts)), training=True)[0]:
+            if reader.branches or tree_support(model, max(map(len, prompts)), training=True)[0]:
                 return cls(model, *pad_left(prompts, 0, model.device))
             return Ends.read(model, prompts)
-        if recursive is not None:
-            supported, reason = cache_support(recursive)
-            if not supported:
-                raise HfGrError(f"a prefix cache is not for this model: {reason}; leave it out.")
+        supported, reason = reader.cache_support()
+        if not supported:
+            raise HfGrError(f"a prefix cache is not for this model: {reason}; leave it out.")
         cache = DynamicCache()
         taken = prefix_cache.load(prompts, cache, model)
         ids, mask = pad_left([prompt[n:] for prompt, n in zip(prompts, taken, strict=True)], 0, model.device)
@@ -104,7 +102,8 @@ class Trunk:
         output = decoder_of(self.model)(
             **(plain if added is None else {"inputs_embeds": self.model.get_input_embeddings()(ids) + added}),
             position_ids=positions,
-            attention_mask=self.real.long() if self.plain else additive_mask(visible, self.model.dtype),
+            # where nothing follows the prompt no mask of ours is needed
+            attention_mask=additive_mask(visible, self.model.dtype) if self.reader.branches else self.real.long(),
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -115,12 +114,12 @@ class Ends(Trunk):
     """B prompts that were read elsewhere, by their last hidden states alone: enough where a search feeds nothing.
 
     Args:
-        model: One whose codes come by recursion.
+        model: One whose answers are not fed ([`Reader`]).
         hidden: float [B, 1, d].
     """
 
     def __init__(self, model: PreTrainedModel, hidden: torch.Tensor):
-        self.model, self.device, self.hidden = model, model.device, hidden
+        self.model, self.device, self.reader, self.hidden = model, model.device, reader_of(model), hidden
         self.lengths = torch.zeros(len(hidden), 1, dtype=torch.int64, device=model.device)
 
     @classmethod

@@ -1,7 +1,8 @@
 """Evaluation by full ranking: metrics, baselines, the station and its report."""
 
 from .baselines import ItemKNN, Popularity
-from .evaluator import EvaluateConfig, evaluate
+from .config import EvaluateConfig
+from .evaluator import evaluate
 from .judging import compare, judge
 from .metrics import (
     KS,

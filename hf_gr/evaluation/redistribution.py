@@ -18,17 +18,15 @@ def judge_redistribution(recommender: "Recommender") -> dict[str, Any] | None:
     of `read: sum` among them."""
     import torch
 
-    from ..models import recursion_of
+    from ..models import learned_codes
 
-    model = recursion_of(recommender.model)
-    if model is None or model.config.read == "sum":
-        return None
     codes, probability = [], []
-    with torch.inference_mode():
-        for items in torch.from_numpy(np.flatnonzero(recommender.catalog.live)).split(_BATCH):
-            best, sure = model.model.assigned(items.to(model.device))
-            codes.append(best.cpu().numpy())
-            probability.append(sure.float().cpu().numpy())
+    for items in torch.from_numpy(np.flatnonzero(recommender.catalog.live)).split(_BATCH):
+        learned = learned_codes(recommender.model, items)
+        if learned is None:
+            return None
+        codes.append(learned[0].cpu().numpy())
+        probability.append(learned[1].float().cpu().numpy())
     return redistribution(recommender.catalog, np.concatenate(codes), np.concatenate(probability))
 
 

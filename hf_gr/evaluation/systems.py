@@ -15,6 +15,7 @@ from ..search_config import SearchConfig
 from ..splits import Split
 from . import metrics as m
 from .baselines import ItemKNN, Popularity, tuned_knn
+from .config import EvaluateConfig
 from .predictions import read_predictions
 from .redistribution import judge_redistribution
 from .thoughts import judge_thoughts
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from ..decoding.recommender import Recommender
     from ..thoughts import Thoughts
-    from .evaluator import EvaluateConfig
 
 Exclude = Sequence[np.ndarray] | None  # of every history, what is no answer to it
 
@@ -33,7 +33,7 @@ _CASES_AT_ONCE = 4096  # whose histories a baseline holds
 
 
 def all_lists(
-    config: "EvaluateConfig",
+    config: EvaluateConfig,
     paths: dict[str, Path],
     dataset: InteractionDataset,
     split: Split,
@@ -75,7 +75,7 @@ def _in_parts(baseline: Popularity | ItemKNN, cases: Cases, top_k: int) -> np.nd
 
 
 def _generated(
-    folder: Path, dataset: InteractionDataset, cases: Cases, config: "EvaluateConfig", world: "PartialState"
+    folder: Path, dataset: InteractionDataset, cases: Cases, config: EvaluateConfig, world: "PartialState"
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """The lists of a generative model in dataset rows, the semantic IDs of the dataset's items (negative: none), and
     what there is to tell of the model."""
@@ -126,7 +126,7 @@ def _model_lists(
     rows: np.ndarray,
     cases: Cases,
     num_items: int,
-    config: "EvaluateConfig",
+    config: EvaluateConfig,
     world: "PartialState",
 ) -> tuple[np.ndarray, float | None]:
     """The model's lists in dataset rows, int64 [cases, top_k], and with reflection the mean share of pruned paths, on
@@ -141,7 +141,7 @@ def _model_lists(
 
 
 def _retriever_lists(
-    folder: Path, dataset: InteractionDataset, cases: Cases, config: "EvaluateConfig", world: "PartialState"
+    folder: Path, dataset: InteractionDataset, cases: Cases, config: EvaluateConfig, world: "PartialState"
 ) -> np.ndarray:
     """A dense retriever's lists in dataset rows, int64 [cases, top_k]."""
     from ..retrieval import Retriever
@@ -163,7 +163,7 @@ def _shared_out(
     rows: np.ndarray,
     cases: Cases,
     num_items: int,
-    config: "EvaluateConfig",
+    config: EvaluateConfig,
     world: "PartialState",
 ) -> tuple[np.ndarray, float | None]:
     """The answers to all cases, each process asking for its share of them: lists in dataset rows, int64
@@ -191,7 +191,7 @@ def _shared_out(
 
 
 def _judged_thoughts(
-    thoughts: "Thoughts", rows: np.ndarray, cases: Cases, first: np.ndarray, num_items: int, config: "EvaluateConfig"
+    thoughts: "Thoughts", rows: np.ndarray, cases: Cases, first: np.ndarray, num_items: int, config: EvaluateConfig
 ) -> dict[str, Any] | None:
     """What [`judge_thoughts`] finds; `first` int64 [cases]: the items that the model puts first, in dataset rows."""
     moved = _translate(cases, rows, num_items)

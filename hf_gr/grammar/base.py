@@ -4,7 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -12,9 +12,6 @@ import torch
 from ..errors import HfGrError
 from .filters import ItemFilter, ItemMask
 
-
-if TYPE_CHECKING:
-    from .logits_process import SidLogitsProcessor
 
 DEAD = -2  # in a state: no item begins so
 
@@ -202,6 +199,10 @@ class SidGrammar(ABC):
         """
 
     @abstractmethod
+    def live(self, item_filter: ItemFilter | None = None) -> torch.Tensor:
+        """Which rows of the catalog may be answers, bool [R, N] for the requests of a filter, else [1, N]."""
+
+    @abstractmethod
     def filter(
         self,
         deny: Sequence[np.ndarray | None] | None = None,
@@ -262,12 +263,6 @@ class SidGrammar(ABC):
     def step_index(self, answer: torch.Tensor) -> torch.Tensor:
         """Of each token of an answer, its number among its step's tokens; negative where it is none of them."""
         return self._numbers(answer)
-
-    def logits_processor(self, *, prompt_length: int, **options: Any) -> "SidLogitsProcessor":
-        """This grammar for one call of `generate()`; options as [`SidLogitsProcessor`] has them."""
-        from .logits_process import SidLogitsProcessor
-
-        return SidLogitsProcessor(self, prompt_length, **options)
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:

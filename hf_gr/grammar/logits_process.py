@@ -17,7 +17,7 @@ class SidLogitsProcessor(LogitsProcessor):
     """Leaves only tokens that continue some live item's SID, then the end-of-sequence token.
 
     Stateless: it reads the answer so far from `input_ids`, so beams may be reordered and prompts may themselves end in
-    SIDs. Made for one call ([`SidGrammar.logits_processor`]), since ids alone cannot tell prompt from answer. A forced
+    SIDs. Made for one call, since ids alone cannot tell prompt from answer. A forced
     token (a thinking token, the end of the sequence) scores 0. Scores that `generate` changed before, such as a
     repetition penalty inherited from an instruct model, stay changed: [`generation_config`] keeps such things away.
 

@@ -1,7 +1,7 @@
 """How a request's filter becomes marks on the trie: the nodes below which nothing, or something, is left."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,14 +10,34 @@ from ..errors import HfGrError
 from .filters import ItemFilter, ItemMask, each, padded, ragged
 
 
-if TYPE_CHECKING:
-    from .trie import TrieGrammar
-
 LONG_LIST = 4096  # longer lists of items become masks
 
 
+class ItemTree(Protocol):
+    """What is asked of a trie: its nodes by depth, and where items stand in the order of SIDs."""
+
+    identity: object
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def num_items(self) -> int: ...
+
+    @property
+    def num_codes(self) -> int: ...
+
+    def begin(self, depth: int, node: np.ndarray | None = None) -> np.ndarray: ...
+
+    def nodes(self, depth: int) -> int: ...
+
+    def parents(self, depth: int, nodes: np.ndarray) -> np.ndarray: ...
+
+    def positions(self, items: np.ndarray) -> np.ndarray: ...
+
+
 def make_filter(
-    trie: "TrieGrammar",
+    trie: ItemTree,
     deny: Sequence[np.ndarray | None] | None,
     allow: Sequence[np.ndarray | None] | None,
     only: Sequence[ItemMask | None] | None,
@@ -60,7 +80,7 @@ def make_filter(
     ).to(trie.device)
 
 
-def make_mask(trie: "TrieGrammar", live: np.ndarray) -> ItemMask:
+def make_mask(trie: ItemTree, live: np.ndarray) -> ItemMask:
     """A mask from one flag a position, bool [items]."""
     below = np.concatenate([[0], np.cumsum(live)]).astype(np.int32)
     nodes = []
@@ -71,7 +91,7 @@ def make_mask(trie: "TrieGrammar", live: np.ndarray) -> ItemMask:
 
 
 def _long_lists(
-    trie: "TrieGrammar", deny: np.ndarray | None, allow: np.ndarray | None, only: ItemMask | None
+    trie: ItemTree, deny: np.ndarray | None, allow: np.ndarray | None, only: ItemMask | None
 ) -> tuple[np.ndarray | None, np.ndarray | None, ItemMask | None]:
     """The same filter with its long lists as a mask."""
     long = [x is not None and len(x) > LONG_LIST for x in (deny, allow)]
@@ -88,7 +108,7 @@ def _long_lists(
 
 
 def _listed(
-    trie: "TrieGrammar",
+    trie: ItemTree,
     deny: Sequence[np.ndarray | None],
     allow: Sequence[np.ndarray | None],
     masks: Sequence[ItemMask | None],
@@ -116,7 +136,7 @@ def _listed(
 
 
 def _marked(
-    trie: "TrieGrammar",
+    trie: ItemTree,
     row: np.ndarray,
     position: np.ndarray,
     restricted: np.ndarray,

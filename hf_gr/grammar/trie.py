@@ -186,7 +186,6 @@ class TrieGrammar(SidGrammar):
         return live
 
     def live(self, item_filter: ItemFilter | None = None) -> torch.Tensor:
-        """Which rows of the catalogue may be answers, bool [R, N] for the requests of a filter, else [1, N]."""
         count = self.num_items
         live = torch.ones(1, count, dtype=torch.bool, device=self.device)
         if item_filter is not None:

@@ -145,6 +145,9 @@ class UnorderedGrammar(SidGrammar):
             node = self._trie.step(node, codebook, state[:, codebook])
         return self._trie.items(node, item_filter, limit)
 
+    def live(self, item_filter: ItemFilter | None = None) -> torch.Tensor:
+        return self._trie.live(item_filter)
+
     def _counts(
         self, state: torch.Tensor, step: int, item_filter: ItemFilter | None
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,14 +3,16 @@
 from .architectures import TREE_MODEL_TYPES
 from .bsarec import BSARecConfig, BSARecModel
 from .decoder import decoder_of
-from .dense import ItemVectors, dense_logits, dense_loss
+from .dense import ItemVectors, dense_logits, dense_loss, item_logits, item_tokens, shares_of
 from .dropout import add_dropout
 from .feedback import feedback, read
 from .head import add_inner_call, answer_logits, code_logits, is_tied, last_hidden, token_logits
-from .intrr import IntRRForCausalLM, IntRRModel, recursion_of, with_recursion
+from .intrr import IntRRForCausalLM, IntRRModel, with_recursion
 from .intrr_config import IntRRConfig, RecursionConfig
 from .newcomers import grown
 from .orders import confident_orders
+from .parts import fixed_parts, learned_codes, new_parts, recursion_settings, side_losses, take_retriever
+from .reader import Reader, reader_of
 from .scratch import ScratchConfig, byte_tokenizer, from_scratch, sid_tokenizer
 from .thinking import ThinkingConfig, ThinkingHeads
 from .window import check_window, window_of
@@ -24,6 +26,7 @@ __all__ = [
     "IntRRForCausalLM",
     "IntRRModel",
     "ItemVectors",
+    "Reader",
     "RecursionConfig",
     "ScratchConfig",
     "ThinkingConfig",
@@ -39,13 +42,22 @@ __all__ = [
     "dense_logits",
     "dense_loss",
     "feedback",
+    "fixed_parts",
     "from_scratch",
     "grown",
     "is_tied",
+    "item_logits",
+    "item_tokens",
     "last_hidden",
+    "learned_codes",
+    "new_parts",
     "read",
-    "recursion_of",
+    "reader_of",
+    "recursion_settings",
+    "shares_of",
     "sid_tokenizer",
+    "side_losses",
+    "take_retriever",
     "token_logits",
     "window_of",
     "with_recursion",

@@ -6,10 +6,16 @@ in one model (LIGER, Yang et al. 2024). Ours: the vectors are the unique-ID rows
 rows of the item's codes, and what is ranked is a weighted sum of log-probabilities over the candidates of both.
 """
 
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
-from .intrr import IntRRForCausalLM
+from ..errors import HfGrError
+from .bsarec import log_probabilities
+from .intrr import IntRRForCausalLM, recursion_of
 
 
 def dense_logits(model: IntRRForCausalLM, hidden: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
@@ -37,6 +43,12 @@ def dense_loss(model: IntRRForCausalLM, hidden: torch.Tensor, targets: torch.Ten
     return F.cross_entropy(dense_logits(model, hidden, items), place[: len(targets)], reduction="none")
 
 
+def shares_of(model: PreTrainedModel) -> tuple[float, float, float]:
+    """What the semantic ID, the vectors of the model's own and the retriever count in the score of an answer."""
+    recursive = recursion_of(model)
+    return (1.0, 0.0, 0.0) if recursive is None else recursive.config.shares
+
+
 class ItemVectors:
     """Vectors of all items of a model with a dense output, made once for a state of its weights. Threads may share it.
 
@@ -61,3 +73,35 @@ class ItemVectors:
 def _version(part: torch.Tensor) -> int:
     """How often a tensor was changed in place, as PyTorch counts; tensors of inference mode cannot be changed."""
     return 0 if part.is_inference() else part._version
+
+
+def item_logits(
+    model: PreTrainedModel, hidden: torch.Tensor, prompts: Sequence[Sequence[int]], vectors: ItemVectors
+) -> Iterator[tuple[float, torch.Tensor]]:
+    """Share and logits float32 [B, N] of the model's own vectors and of its retriever, of those that count.
+
+    Args:
+        model: Any; one without other outputs gives none.
+        hidden: float [B, d], what each next item is read from.
+        prompts: Token ids of each prompt, from which the retriever takes the history.
+        vectors: Keeps the model's item vectors from one call to the next.
+    """
+    recursive = recursion_of(model)
+    if recursive is None:
+        return
+    _, vector_share, retriever_share = recursive.config.shares
+    if vector_share:
+        every = vectors.of(recursive)
+        yield vector_share, F.linear(hidden.to(every.dtype), every).float()
+    if retriever_share and recursive.retriever is not None:
+        first = recursive.config.first_item_id
+        histories = [np.array([token - first for token in prompt if token >= first], np.int64) for prompt in prompts]
+        yield retriever_share, log_probabilities(recursive.retriever, histories)
+
+
+def item_tokens(model: PreTrainedModel) -> torch.Tensor:
+    """Tokens of the SIDs of all items, int64 [N, L], of a model that has other outputs."""
+    recursive = recursion_of(model)
+    if recursive is None:
+        raise HfGrError("the model has no other output than the semantic ID, and keeps no tokens of items.")
+    return recursive.model.sids

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ..grammar import SidGrammar
 from .decoder import decoder_of
-from .intrr import recursion_of
+from .reader import reader_of
 
 
 def code_logits(model: PreTrainedModel, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -107,8 +107,9 @@ def answer_logits(
         For each of the C steps, the logits float32 [n, D] and the option (int64 [n], into D) that the answer takes.
     """
     index = grammar.step_index(codes.repeat_interleave(grammar.stride, dim=1))[:, list(grammar.code_columns)]
-    if (recursive := recursion_of(model)) is not None:
-        hidden = recursive.queries(hidden[:, 0], codes)
+    reader = reader_of(model)
+    if not reader.branches:
+        hidden = reader.all(hidden[:, 0], codes)
     states = grammar.initial(len(codes))
     logits, chosen = [], []
     for step in range(grammar.num_codes):

@@ -215,11 +215,6 @@ class IntRRForCausalLM(IntRRPreTrainedModel, GenerationMixin):
             return x
         return self.model.recursion(step, self.model.rows_of(before).to(x.dtype), x)
 
-    def queries(self, x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """What each of the codes int64 [n, C] of given answers is read from, float [n, C, d] (teacher forcing)."""
-        steps = range(codes.shape[1])
-        return torch.stack([self.query(step, codes[:, max(step - 1, 0)], x) for step in steps], dim=1)
-
     def forward(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> CausalLMOutputWithPast:
         """Logits over the backbone's tokens: of the next item's first code, or of text."""
         output = self.model(input_ids, **kwargs)

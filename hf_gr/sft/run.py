@@ -16,7 +16,7 @@ from ..dataset import Histories, InteractionDataset
 from ..decoding import load_thinking
 from ..errors import HfGrError
 from ..interests import Interests
-from ..models import ThinkingHeads, from_scratch, recursion_of, with_recursion
+from ..models import ThinkingHeads, from_scratch, recursion_settings, with_recursion
 from ..offline import resolve
 from ..provenance import learned_from
 from ..runs import Run
@@ -150,10 +150,10 @@ def _check_going_on(
         "context": (config.context, vocabulary.context),
         "prompt": (config.prompt, config.prompt if same_prompt else tokenizer.decode(vocabulary.prompt_ids)),
     }
-    own = recursion_of(model)
+    own = recursion_settings(model)
     if config.recursion is not None and own is not None:
         given = asdict(config.recursion_config)
-        asked["recursion"] = given, {name: vars(own.config)[name] for name in given}
+        asked["recursion"] = given, {name: own[name] for name in given}
     for name, (wanted, there) in asked.items():
         if wanted not in (there, vars(default)[name]):
             raise HfGrError(

@@ -25,9 +25,8 @@ from ..models import (
     add_dropout,
     add_inner_call,
     confident_orders,
-    dense_loss,
     last_hidden,
-    recursion_of,
+    side_losses,
     window_of,
 )
 from ..models.feedback import read
@@ -215,20 +214,19 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
     def _with_sides(self, output: SidOutput, hidden: torch.Tensor, packed: Packed, grammar: SidGrammar) -> SidOutput:
         """With the other parts of the loss where codes come by recursion: IntRR's input side, for which every distinct
         item that was read counts once, all together as much as the batch's answers; and the dense output's."""
-        recursive = recursion_of(self._plain)
-        if recursive is None or not self.model.training:
+        if not self.model.training:
             return output
-        config, terms = recursive.config, dict[str, torch.Tensor]()
+        losses = side_losses(self._plain, packed.input_ids, lambda: dense_pairs(hidden, packed, grammar))
+        if losses is None:
+            return output
         output.side = 0 * output.loss
-        if config.input_weight and config.read == "assigned":
-            items = (packed.input_ids[packed.input_ids >= config.first_item_id] - config.first_item_id).unique()
-            terms["recursion/input"] = pull = recursive.model.input_loss(items).mean() if len(items) else output.side
-            output.side = output.side + config.input_weight * pull * packed.weights.sum()
-        if config.dense:
-            losses = dense_loss(recursive, *dense_pairs(hidden, packed, grammar))
-            terms["recursion/dense"] = losses.mean()
-            output.side = output.side + config.dense * (losses * packed.weights[sids_among(packed, grammar)]).sum()
-        output.terms = terms or None
+        for name, (weight, loss) in losses.items():
+            if name == "recursion/dense":  # one for each answer that is an item
+                total = (loss * packed.weights[sids_among(packed, grammar)]).sum()
+            else:
+                total = loss.mean() * packed.weights.sum()
+            output.side = output.side + weight * total
+        output.terms = {name: loss.mean() for name, (_, loss) in losses.items()} or None
         return output
 
     def _check_orders(self, grammar: SidGrammar) -> None:

@@ -21,8 +21,9 @@ from hf_gr.decoding import (
     tree_search,
     trunk,
 )
-from hf_gr.decoding.hybrid import ItemVectors
 from hf_gr.errors import HfGrError
+from hf_gr.grammar import SidLogitsProcessor
+from hf_gr.models import ItemVectors
 from hf_gr.models.bsarec import BSARecConfig, BSARecModel
 from hf_gr.vocabulary import add_vocabulary
 
@@ -192,7 +193,7 @@ def test_masks_and_filters_know_their_grammar():
         with pytest.raises(HfGrError, match=r"the filter is of 3 request\(s\), but there are 2 prompt"):
             search(case.model, case.prompts((1, 1)), states[0], item_filter=rows, **options)
     with pytest.raises(HfGrError, match="a filter belongs to the grammar that made it"):
-        states[1].logits_processor(prompt_length=1, item_filter=rows)
+        SidLogitsProcessor(states[1], prompt_length=1, item_filter=rows)
     foreign = case_of("tree unordered").grammar
     with pytest.raises(HfGrError, match="a mask belongs to the grammar"):
         foreign.filter(only=[mask])

@@ -40,7 +40,7 @@ def generate(grammar: SidGrammar, prompts: list[list[int]], *, model=MODEL, opti
     """Answers [rows, tokens] and, with beams, their scores."""
     inputs = left_padded(prompts)
     width = inputs["input_ids"].shape[1]
-    processor = grammar.logits_processor(prompt_length=width, **(options or {}))
+    processor = SidLogitsProcessor(grammar, prompt_length=width, **(options or {}))
     torch.manual_seed(0)
     output = model.generate(
         **inputs,
@@ -87,8 +87,12 @@ def test_what_may_follow_equals_the_listing(listing, data):
     prompt = torch.randint(0, vocabulary, (len(answer), data.draw(st.integers(0, 4))))
     scores = torch.randn(len(answer), vocabulary)
     renormalize = data.draw(st.booleans())
-    processor = grammar.logits_processor(
-        prompt_length=prompt.shape[1], item_filter=asked.filter(grammar), raise_on_dead=False, renormalize=renormalize
+    processor = SidLogitsProcessor(
+        grammar,
+        prompt_length=prompt.shape[1],
+        item_filter=asked.filter(grammar),
+        raise_on_dead=False,
+        renormalize=renormalize,
     )
     kept = scores.clone()
     found = processor(torch.cat([prompt, answer], 1), scores)
@@ -118,7 +122,7 @@ def test_beams_may_be_reordered(listing, data):
     answer = listing.written([listing.codes[item][:length] for item in sorted(listing.live)])
     order = torch.tensor(data.draw(st.permutations(range(len(answer)))))
     scores = torch.randn(len(answer), listing.vocabulary_size)
-    processor = grammar.logits_processor(prompt_length=0)
+    processor = SidLogitsProcessor(grammar, prompt_length=0)
     once, other = processor(answer, scores), processor(answer[order], scores[order])
     assert torch.equal(once[order], other) and torch.equal(processor(answer, scores), once)
 
@@ -128,10 +132,10 @@ def test_after_an_answer_comes_the_end(form):
     grammar, scores = GRAMMARS[form], torch.randn(2, len(TOKENIZER))
     answers = torch.tensor([answer_of(form, SIDS[0]), answer_of(form, SIDS[1])])
     for ids in (answers, torch.cat([answers, torch.full((2, 2), EOS)], 1)):
-        found = grammar.logits_processor(prompt_length=0, eos_token_id=EOS)(ids, scores)
+        found = SidLogitsProcessor(grammar, prompt_length=0, eos_token_id=EOS)(ids, scores)
         assert (found[:, EOS] == 0).all() and torch.isfinite(found).sum() == 2
     with pytest.raises(HfGrError, match=f"complete after {grammar.answer_length} tokens: set max_new_tokens to that"):
-        grammar.logits_processor(prompt_length=0)(answers, scores)
+        SidLogitsProcessor(grammar, prompt_length=0)(answers, scores)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -139,13 +143,13 @@ def test_a_prompt_may_end_in_sids(form):
     """Ids cannot tell prompt from answer; the prompt's length does."""
     grammar, answer = GRAMMARS[form], answer_of(form, SIDS[0])
     ids, scores = torch.tensor([[FLAT.start_id, *answer]]), torch.zeros(1, len(TOKENIZER))
-    first = grammar.logits_processor(prompt_length=ids.shape[1])(ids, scores)
+    first = SidLogitsProcessor(grammar, prompt_length=ids.shape[1])(ids, scores)
     begin = {answer_of(form, sid)[0] for sid in SIDS}
     assert set(torch.isfinite(first[0]).nonzero()[:, 0].tolist()) == begin
-    last = grammar.logits_processor(prompt_length=1, eos_token_id=EOS)(ids, scores)
+    last = SidLogitsProcessor(grammar, prompt_length=1, eos_token_id=EOS)(ids, scores)
     assert torch.isfinite(last[0]).nonzero()[:, 0].tolist() == [EOS]
     with pytest.raises(HfGrError, match=rf"input_ids has {ids.shape[1]} columns, but the prompts were said"):
-        grammar.logits_processor(prompt_length=50)(ids, scores)
+        SidLogitsProcessor(grammar, prompt_length=50)(ids, scores)
 
 
 def test_dead_ends_raise_unless_asked_not_to():
@@ -169,8 +173,8 @@ def test_dead_ends_raise_unless_asked_not_to():
 def test_grammar_and_filter_follow_the_ids_to_their_device_once(monkeypatch):
     monkeypatch.setattr(logits_process, "check_scores", lambda scores: None)  # there are none on this device
     grammar = GRAMMARS["flat"]
-    processor = grammar.logits_processor(
-        prompt_length=1, item_filter=grammar.filter([np.array([1])]), raise_on_dead=False
+    processor = SidLogitsProcessor(
+        grammar, prompt_length=1, item_filter=grammar.filter([np.array([1])]), raise_on_dead=False
     )
     ids, scores = torch.zeros(1, 1, dtype=torch.int64, device="meta"), torch.zeros(1, len(TOKENIZER), device="meta")
     assert processor(ids, scores).device.type == "meta"
@@ -348,7 +352,7 @@ def test_ordinary_settings_do_inherit(inherited, undisturbed, monkeypatch):
     monkeypatch.setattr(MODEL, "generation_config", GenerationConfig(pad_token_id=0, **settings))
     inputs = left_padded(PROMPTS)
     width = inputs["input_ids"].shape[1]
-    processor = GRAMMARS["flat"].logits_processor(prompt_length=width)
+    processor = SidLogitsProcessor(GRAMMARS["flat"], prompt_length=width)
     torch.manual_seed(0)
     found = MODEL.generate(
         **inputs, logits_processor=LogitsProcessorList([processor]), max_new_tokens=3, **MODES["sample"]

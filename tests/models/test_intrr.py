@@ -10,7 +10,7 @@ from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
 from hf_gr.errors import HfGrError
-from hf_gr.models import IntRRConfig, IntRRForCausalLM, IntRRModel, RecursionConfig, with_recursion
+from hf_gr.models import IntRRConfig, IntRRForCausalLM, IntRRModel, RecursionConfig, reader_of, with_recursion
 from hf_gr.vocabulary import add_vocabulary
 
 
@@ -74,7 +74,7 @@ def test_the_queries_of_answers_are_numpys():
     case = build(Qwen3Config, RECURSIVE)
     weights, x = weights_of(case.model), torch.randn(5, 32)
     codes = torch.from_numpy(case.vocabulary.item_tokens(case.catalog, np.arange(5)))
-    found = case.model.queries(x, codes).detach().numpy()
+    found = reader_of(case.model).all(x, codes).detach().numpy()
     books = codebooks(case, weights)
     for row in range(5):
         for step in range(3):
