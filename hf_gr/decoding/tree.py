@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from ..errors import HfGrError
 from ..grammar import DEAD, SidGrammar, Successors, UnorderedGrammar, check_scores
-from ..models import feedback
 from ..search_config import SearchConfig
 from . import choose
 from .beams import Beams
+from .branching import Branches
 from .call import Call, check_filter, check_prompts, settled
 from .graphs import SearchGraphs
 from .reflection import Reflection
@@ -125,8 +125,8 @@ def merged(beams: Beams, grammar: SidGrammar) -> Beams:
 class _TreeSearch:
     """State of one search: B prompts and up to W beams each.
 
-    `ancestors` are a beam's columns since the prompts, `scores` log-probabilities of beams under the policy, `drawn`
-    those under what draws come from: the same, unless there is a filter. `broken` prompts had scores that are NaN.
+    `scores` are log-probabilities of beams under the policy, `drawn` those under what draws come from: the same,
+    unless there is a filter. `broken` prompts had scores that are NaN.
     """
 
     def __init__(
@@ -137,11 +137,11 @@ class _TreeSearch:
         call: Call,
     ):
         self.trunk, self.grammar, self.config, self.call = trunk, grammar, config, call
-        self.reflection, self.feed = call.reflection, call.feed
+        self.reflection = call.reflection
         self.batch, self.width, self.device = len(trunk.lengths), config.num_beams, trunk.device
-        self.hidden = trunk.hidden  # what the next code is read from: [B, 1, d], later [B, beams, d]
+        self.branches = Branches(trunk, grammar, call.feed)
         self.states = self.grammar.initial(self.batch).view(self.batch, 1, -1)
-        self.tokens = self.ancestors = torch.empty(self.batch, 1, 0, dtype=torch.int64, device=self.device)
+        self.tokens = torch.empty(self.batch, 1, 0, dtype=torch.int64, device=self.device)
         self.log_probs = torch.empty(self.batch, 1, 0, device=self.device)
         self.scores = self.drawn = torch.zeros(self.batch, 1, device=self.device)
         self.broken = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
@@ -149,12 +149,11 @@ class _TreeSearch:
         self.wanted = self.dropped = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
 
     def extend(self, step: int) -> None:
-        """Feeds the codes chosen last (if any) and chooses those of `step`."""
+        """Chooses the codes of `step` and, unless they are the last, feeds them."""
         method, item_filter, generator = self.config.method, self.call.item_filter, self.call.generator
-        self._feed_newest(step)
         beams = self.states.shape[1]
         options = self.grammar.successors(self.states.flatten(0, 1), step, item_filter)
-        hidden = self.hidden.flatten(0, 1)
+        hidden = self.branches.hidden.flatten(0, 1)
         log_probs = step_log_probs(self.trunk.model, hidden, self.grammar, step, options, self.config)
         log_probs = log_probs.view(self.batch, beams, -1)
         num_options = log_probs.shape[2]
@@ -191,7 +190,8 @@ class _TreeSearch:
         index = option if options.index is None else options.index.view(self.batch, -1).gather(1, chosen)
         token = self.grammar.step_tokens(step)[index]
         self.tokens = torch.cat([inherit(self.tokens), token[..., None]], dim=2)
-        self.ancestors = inherit(self.ancestors)
+        if step + 1 < self.grammar.num_codes:
+            self.branches.grow(parent, token)
         states = self.grammar.advance(inherit(self.states).flatten(0, 1), step, option.flatten())
         dead = torch.isneginf(self.scores).flatten()
         self.states = self.grammar.killed(states, dead).view(self.batch, chosen.shape[1], -1)
@@ -243,39 +243,3 @@ class _TreeSearch:
             None if self.keys is None else F.pad(self.keys, (0, missing), value=-torch.inf),
             None if self.reflection is None else self.dropped / self.wanted.clamp(min=1),
         )
-
-    def _feed_newest(self, step: int) -> None:
-        """Feeds every beam's newest code and, with thinking, the token after it."""
-        new = self.tokens[..., -1:]
-        if not self.trunk.reader.branches:
-            if step:
-                prompt = self.trunk.hidden.expand(-1, new.shape[1], -1)
-                self.hidden = self.trunk.reader.next(step, new[..., 0], prompt)
-            return
-        if not self.grammar.think_ids:
-            self._feed(new)
-            return
-        thought = torch.full_like(self.scores, self.grammar.think_ids[step], dtype=torch.int64)[..., None]
-        if self.feed is None:
-            self._feed(torch.cat([new, thought], dim=2) if step else new)  # the first one stands in the prompt
-        else:
-            self._feed(new)
-            self._feed(thought, feedback(self.feed, self.hidden))
-
-    def _feed(self, new: torch.Tensor, added: torch.Tensor | None = None) -> None:
-        """One forward pass over n new tokens of every beam, int64 [B, beams, n]; with n = 0, none.
-
-        `added` (float [B, beams, d], for n = 1) is added to their embeddings.
-        """
-        beams, count = new.shape[1:]
-        if not count:
-            return
-        depth, before = self.ancestors.shape[2] + torch.arange(count, device=self.device), self.trunk.columns
-        own = before + torch.arange(beams * count, device=self.device).view(beams, count)
-        self.ancestors = torch.cat([self.ancestors, own.expand(self.batch, -1, -1)], dim=2)
-        visible = torch.zeros(self.batch, beams, count, before + beams * count, dtype=torch.bool, device=self.device)
-        for place in range(count):  # a token sees its ancestors and itself, a code not the thought after it
-            lineage = self.ancestors[:, :, : self.ancestors.shape[2] - (count - 1 - place)]
-            visible[:, :, place].scatter_(2, lineage, True)
-        hidden = self.trunk.feed(new.flatten(1), depth.repeat(beams), visible.flatten(1, 2), added)
-        self.hidden = hidden.view(self.batch, beams, count, -1)[:, :, -1]

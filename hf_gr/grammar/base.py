@@ -202,6 +202,21 @@ class SidGrammar(ABC):
     def live(self, item_filter: ItemFilter | None = None) -> torch.Tensor:
         """Which rows of the catalog may be answers, bool [R, N] for the requests of a filter, else [1, N]."""
 
+    @property
+    @abstractmethod
+    def sids(self) -> torch.Tensor:
+        """SIDs by row of the catalog, int64 [N, C] on the grammar's device; −1 of rows that can be no answer."""
+
+    def written(self, items: torch.Tensor) -> torch.Tensor:
+        """Rows of the catalog as they are written, codebook by codebook, int64 [..., T] of int64 [...]; rows that can
+        be no answer, and −1, as some other item."""
+        codes = self.sids[items.clamp(min=0)].clamp(min=0)
+        columns = [self.codebook_tokens(codebook)[codes[..., codebook]] for codebook in range(self.num_codes)]
+        if self.think_ids:
+            thoughts = [torch.full_like(columns[0], think) for think in self.think_ids]
+            columns = [column for pair in zip(thoughts, columns, strict=True) for column in pair]
+        return torch.stack(columns, -1)
+
     @abstractmethod
     def filter(
         self,

@@ -77,6 +77,7 @@ class TrieGrammar(SidGrammar):
                 parent = np.repeat(np.arange(nodes), np.diff(children[depth]))
                 table.numpy()[parent, self._host_code[depth]] = np.arange(len(parent))
             self._dense.append(table)
+        self._sids: torch.Tensor | None = None  # made when it is asked for
         self._columns = torch.arange(max(*self._widths, *self.codebook_sizes), dtype=torch.int32)
 
     @property
@@ -184,6 +185,14 @@ class TrieGrammar(SidGrammar):
         if item_filter.masks:
             live &= item_filter.passes_mask(depth - 1, child)
         return live
+
+    @property
+    def sids(self) -> torch.Tensor:
+        if self._sids is None:
+            codes = torch.from_numpy(self.item_codes).long().to(self.device)
+            every = torch.full((self.catalog_size, self.num_codes), -1, device=self.device)
+            self._sids = every.index_copy(0, self._item.long(), codes)
+        return self._sids
 
     def live(self, item_filter: ItemFilter | None = None) -> torch.Tensor:
         count = self.num_items

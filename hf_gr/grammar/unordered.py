@@ -145,6 +145,10 @@ class UnorderedGrammar(SidGrammar):
             node = self._trie.step(node, codebook, state[:, codebook])
         return self._trie.items(node, item_filter, limit)
 
+    @property
+    def sids(self) -> torch.Tensor:
+        return self._trie.sids
+
     def live(self, item_filter: ItemFilter | None = None) -> torch.Tensor:
         return self._trie.live(item_filter)
 
