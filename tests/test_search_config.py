@@ -78,7 +78,7 @@ def test_settings_that_lack_what_they_work_with_are_refused():
 
 def test_config_and_single_options_ask_the_same():
     case = build()
-    config = SearchConfig(num_beams=6, top_k=4, score="model", temperature=0.7)
+    config = SearchConfig(num_beams=40, top_k=4, score="model", temperature=0.7)
     found = beam_search(case.model, case.prompts(), case.grammar, config)
     single = beam_search(case.model, case.prompts(), case.grammar, **asdict(config))
     other = beam_search(case.model, case.prompts(), case.grammar, config, score="constrained", temperature=1)
