@@ -18,15 +18,15 @@ def judge_redistribution(recommender: "Recommender") -> dict[str, Any] | None:
     of `read: sum` among them."""
     import torch
 
-    from ..models import learned_codes
+    from ..models import learned_codes, reads_learned_codes
 
+    if not reads_learned_codes(recommender.model):
+        return None
     codes, probability = [], []
     for items in torch.from_numpy(np.flatnonzero(recommender.catalog.live)).split(_BATCH):
-        learned = learned_codes(recommender.model, items)
-        if learned is None:
-            return None
-        codes.append(learned[0].cpu().numpy())
-        probability.append(learned[1].float().cpu().numpy())
+        best, sure = learned_codes(recommender.model, items)
+        codes.append(best.cpu().numpy())
+        probability.append(sure.float().cpu().numpy())
     return redistribution(recommender.catalog, np.concatenate(codes), np.concatenate(probability))
 
 

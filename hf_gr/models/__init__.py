@@ -11,7 +11,15 @@ from .intrr import IntRRForCausalLM, IntRRModel, with_recursion
 from .intrr_config import IntRRConfig, RecursionConfig
 from .newcomers import grown
 from .orders import confident_orders
-from .parts import fixed_parts, learned_codes, new_parts, recursion_settings, side_losses, take_retriever
+from .parts import (
+    fixed_parts,
+    learned_codes,
+    new_parts,
+    reads_learned_codes,
+    recursion_settings,
+    side_losses,
+    take_retriever,
+)
 from .reader import Reader, reader_of
 from .scratch import ScratchConfig, byte_tokenizer, from_scratch, sid_tokenizer
 from .thinking import ThinkingConfig, ThinkingHeads
@@ -53,6 +61,7 @@ __all__ = [
     "new_parts",
     "read",
     "reader_of",
+    "reads_learned_codes",
     "recursion_settings",
     "shares_of",
     "sid_tokenizer",

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..errors import HfGrError
 from .bsarec import BSARecModel
 from .dense import dense_loss
 from .intrr import OWN_PARTS, recursion_of
@@ -27,13 +28,19 @@ def recursion_settings(model: PreTrainedModel) -> dict[str, Any] | None:
     return None if recursive is None else dict(vars(recursive.config))
 
 
-@torch.no_grad()
-def learned_codes(model: PreTrainedModel, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The codes that a model learned to read items int64 [n] as, int64 [n, L], and the probability of each, float
-    [n, L]; `None` of a model that reads items as their SIDs, or as sums."""
+def reads_learned_codes(model: PreTrainedModel) -> bool:
+    """Whether a model reads items as codes that it learned for them, not as their SIDs or as sums."""
     recursive = recursion_of(model)
-    if recursive is None or recursive.config.read == "sum":
-        return None
+    return recursive is not None and recursive.config.read == "assigned"
+
+
+@torch.no_grad()
+def learned_codes(model: PreTrainedModel, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes that a model learned to read items int64 [n] as, int64 [n, L], and the probability of each, float
+    [n, L]; [`HfGrError`] of a model without ([`reads_learned_codes`])."""
+    recursive = recursion_of(model)
+    if recursive is None or not reads_learned_codes(model):
+        raise HfGrError("the model has learned no codes for its items; it reads their semantic IDs.")
     return recursive.model.assigned(items.to(model.device))
 
 

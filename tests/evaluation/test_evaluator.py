@@ -26,7 +26,8 @@ class StepRecommender:
         self.catalog = SimpleNamespace(codes=codes, codebook_sizes=(8, 4), item_ids=item_ids, fingerprint="f")
         self.model = self.thinking = None
 
-    def answers(self, histories, *, top_k, num_beams, exclude=None, reflection=0.0):
+    def answers(self, histories, search, *, exclude=None):
+        top_k, reflection = search.top_k, search.reflection
         size, lists = len(self.catalog.item_ids), []
         for row, history in enumerate(histories):
             names = [int(self.catalog.item_ids[item][1:]) for item in history]
@@ -225,8 +226,8 @@ def test_scores_that_are_not_finite_stop_the_run(config, monkeypatch):
     step = StepRecommender([f"i{n:03d}" for n in range(40)])
     answers = step.answers
 
-    def broken(histories, **settings):
-        found = answers(histories, **settings)
+    def broken(histories, search, **settings):
+        found = answers(histories, search, **settings)
         return found._replace(scores=np.full_like(found.scores, np.nan))
 
     step.answers = broken
