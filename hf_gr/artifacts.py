@@ -313,7 +313,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise HfGrError(f"{path} is missing; is {path.parent} the right folder?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise HfGrError(f"{path} is not valid JSON ({error}); write the artefact again.") from None
+        raise HfGrError(f"{path} is not valid JSON ({error}); write the artifact again.") from None
 
 
 # Manifests
@@ -325,10 +325,10 @@ def write_manifest(
     """Writes `manifest.json` into an artifact that is otherwise complete: what comes later is not the station's.
 
     Args:
-        folder: The artefact (the staging folder of [`writing`]).
+        folder: The artifact (the staging folder of [`writing`]).
         station: Name of the station that made it, such as `"embed"`.
-        settings: Everything that shaped the artefact, JSON-serialisable; no output paths.
-        inputs: Name → fingerprint of every artefact that was read.
+        settings: Everything that shaped the artifact, JSON-serializable; no output paths.
+        inputs: Name → fingerprint of every artifact that was read.
         facts: Anything else worth recording (counts, durations).
     """
     manifest = {

@@ -203,7 +203,7 @@ def test_json_errors_say_what_to_do(tmp_path):
     with pytest.raises(HfGrError, match=r"a\.json is missing; is .* the right folder\?"):
         read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(HfGrError, match=r"a\.json is not valid JSON \(.*\); write the artefact again"):
+    with pytest.raises(HfGrError, match=r"a\.json is not valid JSON \(.*\); write the artifact again"):
         read_json(tmp_path / "a.json")
 
 

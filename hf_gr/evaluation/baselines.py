@@ -15,7 +15,7 @@ from .metrics import MISSING, ndcg, target_ranks
 
 
 WINDOWS = (None, 1, 2, 5, 10)  # what [`tuned_knn`] tries, first these with 100 neighbors …
-NEIGHBOURS = (100, 20, 50, 200)  # … then these with the best window
+NEIGHBORS = (100, 20, 50, 200)  # … then these with the best window
 _TRIED_CASES = 10_000  # validation cases that choose
 _BLOCK = 512  # items whose co-occurrences, and users whose scores, are held at a time, so that memory stays bounded
 
@@ -55,7 +55,7 @@ class ItemKNN:
     """Item-item nearest neighbors by the cosine of co-occurrence in training histories (Sarwar et al., WWW 2001).
 
     Two items are as similar as `users of both / sqrt(users of one * users of the other)`; every item keeps its
-    `neighbours` most similar others, itself not among them. A history's score for an item is the sum over its events
+    `neighbors` most similar others, itself not among them. A history's score for an item is the sum over its events
     of that similarity times `1 / (1 + age)`, where the latest event has age 0, the one before it age 1, and so on:
     this weight is our choice, as next-item prediction lives on the latest events. Ties go to the more popular item.
     Items without a positive score follow in order of popularity, so an empty history gets the popularity list.
@@ -63,7 +63,7 @@ class ItemKNN:
     Args:
         train: Training histories.
         num_items: Size of the catalog.
-        neighbours: Neighbors kept per item.
+        neighbors: Neighbors kept per item.
         window: Two items co-occur for a user if they stand at most so many events apart; `None`: however far.
         exclude_seen: Leave out what is in the user's history.
     """
@@ -73,23 +73,23 @@ class ItemKNN:
         train: Histories,
         num_items: int,
         *,
-        neighbours: int = 100,
+        neighbors: int = 100,
         window: int | None = None,
         exclude_seen: bool = False,
     ) -> None:
-        self.neighbours, self.window, self.exclude_seen = neighbours, window, exclude_seen
+        self.neighbors, self.window, self.exclude_seen = neighbors, window, exclude_seen
         self.order = popularity_order(train, num_items)
         self._place = np.argsort(self.order)  # inside, an item is its place in the order of popularity
         users = np.repeat(np.arange(len(train)), train.lengths)
-        self._nearest = _similar(users, self._place[train.items], num_items, neighbours, window)
+        self._nearest = _similar(users, self._place[train.items], num_items, neighbors, window)
         self._similarity = self._nearest
 
-    def keep(self, neighbours: int) -> None:
+    def keep(self, neighbors: int) -> None:
         """Goes on with the first of the neighbors that were found, at most all of them."""
-        self.neighbours = neighbours
+        self.neighbors = neighbors
         lengths = np.diff(self._nearest.indptr)
-        first = np.arange(self._nearest.nnz) - np.repeat(self._nearest.indptr[:-1], lengths) < neighbours
-        ptr = np.concatenate([[0], np.cumsum(np.minimum(lengths, neighbours))])
+        first = np.arange(self._nearest.nnz) - np.repeat(self._nearest.indptr[:-1], lengths) < neighbors
+        ptr = np.concatenate([[0], np.cumsum(np.minimum(lengths, neighbors))])
         parts = (self._nearest.data[first], self._nearest.indices[first], ptr)
         self._similarity = sparse.csr_array(parts, shape=self._nearest.shape)
 
@@ -116,7 +116,7 @@ class Trial:
     """A setting of [`ItemKNN`] and its NDCG@10 on the validation part."""
 
     window: int | None
-    neighbours: int
+    neighbors: int
     validation: float
 
 
@@ -140,19 +140,19 @@ def tuned_knn(
     rows = np.sort(np.random.default_rng(0).permutation(len(validation))[:_TRIED_CASES])
     histories, targets = validation.take(rows).histories, validation.targets[rows]
 
-    def tried(model: ItemKNN, neighbours: int) -> Trial:
-        model.keep(neighbours)
+    def tried(model: ItemKNN, neighbors: int) -> Trial:
+        model.keep(neighbors)
         ranks = target_ranks(model.recommend(histories, 10), targets)
-        return Trial(model.window, neighbours, float(ndcg(ranks, 10).sum() / max(len(ranks), 1)))
+        return Trial(model.window, neighbors, float(ndcg(ranks, 10).sum() / max(len(ranks), 1)))
 
     trials: list[Trial] = []
     for window in WINDOWS:
-        model = ItemKNN(train, num_items, neighbours=max(NEIGHBOURS), window=window, exclude_seen=exclude_seen)
-        trials.append(tried(model, NEIGHBOURS[0]))
+        model = ItemKNN(train, num_items, neighbors=max(NEIGHBORS), window=window, exclude_seen=exclude_seen)
+        trials.append(tried(model, NEIGHBORS[0]))
         if trials[-1].validation > max((trial.validation for trial in trials[:-1]), default=-1.0):
             best = model
-    trials += [tried(best, neighbours) for neighbours in NEIGHBOURS[1:]]
-    best.keep(max(trials, key=lambda trial: trial.validation).neighbours)
+    trials += [tried(best, neighbors) for neighbors in NEIGHBORS[1:]]
+    best.keep(max(trials, key=lambda trial: trial.validation).neighbors)
     return best, trials
 
 
@@ -162,7 +162,7 @@ def _block(histories: Histories, start: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _similar(
-    users: np.ndarray, items: np.ndarray, num_items: int, neighbours: int, window: int | None
+    users: np.ndarray, items: np.ndarray, num_items: int, neighbors: int, window: int | None
 ) -> sparse.csr_array:
     """Cosines of the nearest others of every item, float32 [items, items]; in each row the nearest stand first."""
     taken = sparse.csr_array((np.ones(len(users)), (users, items)), shape=(int(users.max(initial=-1)) + 1, num_items))
@@ -177,7 +177,7 @@ def _similar(
         one = np.repeat(np.arange(start, start + together.shape[0]), np.diff(together.indptr))
         together.data /= np.sqrt(takers[one] * takers[together.indices])
         together.data[one == together.indices] = 0.0  # an item is not its own neighbor
-        columns, values = largest_in_rows(together, neighbours)
+        columns, values = largest_in_rows(together, neighbors)
         there = columns >= 0
         nearest.append(columns[there])
         cosines.append(values[there])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..pages.svg import COLOURS, TEXT, drawn
+from ..pages.svg import COLORS, TEXT, drawn
 
 
 Numbers = dict[str, Any]
@@ -17,11 +17,11 @@ def curves_at_k(systems: dict[str, Numbers], ks: list[int], family: str) -> str:
 
     def draw(axes: Axes) -> None:
         at = np.arange(len(ks))
-        for colour, (name, judged) in zip(_colours(systems), systems.items(), strict=True):
+        for color, (name, judged) in zip(_colors(systems), systems.items(), strict=True):
             numbers = [judged["item"][f"{family}@{k}"] for k in ks]
-            axes.plot(at, [n["value"] for n in numbers], marker="o", color=colour, label=name)
+            axes.plot(at, [n["value"] for n in numbers], marker="o", color=color, label=name)
             low, high = [n["low"] for n in numbers], [n["high"] for n in numbers]
-            axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.fill_between(at, low, high, color=color, alpha=0.18, linewidth=0)
         axes.set_xticks(at, [str(k) for k in ks])
         axes.set_xlabel("K")
         axes.set_ylabel(f"{family}@K")
@@ -38,12 +38,12 @@ def bars_by_group(systems: dict[str, Numbers], key: str, metric: str, label: str
         groups = next(iter(systems.values()))[key]
         shown = [name for name, numbers in groups.items() if numbers["cases"]]
         at, width = np.arange(len(shown)), 0.8 / len(systems)
-        for index, (colour, (name, judged)) in enumerate(zip(_colours(systems), systems.items(), strict=True)):
+        for index, (color, (name, judged)) in enumerate(zip(_colors(systems), systems.items(), strict=True)):
             numbers = [judged[key][group][metric] for group in shown]
             value = np.array([n["value"] for n in numbers])
             ends = np.abs(np.array([[n["low"] for n in numbers], [n["high"] for n in numbers]]) - value)
             place = at + (index - (len(systems) - 1) / 2) * width
-            axes.bar(place, value, width * 0.92, color=colour, label=name)
+            axes.bar(place, value, width * 0.92, color=color, label=name)
             axes.errorbar(place, value, ends, fmt="none", ecolor=TEXT, elinewidth=1, capsize=2)
         axes.set_xticks(at, [f"{group}\n({groups[group]['cases']:,} cases)" for group in shown])
         axes.set_xlabel(label)
@@ -60,7 +60,7 @@ def code_use(level: int, use: list[int]) -> str:
 
     def draw(axes: Axes) -> None:
         counts = np.sort(use)[::-1]
-        axes.fill_between(np.arange(len(counts) + 1), np.append(counts, 0), step="post", color=COLOURS[0], linewidth=0)
+        axes.fill_between(np.arange(len(counts) + 1), np.append(counts, 0), step="post", color=COLORS[0], linewidth=0)
         axes.axhline(counts.mean(), color=TEXT, linewidth=1, linestyle="--", label="evenly used")
         axes.set_xlim(0, len(counts))
         axes.set_ylim(bottom=0)
@@ -83,8 +83,8 @@ def training_curves(run: str, log: list[dict[str, Any]], wanted: Callable[[str],
     def draw(axes: Axes) -> None:
         for index, (name, points) in enumerate(lines.items()):
             marker = "o" if len(points) < 12 else None
-            colour = COLOURS[index % len(COLOURS)]
-            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, color=colour, label=name)
+            color = COLORS[index % len(COLORS)]
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, color=color, label=name)
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         axes.set_title(run)
@@ -93,5 +93,5 @@ def training_curves(run: str, log: list[dict[str, Any]], wanted: Callable[[str],
     return drawn(draw, f"{label} of {run} over training steps")
 
 
-def _colours(systems: dict[str, Numbers]) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(len(systems))]
+def _colors(systems: dict[str, Numbers]) -> list[str]:
+    return [COLORS[index % len(COLORS)] for index in range(len(systems))]

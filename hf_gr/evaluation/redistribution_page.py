@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..pages.html import render
-from ..pages.svg import COLOURS, TEXT, drawn
+from ..pages.svg import COLORS, TEXT, drawn
 
 
 def redistribution_section(found: dict[str, Any] | None) -> str:
@@ -48,9 +48,9 @@ def _chart(found: dict[str, Any]) -> str:
         shares, at = np.array([part["changed"] for part in parts]), np.arange(len(parts))
         levels, below = shares.shape[1] - 1, np.zeros(len(parts))
         for count, share in enumerate(shares.T):
-            colour, alpha = (COLOURS[0], 1 - 0.7 * (levels - count) / levels) if count else (TEXT, 0.12)
+            color, alpha = (COLORS[0], 1 - 0.7 * (levels - count) / levels) if count else (TEXT, 0.12)
             label = f"{count} code{'s' * (count != 1)} changed" if count else "none changed"
-            axes.bar(at, share, 0.7, below, color=colour, alpha=alpha, linewidth=0, label=label)
+            axes.bar(at, share, 0.7, below, color=color, alpha=alpha, linewidth=0, label=label)
             below += share
         axes.set_xticks(at, [f"{name}\n({part['items']:,} items)" for name, part in zip(names, parts, strict=True)])
         axes.set_ylabel("share of the items")

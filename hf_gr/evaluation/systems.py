@@ -1,7 +1,6 @@
 """What is judged: the lists of a model, of another system and of the baselines, in rows of the dataset."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +61,11 @@ def all_lists(
         lists["popularity"] = _in_parts(Popularity(split.train, **settings), cases, config.top_k)
         figures["item kNN"] = {
             "window": knn.window,
-            "neighbours": knn.neighbours,
-            "trials": [asdict(trial) for trial in trials],
+            "neighbours": knn.neighbors,
+            "trials": [
+                {"window": trial.window, "neighbours": trial.neighbors, "validation": trial.validation}
+                for trial in trials
+            ],
         }
     return lists, codes, figures
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from ..dataset import InteractionDataset
 from ..pages.html import Cell, as_texts, render
-from ..pages.svg import COLOURS, TEXT, drawn
+from ..pages.svg import COLORS, TEXT, drawn
 from .table import Interests
 
 
@@ -139,10 +139,10 @@ def _reliability(figures: dict[str, Any]) -> str:
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=TEXT, linewidth=1, linestyle="--", label="perfect")
-        axes.plot(found["mean_probability"], found["positive"], color=COLOURS[0], linewidth=1.5)
+        axes.plot(found["mean_probability"], found["positive"], color=COLORS[0], linewidth=1.5)
         sizes = 12 + 260 * count / count.max()
         axes.scatter(
-            found["mean_probability"], found["positive"], sizes, COLOURS[0], alpha=0.7, linewidths=0, label="bins"
+            found["mean_probability"], found["positive"], sizes, COLORS[0], alpha=0.7, linewidths=0, label="bins"
         )
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
@@ -158,9 +158,9 @@ def _thresholds(figures: dict[str, Any]) -> str:
 
     def draw(axes: Axes) -> None:
         at = [point["threshold"] for point in points]
-        for colour, name in zip(COLOURS, ("precision", "recall"), strict=False):
+        for color, name in zip(COLORS, ("precision", "recall"), strict=False):
             values = [np.nan if point[name] is None else point[name] for point in points]
-            axes.plot(at, values, color=colour, label=name)
+            axes.plot(at, values, color=color, label=name)
         axes.axhline(figures["positive"], color=TEXT, linewidth=1, linestyle="--", label="precision of accepting all")
         axes.axvline(figures["threshold"], color=TEXT, linewidth=1, linestyle=":", label="threshold in use")
         axes.set_xlim(0, 1)

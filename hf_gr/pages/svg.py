@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 
-COLOURS = ("#3d85d8", "#e07b39", "#3aa676", "#a46bd1")  # mid-tones, legible on white and on near-black
+COLORS = ("#3d85d8", "#e07b39", "#3aa676", "#a46bd1")  # mid-tones, legible on white and on near-black
 TEXT = "#010203"  # stands for the page's text color until the SVG is written
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

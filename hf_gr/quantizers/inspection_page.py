@@ -11,7 +11,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from ..artifacts import check_output_file, replacing
 from ..pages.html import Cell, as_texts, is_ours, render
-from ..pages.svg import COLOURS, TEXT, drawn
+from ..pages.svg import COLORS, TEXT, drawn
 from .inspection import Inspection, headline, level_cells
 from .measures import BY_LEVEL, OVERALL, Measure
 
@@ -77,13 +77,13 @@ def _strip(level: int, items_per_code: list[int]) -> str:
     counts = np.sort(items_per_code)[::-1]
     groups = np.array_split(counts, min(len(counts), _STRIP))
     load = np.array([group.mean() for group in groups]) / max(counts.mean(), 1e-12)
-    shades = [(*to_rgba(COLOURS[0])[:3], alpha) for alpha in np.linspace(0.08, 1, 64)]
+    shades = [(*to_rgba(COLORS[0])[:3], alpha) for alpha in np.linspace(0.08, 1, 64)]
 
     def draw(axes: Axes) -> None:
         axes.grid(visible=False)
         values = np.ma.masked_where(load == 0, load)[None]
         edges = np.linspace(0, len(counts), len(groups) + 1)
-        axes.axvspan(edges[int((load > 0).sum())], len(counts), color=COLOURS[1], linewidth=0)
+        axes.axvspan(edges[int((load > 0).sum())], len(counts), color=COLORS[1], linewidth=0)
         axes.pcolormesh(edges, [0, 1], values, cmap=ListedColormap(shades), vmin=0, vmax=4, linewidth=0)
         axes.set_yticks([])
         axes.set_xlim(0, len(counts))
@@ -106,7 +106,7 @@ def _balance(found: Inspection) -> str:
             "perplexity ÷ codes": [level["perplexity"] / level["size"] for level in levels],
         }
         for index, (name, values) in enumerate(series.items()):
-            axes.bar(at + (index - 0.5) * 0.38, values, 0.36, color=COLOURS[index], label=name)
+            axes.bar(at + (index - 0.5) * 0.38, values, 0.36, color=COLORS[index], label=name)
         for place, level in zip(at, levels, strict=True):
             axes.text(float(place), 1.03, f"skew {level['skew']:.1f}", ha="center", fontsize=10)
         axes.set_xticks(at, [f"level {number}" for number in range(1, len(levels) + 1)])
@@ -126,7 +126,7 @@ def _buckets(found: Inspection) -> str:
         for index, (name, report) in enumerate(kinds.items()):
             items, sids = np.array(report["bucket_sizes"]).T
             axes.plot(
-                items, sids, marker="o", markersize=5, linestyle="none", color=COLOURS[index], label=name, alpha=0.85
+                items, sids, marker="o", markersize=5, linestyle="none", color=COLORS[index], label=name, alpha=0.85
             )
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -175,7 +175,7 @@ def _by_prefix(lines: dict[str, list[float]], title: str, label: str, chance: li
     def draw(axes: Axes) -> None:
         at = np.arange(1, len(next(iter(shown.values()))) + 1)
         for index, (name, values) in reversed(list(enumerate(shown.items()))):
-            axes.plot(at, values, marker="o", color=COLOURS[index], label=name)
+            axes.plot(at, values, marker="o", color=COLORS[index], label=name)
         if chance is not None:
             axes.plot(at, chance, color=TEXT, linewidth=1, linestyle="--", label="by chance")
         _codes_axis(axes, len(at))
@@ -192,7 +192,7 @@ def _cohesion(report: dict[str, Any]) -> str:
         names = {"semantic_cohesion": "within prefixes (cohesion)", "preference_discrimination": "between prefixes"}
         for index, (key, name) in enumerate(names.items()):
             values = [np.nan if value is None else value for value in report[key]]
-            axes.plot(np.arange(1, len(values) + 1), values, marker="o", color=COLOURS[index], label=name)
+            axes.plot(np.arange(1, len(values) + 1), values, marker="o", color=COLORS[index], label=name)
         axes.axhline(report["mean_cosine"], color=TEXT, linewidth=1, linestyle="--", label="any two items")
         _codes_axis(axes, len(report["semantic_cohesion"]))
         axes.set_ylabel("mean cosine")
@@ -212,7 +212,7 @@ def _losses(log: list[dict[str, float]]) -> str:
     def draw(axes: Axes) -> None:
         for index, name in enumerate(dict.fromkeys(name for entry in log for name in entry)):
             points = [(epoch, entry[name]) for epoch, entry in enumerate(log, 1) if name in entry]
-            axes.plot(*zip(*points, strict=True), color=COLOURS[index % len(COLOURS)], label=name)
+            axes.plot(*zip(*points, strict=True), color=COLORS[index % len(COLORS)], label=name)
         axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("epoch")
         axes.set_ylabel("part of the loss")

@@ -22,7 +22,7 @@ def random_histories(seed, users=25):
     return histories(*(random.integers(NUM_ITEMS - 2, size=random.integers(1, 8)).tolist() for _ in range(users)))
 
 
-def dense_knn(train, queries, top_k, neighbours, window, exclude_seen):
+def dense_knn(train, queries, top_k, neighbors, window, exclude_seen):
     """The same method with loops over a dense matrix."""
     order = popularity_order(train, NUM_ITEMS).tolist()
     place = {item: rank for rank, item in enumerate(order)}
@@ -41,7 +41,7 @@ def dense_knn(train, queries, top_k, neighbours, window, exclude_seen):
                 )
                 similarity[a, b] = both / math.sqrt(takers[a] * takers[b]) if both else 0
     for a in range(NUM_ITEMS):
-        best = sorted(range(NUM_ITEMS), key=lambda b: (-similarity[a, b], place[b]))[:neighbours]
+        best = sorted(range(NUM_ITEMS), key=lambda b: (-similarity[a, b], place[b]))[:neighbors]
         similarity[a, [b for b in range(NUM_ITEMS) if b not in best]] = 0
     lists = []
     for history in queries:
@@ -55,12 +55,12 @@ def dense_knn(train, queries, top_k, neighbours, window, exclude_seen):
 
 
 @pytest.mark.parametrize("window", [None, 1, 3])
-@pytest.mark.parametrize(("neighbours", "exclude_seen"), [(4, False), (100, True)])
-def test_item_knn_equals_the_dense_reference(window, neighbours, exclude_seen):
+@pytest.mark.parametrize(("neighbors", "exclude_seen"), [(4, False), (100, True)])
+def test_item_knn_equals_the_dense_reference(window, neighbors, exclude_seen):
     train, queries = random_histories(0), random_histories(1)
-    model = ItemKNN(train, NUM_ITEMS, neighbours=neighbours, window=window, exclude_seen=exclude_seen)
+    model = ItemKNN(train, NUM_ITEMS, neighbors=neighbors, window=window, exclude_seen=exclude_seen)
     for top_k in (3, NUM_ITEMS, NUM_ITEMS + 3):
-        expected = dense_knn(train, queries, top_k, neighbours, window, exclude_seen)
+        expected = dense_knn(train, queries, top_k, neighbors, window, exclude_seen)
         scores_agree = (model.recommend(queries, top_k) == expected).mean(axis=1)
         assert (scores_agree == 1).all()
 
@@ -108,14 +108,14 @@ def test_settings_come_from_validation(monkeypatch):
     train, known = histories(*[row[:-4] for row in rows]), histories(*[row[:-4] for row in rows])
     validation = Cases(known, np.array([row[-4] for row in rows]))
     model, trials = tuned_knn(train, validation, 100)
-    assert [(t.window, t.neighbours) for t in trials[:5]] == [(w, 100) for w in (None, 1, 2, 5, 10)]
+    assert [(t.window, t.neighbors) for t in trials[:5]] == [(w, 100) for w in (None, 1, 2, 5, 10)]
     best = max(trials, key=lambda trial: trial.validation)
-    assert (model.window, model.neighbours) == (best.window, best.neighbours) and best.window != 1
+    assert (model.window, model.neighbors) == (best.window, best.neighbors) and best.window != 1
     for trial in trials:
-        alone = ItemKNN(train, 100, window=trial.window, neighbours=trial.neighbours)
+        alone = ItemKNN(train, 100, window=trial.window, neighbors=trial.neighbors)
         ranks = target_ranks(alone.recommend(known, 10), validation.targets)
         assert trial.validation == pytest.approx(ndcg(ranks, 10).mean())
-    expected = ItemKNN(train, 100, window=model.window, neighbours=model.neighbours)
+    expected = ItemKNN(train, 100, window=model.window, neighbors=model.neighbors)
     assert np.array_equal(model.recommend(known, 20), expected.recommend(known, 20))
 
 
