@@ -5,7 +5,7 @@ SFT model of its seed (a cell of `sft_quality.py`), and evaluates on the test pa
 `hf-gr grpo` and `hf-gr evaluate`. Finished cells are never run again. The arm `sft` is the model that the others start
 from; differences to it are taken user by user, 95 % intervals.
 
-    python benchmarks/grpo_quality.py --recipes recipes/amazon-scientific --dataset scientific/dataset \\
+    python benchmarks/grpo_quality.py --recipes hf_gr/recipes/amazon-scientific --dataset scientific/dataset \\
         --start 'study/flat-s{seed}' --out study-grpo                                                 # the grid
     python benchmarks/grpo_quality.py … --cells sft-s0,mix-s0                                         # a part of it
 

@@ -13,9 +13,9 @@ Each arm adds one thing to the one before it, and all share model, budget and da
 Interests come from `hf-gr mine` and `hf-gr label` (other miners are another --interests). Every cell trains by the
 recipes of a folder and evaluates on the test part as `hf-gr evaluate` does. Finished cells are never run again.
 
-    hf-gr mine --config recipes/amazon-scientific/mine.yaml
-    hf-gr label --config recipes/amazon-scientific/label.yaml
-    python benchmarks/interests.py --recipes recipes/amazon-scientific --dataset scientific/dataset \\
+    hf-gr mine --config hf_gr/recipes/amazon-scientific/mine.yaml
+    hf-gr label --config hf_gr/recipes/amazon-scientific/label.yaml
+    python benchmarks/interests.py --recipes hf_gr/recipes/amazon-scientific --dataset scientific/dataset \\
         --interests scientific/interests --out study-interests                                        # the grid
     python benchmarks/interests.py … --cells text-s0,interests-s0                                     # a part of it
 

@@ -51,7 +51,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": True,
     },
-    "small": {  # the small recommender of recipes/*/sft-*-small.yaml
+    "small": {  # the small recommender of hf_gr/recipes/*/sft-*-small.yaml
         "vocab_size": 3,
         "hidden_size": 128,
         "num_hidden_layers": 2,

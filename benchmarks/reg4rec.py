@@ -5,7 +5,7 @@ evaluates on the test part through the same functions as `hf-gr sft`, `hf-gr grp
 are never run again, killed ones go on from their last checkpoint; a cell whose start is not there yet runs that first.
 Then come means over seeds and, user by user, differences to one arm of the same seeds, 95 % intervals.
 
-    python benchmarks/reg4rec.py --recipes recipes/amazon-scientific --dataset scientific/dataset \\
+    python benchmarks/reg4rec.py --recipes hf_gr/recipes/amazon-scientific --dataset scientific/dataset \\
         --flat-catalog scientific/catalog --catalogs 'study/mpq{codes}-s{seed}' --out study              # the grid
     python benchmarks/reg4rec.py … --cells crss-s0,corp-s0 --against crss                              # a part of it
 

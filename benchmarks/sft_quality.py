@@ -4,7 +4,7 @@ Every cell trains by a recipe of `recipes/` with some keys changed and evaluates
 functions as `hf-gr sft` and `hf-gr evaluate`. Finished cells are never run again, killed ones go on from their last
 checkpoint. Then come means over seeds and, user by user, differences to one arm of the same seeds, 95 % intervals.
 
-    python benchmarks/sft_quality.py --recipes recipes/amazon-scientific --dataset scientific/dataset \\
+    python benchmarks/sft_quality.py --recipes hf_gr/recipes/amazon-scientific --dataset scientific/dataset \\
         --catalog scientific/catalog --out study                                                      # the grid
     python benchmarks/sft_quality.py … --cells flat-s0,s2gr-s0 --against flat                         # a part of it
 

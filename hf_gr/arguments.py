@@ -1,7 +1,9 @@
 """Settings of a station from a YAML file and the command line, by TRL's parser; what it refuses becomes one line."""
 
+import re
 import sys
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -14,6 +16,9 @@ from .settings import read_yaml, typed, types_of
 
 Config = TypeVar("Config")
 
+RECIPES = Path(str(files(__package__) / "recipes"))  # DATASET/NAME.yaml
+_RECIPE = re.compile(r"[\w-]+/[\w-]+")
+
 
 class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
@@ -25,7 +30,8 @@ def parse_config(kind: type[Config], arguments: Sequence[str] | None = None, com
 
     Args:
         kind: Dataclass whose fields are the options.
-        arguments: Command line without the program's name; of this process if left out.
+        arguments: Command line without the program's name; of this process if left out. `--config` is followed by a
+            YAML file or by the name of a shipped recipe ([`recipe_file`]).
         command: What --help calls the program, such as `hf-gr embed`; the script of this process if left out.
 
     Raises:
@@ -43,6 +49,17 @@ def parse_config(kind: type[Config], arguments: Sequence[str] | None = None, com
         raise HfGrError(f"{' '.join(str(error).split())} (--help lists the options)") from None
 
 
+def recipe_file(name: str) -> Path:
+    """Finds the YAML file that `--config` names.
+
+    Args:
+        name: A file, or a recipe that ships with the package, as `DATASET/NAME`: `amazon-beauty/sft-flat`. A file of
+            that name is preferred. What is neither is returned as it is.
+    """
+    shipped = RECIPES / f"{name}.yaml"
+    return shipped if _RECIPE.fullmatch(name) and shipped.is_file() and not Path(name).is_file() else Path(name)
+
+
 def _config_file(arguments: list[str]) -> str | None:
     """The file after `--config`; takes both words out of the command line."""
     if "--config" not in arguments:
@@ -58,13 +75,17 @@ def _config_file(arguments: list[str]) -> str | None:
 def _from_file(file: str, kind: type) -> dict[str, Any]:
     """The settings in a YAML file, with their types checked; words are left to the parser, as on a command line."""
     try:
-        settings = read_yaml(Path(file).read_text(encoding="utf-8"))
+        settings = read_yaml(recipe_file(file).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise HfGrError(
             f"{file} is not valid YAML ({' '.join(str(error).split())}); write one `key: value` a line."
         ) from None
     except OSError as error:
-        raise HfGrError(f"{file} cannot be read ({error.strerror}); give --config an existing YAML file.") from None
+        known = ", ".join(sorted(folder.name for folder in RECIPES.iterdir()))
+        raise HfGrError(
+            f"{file} cannot be read ({error.strerror}); give --config an existing YAML file, or a recipe of the "
+            f"package such as amazon-beauty/sft-flat (data sets: {known})."
+        ) from None
     if not isinstance(settings, dict):
         raise HfGrError(f"{file} holds no keys and values; write one `key: value` a line.")
     types = types_of(kind)

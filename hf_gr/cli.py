@@ -1,8 +1,8 @@
 """The command line: `hf-gr prepare | mine | label | embed | quantize | inspect | sft | grpo | retrieve | evaluate |
 recommend | add-items | remove-items | push | bench`.
 
-Stations take `--config FILE.yaml` and every key of their config as an option, by TRL's parser; `recipes/*.py` run the
-same commands under `accelerate launch`.
+Stations take `--config FILE.yaml` (or the name of a recipe of the package) and every key of their config as an option,
+by TRL's parser; `recipes/*.py` run the same commands under `accelerate launch`.
 """
 
 import signal
@@ -274,7 +274,7 @@ def push(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="A suite's YAML file, or the name of one in recipes/bench.")],
+    suite: Annotated[str | None, typer.Argument(help="A suite's YAML file or name; without it, all names.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the raw data that the suite names as {data}.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of all artefacts; the same folder goes on.")] = Path("bench"),
     cells: Annotated[str, typer.Option(help="Patterns by commas, such as 'beauty/*-s0'; all if left out.")] = "",
@@ -287,7 +287,10 @@ def bench(
 ) -> None:
     """Run a grid of data sets, methods and seeds from raw data to tables; a killed one goes on."""
     from .bench import bench as run
+    from .bench import show_suites
 
+    if suite is None:
+        return show_suites()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers and `timeout` end a grid as Ctrl-C does
     patterns = [pattern.strip() for pattern in cells.split(",") if pattern.strip()]
     run(

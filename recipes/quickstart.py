@@ -3,10 +3,10 @@
     python recipes/quickstart.py --model smollm2      # SmolLM2-135M, all 30 layers, about ten minutes
     python recipes/quickstart.py --model small        # two layers from scratch, about four minutes
 
-Every station below is also a command (`hf-gr sft --config recipes/movielens-100k/sft-flat.yaml`) and a script for
-`accelerate launch`. What is up to date is not made again: change a key of a YAML file, run this again, and what
-depends on it is rebuilt, nothing else. Simplified against a serious run: one pass over part of the data, few GRPO
-steps, no tuning.
+Every station below is also a command (`hf-gr sft --config movielens-100k/sft-flat`) and a script for
+`accelerate launch`. What is up to date is not made again: change a key in `hf_gr/recipes/movielens-100k`, run this
+again, and what depends on it is rebuilt, nothing else. Simplified against a serious run: one pass over part of the
+data, few GRPO steps, no tuning.
 """
 
 import argparse
@@ -26,9 +26,6 @@ from hf_gr.embedding import EmbedConfig, embed
 from hf_gr.evaluation import EvaluateConfig, evaluate
 from hf_gr.hub import update_card
 from hf_gr.quantizers import QuantizeConfig, quantize
-
-
-RECIPES = Path(__file__).parent / "movielens-100k"
 
 
 def quickstart(model: str, seed: int, out: Path) -> None:
@@ -59,7 +56,7 @@ def arguments(recipe: str, **changes: object) -> list[str]:
     changed = []
     for key, value in changes.items():
         changed += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-    return ["--config", str(RECIPES / f"{recipe}.yaml"), *changed]
+    return ["--config", f"movielens-100k/{recipe}", *changed]
 
 
 def config(kind: type, recipe: str, **changes: object) -> object:

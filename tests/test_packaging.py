@@ -191,6 +191,15 @@ def test_every_dependency_has_a_lower_and_an_upper_bound():
         assert re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+", requirement), requirement
 
 
+def test_every_extra_has_code_behind_it():
+    """`docs` and `dev` are tools; the others are packages that a module asks for by their names."""
+    code = {module: file.read_text() for module, file in MODULES.items()}
+    for extra in PROJECT["optional-dependencies"].keys() - {"docs", "dev"}:
+        for requirement in PROJECT["optional-dependencies"][extra]:
+            name = re.match(r"[\w-]+", requirement).group().replace("-", "_")
+            assert any(name in source for source in code.values()), f"nothing uses {requirement} of [{extra}]"
+
+
 def test_accelerate_configs_are_all_there():
     names = {file.stem for file in ACCELERATE_CONFIGS}
     assert names == {"cpu", "one_gpu", "multi_gpu", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"}
@@ -216,9 +225,10 @@ def test_wheel_holds_both_packages_and_the_type_marker(tmp_path):
         names = set(archive.namelist())
         info = f"hf_gr-{PROJECT['version']}.dist-info"
         scripts = archive.read(f"{info}/entry_points.txt").decode()
-    assert {file.relative_to(ROOT).as_posix() for file in MODULES.values()} <= names
-    templates = {file.relative_to(ROOT).as_posix() for file in (ROOT / "hf_gr").rglob("*.jinja")}
-    assert templates and templates <= names
+    kinds = ("*.py", "*.jinja", "*.yaml")
+    files = {kind: {file.relative_to(ROOT).as_posix() for file in (ROOT / "hf_gr").rglob(kind)} for kind in kinds}
+    assert all(files.values())
+    assert {file.relative_to(ROOT).as_posix() for file in MODULES.values()}.union(*files.values()) <= names
     assert {"hf_gr/py.typed", f"{info}/licenses/LICENSE"} <= names
     assert {name.split("/")[0] for name in names} <= {"hf_gr", "data_prep", info}
     assert {name.split("/")[0] for name in names} >= {"hf_gr", "data_prep"}

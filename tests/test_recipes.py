@@ -1,20 +1,31 @@
 """Every recipe is one that its station takes, and the recipes of a data set fit together."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 from stations import STATIONS
 
-from hf_gr.arguments import parse_config
+from hf_gr.arguments import RECIPES, parse_config
+from hf_gr.embedding import EmbedConfig
+from hf_gr.errors import HfGrError
 from hf_gr.sft import SidSFTConfig
 
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-FILES = sorted(file for file in RECIPES.glob("*/*.yaml") if file.parent.name not in ("accelerate", "bench"))
+FILES = sorted(RECIPES.glob("*/*.yaml"))
 SETS = sorted({file.parent for file in FILES if file.stem == "sft-flat"})
 UNORDERED = sorted({file.parent for file in FILES if file.stem == "sft-reg4rec"})
 MINED = sorted({file.parent for file in FILES if file.stem == "mine"})
+
+
+def test_a_recipe_is_named_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = parse_config(EmbedConfig, ["--config", "amazon-beauty/embed"])
+    assert shipped == parse_config(EmbedConfig, ["--config", str(RECIPES / "amazon-beauty" / "embed.yaml")])
+    for name in ("amazon-beauty/embeds", "amazon-beauty/embed.yaml", "../recipes/amazon-beauty/embed", "shop/embed"):
+        with pytest.raises(HfGrError, match=rf"{name} cannot be read .* \(data sets: amazon-beauty, .*movielens-100k"):
+            parse_config(EmbedConfig, ["--config", name])
+    (tmp_path / "amazon-beauty").mkdir()
+    (tmp_path / "amazon-beauty" / "embed").write_text("dataset: mine\noutput_dir: vectors\n")
+    assert parse_config(EmbedConfig, ["--config", "amazon-beauty/embed"]).dataset == "mine"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")

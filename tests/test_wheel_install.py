@@ -1,5 +1,7 @@
 """The wheel in an environment of its own, outside the checkout: from `prepare` to `recommend` in an empty folder."""
 
+import gzip
+import json
 import os
 import re
 import subprocess
@@ -9,6 +11,7 @@ import venv
 from pathlib import Path
 
 import pyarrow.csv as csv
+import pyarrow.parquet as pq
 import pytest
 from tiny import tiny_interactions, tiny_items
 from tiny_runs import QUIET, SCRATCH, arguments
@@ -82,3 +85,23 @@ def test_from_prepare_to_recommend_in_an_empty_folder(environment, tmp_path):
     out = run(environment, tmp_path, "hf-gr", "recommend", "grpo/model", "--history", "i001,i002", "--top-k", "5")
     items = re.findall(r"\bi\d{3}\b", out)
     assert len(items) == len(set(items)) == 5
+
+
+@pytest.mark.slow
+def test_a_shipped_suite_runs_in_an_empty_folder(environment, tmp_path):
+    """From raw files to the page: suites and recipes are those of the wheel, and no checkout is near."""
+    raw = tmp_path / "data" / "amazon18_scientific"
+    raw.mkdir(parents=True)
+    csv.write_csv(tiny_interactions(300, 300), tmp_path / "log.csv")
+    (raw / "interactions.csv.gz").write_bytes(gzip.compress((tmp_path / "log.csv").read_bytes()))
+    items = "\n".join(json.dumps(row) for row in tiny_items(300).select(["item_id", "title"]).to_pylist())
+    (raw / "items.jsonl.gz").write_bytes(gzip.compress(items.encode()))
+    work = tmp_path / "work"
+    work.mkdir()
+    assert "scientific" in run(environment, work, "hf-gr", "bench")
+    cell = ["quick", "--data", tmp_path / "data", "--cells", "quick/flat-s0", "--max-steps", 2]
+    run(environment, work, "hf-gr", "bench", *cell)
+    page = work / "bench" / "trial-2" / "RESULTS.md"
+    assert "| flat SIDs | 1 |" in page.read_text()
+    (commands,) = pq.read_table(page.parent / "results" / "quick.parquet")["commands"].to_pylist()
+    assert "hf-gr sft --config amazon-scientific/sft-flat-small " in commands and str(tmp_path) not in commands

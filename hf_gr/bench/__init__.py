@@ -14,10 +14,10 @@ from .grid import ranks_of, row_of, run_grid
 from .page import is_page, write_page
 from .results import Results, check_consistent, outside
 from .steps import Places, steps_of
-from .suite import Cell, Suite, load_suite
+from .suite import SUITES, Cell, Suite, load_suite, shipped_suites
 
 
-__all__ = ["Cell", "Places", "Results", "Suite", "bench", "check_consistent", "load_suite"]
+__all__ = ["Cell", "Places", "Results", "Suite", "bench", "check_consistent", "load_suite", "show_suites"]
 
 
 def bench(
@@ -36,7 +36,7 @@ def bench(
     """Runs a suite, and writes its tables.
 
     Args:
-        name: A suite's file, or the name of one in `recipes/bench`.
+        name: A suite's file, or the name of one that ships with the package ([`show_suites`]).
         out: Folder of all artefacts; the same folder goes on.
         data: Folder of raw files, for suites that name `{data}`.
         cells: Patterns of cells such as `beauty/*-s0`; all if left out.
@@ -87,16 +87,22 @@ def _write(page: Path, suite: Suite, fresh: Results) -> None:
     for row in fresh.rows:
         known.add(row, fresh.users[row["data"]], fresh.ranks[row["data"], row["method"], row["seed"]])
     known.save(folder, suite.name)
-    others = [load_suite(file) for file in sorted(suite.file.parent.glob("*.yaml"))]
-    suites = [(other, Results.load(folder, other.name)) for other in others]
-    write_page(page, [(other, results) for other, results in suites if results.rows or other.name == suite.name])
+    suites = {suite.name: suite}
+    for name in (file.name.removesuffix("-ranks.parquet") for file in folder.glob("*-ranks.parquet")):
+        files = [at / f"{name}.yaml" for at in (suite.file.parent, SUITES)]
+        for file in [file for file in files if file.is_file()][:1]:
+            suites.setdefault(name, load_suite(file))
+    write_page(page, [(suites[name], Results.load(folder, name)) for name in sorted(suites)])
     print(f"[bench] wrote {page}")
 
 
 def _check(fresh: Results, known: Results, suite: Suite) -> None:
     found = outside(fresh, known)
     if not found:
-        raise HfGrError(f"nothing to compare: {suite.name} has no method with two known runs; run it without --check.")
+        raise HfGrError(
+            f"nothing to compare: {suite.name} has no method with two known runs; name the page that has them with "
+            "--report, or run it without --check."
+        )
     table = Table("cell", "now", "expected", "")
     for one in found:
         table.add_row(
@@ -109,6 +115,15 @@ def _check(fresh: Results, known: Results, suite: Suite) -> None:
     wrong = [one["name"] for one in found if not one["inside"]]
     if wrong:
         raise HfGrError(f"{len(wrong)} of {len(found)} results are not as expected, the first is {wrong[0]}.")
+
+
+def show_suites() -> None:
+    """Prints the suites that ship with the package: name, cells, and what each is."""
+    table = Table("suite", "cells", "")
+    for name in shipped_suites():
+        suite = load_suite(name)
+        table.add_row(name, str(len(suite.cells())), plain(suite.title))
+    Console().print(table)
 
 
 def _show_cells(suite: Suite, cells: Sequence[Cell], places: Places) -> None:

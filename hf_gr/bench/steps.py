@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..arguments import RECIPES, recipe_file
 from ..artifacts import read_json, write_json
 from ..errors import HfGrError
 from .suite import Cell, Data, Suite
@@ -110,10 +112,10 @@ class _Chain:
         """Adds a step. Its key covers its arguments, what YAML files among them say instead of where they are, and the
         keys of the steps that it builds on."""
         told = [
-            yaml.safe_load(Path(word).read_text(encoding="utf-8"))
-            if word.endswith(".yaml")
+            yaml.safe_load(recipe_file(word).read_text(encoding="utf-8"))
+            if option == "--config"
             else self.places.portable(word)
-            for word in arguments
+            for option, word in pairwise(["", *arguments])
         ]
         key = hashlib.sha256(json.dumps([station, program, told, read]).encode()).hexdigest()[:12]
         start = [self.places.python, program] if program else [*STATIONS, station]
@@ -136,7 +138,8 @@ class _Chain:
         file = self.data.recipes / f"{recipe}.yaml"
         if not file.is_file():
             raise HfGrError(f"method {method} of suite {self.suite.name} needs {file}, which is not there.")
-        return recipe, ["--config", str(file), *_arguments(given)]
+        ours = self.data.recipes.parent == RECIPES  # told by name, wherever the package is
+        return recipe, ["--config", f"{self.data.recipes.name}/{recipe}" if ours else str(file), *_arguments(given)]
 
     def _train(self, method: str) -> list[str]:
         """The steps up to what a method has to be judged by, and the arguments that tell `evaluate` of it; another
@@ -148,6 +151,11 @@ class _Chain:
         folder = self.root / f"{method}-s{self.cell.seed}"
         common = ["--dataset", str(self.dataset), "--seed", str(self.cell.seed)]
         if "lists" in own:
+            if not LISTS.is_file():
+                raise HfGrError(
+                    f"method {method} is computed by {LISTS}, which is not here; run the suite in a checkout of "
+                    "hf_gr, or name the cells of other methods with --cells."
+                )
             output, settings = folder / "lists.parquet", LISTS.with_name(f"{own['lists']}.yaml")
             words = [*common, "--model", own["lists"], "--part", "test", "--out", str(output)]
             words += ["--config", str(settings)] if settings.is_file() else []

@@ -3,18 +3,20 @@
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..arguments import RECIPES
 from ..errors import HfGrError, first_line
 
 
 TRAINING = ("sft", "grpo", "retrieve", "lists")  # what a method may do after its items have vectors and codes
 METHOD_KEYS = ("title", "seeds", "from", "embed", "quantize", *TRAINING, "blend", "evaluate", "estimate_minutes")
-FOLDER = Path("recipes/bench")  # where a suite is looked for that is named without a path
+SUITES = Path(str(files(__package__) / "suites"))  # those that ship with the package
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Data:
 
     Attributes:
         name: What cells and folders call it.
-        recipes: Folder with the stations' YAML files.
+        recipes: Folder with the stations' YAML files: one beside the suite, or one of the package's by its name.
         prepare: Arguments of `hf-gr prepare`, with `{data}` for the folder of raw files.
         seeds: Of its cells, in place of the suite's.
         changes: Method → station → keys that are changed here.
@@ -51,7 +53,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
-    """What `recipes/bench/NAME.yaml` says.
+    """What the YAML file of a suite says.
 
     Attributes:
         file: The YAML file.
@@ -119,14 +121,22 @@ class Suite:
         return named | data.changes.get(method, {}).get(station, {})
 
 
+def shipped_suites() -> list[str]:
+    """Names of the suites that ship with the package."""
+    return sorted(file.stem for file in SUITES.glob("*.yaml"))
+
+
 def load_suite(name: str | Path) -> Suite:
-    """Reads a suite: a file, or the name of one in `recipes/bench`. Raises [`HfGrError`] on what it does not know."""
+    """Reads a suite: a file, or one that ships with the package by its name.
+
+    Raises:
+        HfGrError: If there is none, or on what it does not know.
+    """
     file = Path(name)
     if not file.is_file():
-        file = FOLDER / f"{name}.yaml"
+        file = SUITES / f"{name}.yaml"
     if not file.is_file():
-        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml"))) or f"none in {FOLDER.resolve()}"
-        raise HfGrError(f"there is no suite {str(name)!r}; give a YAML file or one of: {known}.")
+        raise HfGrError(f"there is no suite {str(name)!r}; give a YAML file or one of: {', '.join(shipped_suites())}.")
     try:
         given = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -138,7 +148,12 @@ def load_suite(name: str | Path) -> Suite:
     datasets = {}
     for own_name, own in given["datasets"].items():
         _check_keys(own, ("recipes", "prepare", "seeds", "changes"), file, f"data set {own_name}")
-        datasets[own_name] = Data(own_name, **own | {"recipes": file.parent / own["recipes"]})
+        if not own.get("recipes") or not own.get("prepare"):
+            raise HfGrError(f"{file}: data set {own_name} needs recipes and prepare.")
+        beside = file.parent / own["recipes"]
+        datasets[own_name] = Data(
+            own_name, **own | {"recipes": beside if beside.is_dir() else RECIPES / own["recipes"]}
+        )
     for method, own in given["methods"].items():
         _check_keys(own, METHOD_KEYS, file, f"method {method}")
         if own.get("from", method) not in given["methods"]:

@@ -8,9 +8,11 @@ from bench.suites import write_suite
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_gr.bench import Results, check_consistent, load_suite
+from hf_gr.bench import Results, _write, check_consistent, load_suite
 from hf_gr.bench.page import write_page
 from hf_gr.bench.results import outside, per_user
+from hf_gr.bench.suite import shipped_suites
+from hf_gr.cli import main
 from hf_gr.errors import HfGrError
 from hf_gr.evaluation.metrics import MISS, hit_rate, ndcg
 
@@ -116,3 +118,24 @@ def test_the_page_tells_what_was_measured_and_what_was_not(tmp_path):
     assert f"**{figure.mean:.4f} ± {figure.std:.4f}**" in line and "| 1.5 | 2.0 | 0.100 |" in line
     assert "Of a circle." in page and "hf-gr bench tiny --data DATA --cells 'circle/flat-s*'" in page
     assert "| circle, flat | 3 |" in page and "{:.4f} to {:.4f}".format(*figure.next_run) in page
+
+
+def test_the_page_holds_the_suites_that_have_rows(tmp_path, capsys):
+    """Other YAML files may stand beside a suite, and a suite may have another ending."""
+    file = write_suite(tmp_path, title="A circle").rename(tmp_path / "tiny.yml")
+    (tmp_path / "notes.yaml").write_text("no: suite")
+    fresh = Results()
+    fresh.add(*made("circle", "flat", 0))
+    known, page = Results(), tmp_path / "report" / "RESULTS.md"
+    row, users, ranks = made("quick", "flat", 0)
+    known.add(row | {"suite": "quick"}, users, ranks)
+    known.save(page.parent / "results", "quick")
+    _write(page, load_suite(file), fresh)
+    assert "## A circle" in page.read_text() and "## Quick" in page.read_text() and "## Amazon" not in page.read_text()
+
+
+def test_shipped_suites_are_listed(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    main(["bench"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in shipped_suites()) and "12" in out

@@ -11,10 +11,11 @@ from hf_gr.bench.page import write_page
 from hf_gr.bench.results import METRICS, per_user
 from hf_gr.bench.steps import STATIONS as PROGRAM
 from hf_gr.bench.steps import steps_of
+from hf_gr.bench.suite import shipped_suites
 
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted(file.stem for file in (ROOT / "recipes" / "bench").glob("*.yaml"))
+SHIPPED = shipped_suites()
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -35,7 +36,7 @@ def test_every_command_of_a_suite_is_read_by_its_station(name, tmp_path, monkeyp
 @pytest.mark.parametrize("name", SHIPPED)
 def test_positions_are_not_read_as_times(name):
     """As times they would be of 1970, and a temporal split would mix users instead of being refused."""
-    for data in load_suite(ROOT / "recipes" / "bench" / f"{name}.yaml").datasets.values():
+    for data in load_suite(name).datasets.values():
         assert "timestamp=position" not in data.prepare
 
 

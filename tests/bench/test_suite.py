@@ -8,11 +8,11 @@ from bench.suites import write_suite
 
 from hf_gr.bench import Places, load_suite
 from hf_gr.bench.steps import steps_of
+from hf_gr.bench.suite import shipped_suites
 from hf_gr.errors import HfGrError
 
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted((ROOT / "recipes" / "bench").glob("*.yaml"))
 
 
 def test_seeds_come_after_methods_and_data_sets_may_have_their_own(tmp_path):
@@ -61,10 +61,32 @@ def test_unknown_names_are_refused_in_a_line(tmp_path, monkeypatch):
         steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))
 
 
-@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_shipped_suites_find_their_recipes(file, tmp_path, monkeypatch):
+def test_recipes_stand_beside_a_suite_or_ship_with_the_package(tmp_path, monkeypatch):
+    data = {"prepare": ["table", "log.csv"]}
+    sets = {"own": data | {"recipes": "circle"}, "known": data | {"recipes": "amazon-beauty"}}
+    methods = {"flat": {"quantize": "quantize", "sft": {"recipe": "sft-flat", "max_steps": 2}}}
+    suite = load_suite(write_suite(tmp_path, datasets=sets, methods=methods))
+    monkeypatch.chdir(tmp_path / "circle")  # where nothing is called recipes
+    own, known = (steps_of(suite, cell, Places(tmp_path / "out")) for cell in suite.cells())
+    assert own[3].command[5] == str(tmp_path / "circle" / "sft-flat.yaml")
+    assert known[3].command[5] == "amazon-beauty/sft-flat" and known[3].told.startswith("hf-gr sft --config amazon-")
+    with pytest.raises(HfGrError, match="data set own needs recipes and prepare"):
+        load_suite(write_suite(tmp_path, datasets={"own": {"recipes": "circle"}}))
+
+
+def test_baselines_are_refused_where_there_is_no_checkout(tmp_path, monkeypatch):
+    suite = load_suite(write_suite(tmp_path, methods={"ease": {"lists": "ease"}}, against=""))
     monkeypatch.chdir(ROOT)
-    suite = load_suite(file.stem)
+    assert [step.station for step in steps_of(suite, suite.cells()[0], Places(tmp_path, tmp_path))][1] == "lists"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HfGrError, match=r"method ease is computed by .* run the suite in a checkout"):
+        steps_of(suite, suite.cells()[0], Places(tmp_path, tmp_path))
+
+
+@pytest.mark.parametrize("name", shipped_suites())
+def test_shipped_suites_find_their_recipes(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    suite = load_suite(name)
     assert suite.against in suite.methods
     for cell in suite.cells():
         steps = steps_of(suite, cell, Places(tmp_path, tmp_path))
