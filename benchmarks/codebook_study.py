@@ -8,26 +8,33 @@ over users, the rank correlation over codebooks of every metric with Recall@10 w
     python benchmarks/codebook_study.py --dataset scientific/dataset --embeddings scientific/vectors --out study
     python benchmarks/codebook_study.py … --cells 'rq_vae-256,r3_vae-256,coba-256' --epochs 20       # a part of it
 
-The metrics are those of the quantizer's own codes, before collisions are resolved (greedily, for every cell), except
-where told otherwise. One cell takes a minute or two of one core on some 50,000 events.
+It is no suite of `hf-gr bench`: a suite says neither that vectors are dealt to other items, the control that knows
+nothing, nor what codes are worth before collisions are resolved. The metrics are those of the quantizer's own codes,
+before collisions are resolved (greedily, for every cell), except where told otherwise. One cell takes a minute or two
+of one core on some 50,000 events.
 """
 
 import argparse
+import os
 import re
+import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import measure
 import numpy as np
-from cells import paired, run_apart, user_scores
 from scipy.stats import spearmanr
 
 from hf_gr.artifacts import read_json, write_json
+from hf_gr.bench.grid import ranks_in
 from hf_gr.dataset import InteractionDataset, popularity
 from hf_gr.embedding import ItemVectors
 from hf_gr.embedding.behavior import cooccurrence
+from hf_gr.evaluation.metrics import hit_rate, paired_bootstrap
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     cells = cells_named(chosen.cells) if chosen.cells else GRID
     given = ["--epochs", str(chosen.epochs), "--out", str(chosen.out)]
     given += ["--dataset", chosen.dataset, "--embeddings", chosen.embeddings]
-    run_apart(__file__, [cell.name for cell in cells], given, chosen.out, chosen.jobs)
+    run_apart([cell.name for cell in cells], given, chosen.out, chosen.jobs)
     rows = [read_json(file) for cell in cells if (file := chosen.out / cell.name / "row.json").is_file()]
     result = {
         "rows": rows,
@@ -139,6 +146,24 @@ def cells_named(names: str) -> list[Cell]:
             known = [Cell(parts[1], int(parts[2]), int(parts[3]))]
         found += known
     return found
+
+
+def run_apart(cells: Sequence[str], arguments: Sequence[str], out: Path, jobs: int) -> None:
+    """Runs this script for every cell without a `row.json`, `jobs` at a time, each with its share of the cores."""
+
+    def run(cell: str) -> None:
+        folder = out / cell
+        if (folder / "row.json").is_file():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        command = [sys.executable, __file__, "--only", cell, *arguments]
+        with (folder / "log.txt").open("a", encoding="utf-8") as log:
+            done = subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": threads})
+        print(f"{cell}: {'done' if done.returncode == 0 else f'failed, see {folder}/log.txt'}", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, cells))
 
 
 def run_cell(cell: Cell, chosen: argparse.Namespace) -> None:
@@ -245,14 +270,15 @@ def differences(rows: list[dict[str, Any]], out: Path, against: str) -> dict[str
     """Recall@10 less that of another kind of codebook over the seeds both have; interval from resampled users."""
     hits: dict[str, dict[int, np.ndarray]] = {}
     for row in rows:
-        found_hits = user_scores(out / row["cell"] / "test" / "predictions.parquet", ["HR@10"])["HR@10"]
-        hits.setdefault(_kind(row), {})[row["seed"]] = found_hits
+        ranks = ranks_in(out / row["cell"] / "test" / "predictions.parquet")[1]
+        hits.setdefault(_kind(row), {})[row["seed"]] = hit_rate(ranks, 10)
     found = {}
     for kind, seeds in hits.items():
         both = sorted(set(seeds) & set(hits.get(against, {})))
         if kind != against and both:
-            difference = paired([seeds[seed] for seed in both], [hits[against][seed] for seed in both])
-            found[kind] = {"seeds": both} | difference
+            ours, theirs = (np.mean([of[seed] for seed in both], axis=0) for of in (seeds, hits[against]))
+            value, low, high = (float(x) for x in paired_bootstrap(ours, theirs, seed=0, samples=2000))
+            found[kind] = {"seeds": both, "value": value, "low": low, "high": high}
     return found
 
 

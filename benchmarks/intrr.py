@@ -7,7 +7,8 @@
 - Latency of a constrained beam search after the users' histories, in turns with flat, at every batch and width;
   `latency_ratio_50` is flat over recursive at 50 beams and batch 1.
 - `table`: peak memory of AdamW steps on the unique-ID table alone, for so many items and for a hashed one.
-- `quality_delta`: NDCG@10 less flat's, read from a study (`sft_quality.py --cells … --json`), if one is given.
+
+What IntRR gains in NDCG@10 is a row of the suites (`hf-gr bench scientific`).
 
     python benchmarks/intrr.py --dataset beauty/dataset --catalog beauty/catalog --json intrr.json   # some ten minutes
     python benchmarks/intrr.py … --users 100 --layers 2 --width 128 --repeats 1                      # a trial
@@ -25,7 +26,6 @@ import sft as training
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from hf_gr.artifacts import read_json
 from hf_gr.branches import Packed
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Histories, InteractionDataset
@@ -58,7 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rounds", type=int, default=15, help="turns of the searches")
     parser.add_argument("--table", type=int, default=1_000_000, help="items of the unique-ID table; 0: leave it out")
     parser.add_argument("--table-width", type=int, default=64)
-    parser.add_argument("--study", type=Path, help="JSON of sft_quality.py with the arms flat and intrr")
     parser.add_argument("--json", type=Path, metavar="FILE")
     chosen = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,8 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     result["latency_ratio_50"] = single[0] if single else None
     rows = {"whole": chosen.table, "hashed": chosen.table // 10} if chosen.table else {}
     result["table"] = {name: _table(count, chosen.table_width, device) for name, count in rows.items()}
-    study = read_json(chosen.study)["differences"]["intrr"]["NDCG@10"] if chosen.study else None
-    result |= {"quality_delta": study, "settings": {name: str(value) for name, value in vars(chosen).items()}}
+    result |= {"settings": {name: str(value) for name, value in vars(chosen).items()}}
     result |= measure.provenance(device)
     show(result)
     if chosen.json:
@@ -179,8 +177,6 @@ def show(result: dict[str, Any]) -> None:
     for name in ("train_ratio", "train_ratio_per_target", "memory_ratio", "latency_ratio_50"):
         if result[name] is not None:
             print(f"{name}: {result[name]:.2f}")
-    if result["quality_delta"]:
-        print(f"quality_delta: {result['quality_delta']['value']:+.4f} NDCG@10")
 
 
 if __name__ == "__main__":

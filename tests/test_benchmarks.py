@@ -236,16 +236,13 @@ def test_intrr_is_measured_beside_flat(load, tmp_path, monkeypatch):
     }
     asked = []
     monkeypatch.setattr(benchmark.training, "main", lambda given: asked.extend(given) or {"arms": arms})
-    study = tmp_path / "study.json"
-    study.write_text(json.dumps({"differences": {"intrr": {"NDCG@10": {"value": 0.01, "low": 0.0, "high": 0.02}}}}))
     given = ["--dataset", str(data.dataset), "--catalog", str(data.catalog), "--layers", "1", "--width", "32"]
     given += ["--max-history", "10", "--batch", "1", "2", "--beams", "5", "50", "--rounds", "2", "--table", "1000"]
-    result = benchmark.main([*given, "--train-batch", "4", "--study", str(study), "--json", str(file)])
+    result = benchmark.main([*given, "--train-batch", "4", "--json", str(file)])
     assert "--arms=plain flat,flat,recursive" in asked and "--batch=4" in asked
     assert (result["train_ratio"], result["train_ratio_per_target"]) == (2.5, 12.5)
     assert 0 < result["memory_ratio"] < 0.7  # a third of the positions
     assert result["latency_ratio_50"] > 0 and len(result["latency"]) == 4
-    assert result["quality_delta"]["value"] == 0.01
     assert result["table"]["whole"]["rows"] == 1000 and result["table"]["hashed"]["rows"] == 100
     assert json.loads(file.read_text())["memory_ratio"] == result["memory_ratio"]
 
@@ -279,73 +276,6 @@ def test_grpo_measures_both_sides_alike_and_scores_agree(load, tmp_path, monkeyp
     assert result["invalid"] == 0
     assert result["logp_maxdiff"] < 1e-5 and result["grad_reldiff"] < 1e-4 and result["masked_logp_maxdiff"] < 1e-5
     assert {"settings", "hardware", "versions", "commit", "date", "command"} <= set(result)
-
-
-def test_the_study_of_thinking_pairs_users_and_goes_on(load, tmp_path, monkeypatch):
-    data, study = tiny_data(tmp_path), load("sft_quality")
-    recipes = tmp_path / "recipes"
-    recipes.mkdir()
-    common = {key: value for key, value in data.sft(tmp_path).items() if key not in ("output_dir", "max_history")}
-    for name, form in (("sft-flat-small", "flat"), ("sft-s2gr-small", "stepwise")):
-        thinking = {"thinking": {"clusters": 4}} if form == "stepwise" else {}
-        settings = common | {"max_history": 10, "form": form, "max_steps": 20} | thinking
-        (recipes / f"{name}.yaml").write_text(json.dumps(settings))  # JSON is YAML
-    given = ["--recipes", str(recipes), "--dataset", str(data.dataset), "--catalog", str(data.catalog)]
-    given += ["--out", str(tmp_path / "cells"), "--beams", "10", "--json", str(tmp_path / "study.json")]
-    result = study.main([*given, "--cells", "flat-s0,no_interest-s0"])
-    assert result["not_run"] == [] and set(result["arms"]) == {"flat", "no_interest"}
-    difference = result["differences"]["no_interest"]["HR@10"]
-    rows = {row["arm"]: row for row in result["rows"]}
-    assert difference["value"] == pytest.approx(rows["no_interest"]["HR@10"] - rows["flat"]["HR@10"], abs=1e-9)
-    assert difference["low"] <= difference["value"] <= difference["high"]
-    assert "thinking/interest" not in (tmp_path / "cells" / "no_interest-s0" / "log.txt").read_text()
-    before = (tmp_path / "cells" / "flat-s0" / "row.json").stat().st_mtime_ns
-    study.main([*given, "--cells", "flat-s0"])
-    assert (tmp_path / "cells" / "flat-s0" / "row.json").stat().st_mtime_ns == before
-    with pytest.raises(SystemExit):
-        study.main([*given, "--cells", "nonsense-s0"])
-
-
-def test_the_study_of_rewards_starts_from_finished_models(load, tmp_path):
-    data, study = tiny_data(tmp_path), load("grpo_quality")
-    sft(SidSFTConfig(**data.sft(tmp_path / "start" / "flat-s0" / "sft", max_steps=20)))
-    recipes = tmp_path / "recipes"
-    recipes.mkdir()
-    settings = {key: value for key, value in data.grpo(tmp_path, tmp_path).items() if key not in ("output_dir",)}
-    (recipes / "grpo-small.yaml").write_text(json.dumps(settings | {"max_steps": 3, "learning_rate": 1e-3}))
-    given = ["--recipes", str(recipes), "--dataset", str(data.dataset)]
-    given += ["--start", str(tmp_path / "start" / "flat-s{seed}"), "--out", str(tmp_path / "cells"), "--beams", "10"]
-    result = study.main([*given, "--cells", "sft-s0,prefix-s0", "--json", str(tmp_path / "study.json")])
-    assert result["not_run"] == [] and set(result["arms"]) == {"sft", "prefix"}
-    rows = {row["arm"]: row for row in result["rows"]}
-    assert rows["prefix"]["settings"]["rewards"] == {"prefix": 1.0} and rows["sft"]["cpu_seconds"] < 5
-    difference = result["differences"]["prefix"]["NDCG@10"]
-    assert difference["value"] == pytest.approx(rows["prefix"]["NDCG@10"] - rows["sft"]["NDCG@10"], abs=1e-9)
-    with pytest.raises(SystemExit):
-        study.main([*given, "--cells", "joy-s0"])
-
-
-def test_the_study_of_sets_builds_arm_on_arm(load, tmp_path):
-    """The start of a cell is trained when it is not there, and found when it is."""
-    data, study, recipes = tiny_data(tmp_path), load("reg4rec"), tmp_path / "recipes"
-    recipes.mkdir()
-    both = data.sft(tmp_path, max_steps=20) | {"form": "unordered", "confident_orders": 0.5}
-    rewards = {"rewards": {"step_hit": 1.0}, "target_steps": 2, "max_steps": 2}
-    for name, settings in ((study.SETS, both), (study.GRPO, data.grpo(tmp_path, tmp_path, **rewards))):
-        kept = {key: value for key, value in settings.items() if key not in ("output_dir", "catalog")}
-        (recipes / f"{name}.yaml").write_text(json.dumps(kept))
-    given = ["--recipes", str(recipes), "--dataset", str(data.dataset), "--flat-catalog", str(data.catalog)]
-    given += ["--catalogs", str(data.catalog), "--out", str(tmp_path / "cells"), "--beams", "10"]
-    for cell in ("corp-s0", "crss-s0"):  # in this process, which is quicker
-        study.main([*given, "--only", cell])
-    result = study.main([*given, "--against", "crss", "--cells", "corp-s0,crss-s0"])
-    rows = {row["arm"]: row for row in result["rows"]}
-    assert result["not_run"] == [] and rows.keys() == {"corp", "crss"}
-    assert (tmp_path / "cells" / "msra-s0" / "grpo" / "model").is_dir()
-    assert 0 <= rows["corp"]["pruned"] <= 1 and rows["crss"]["pruned"] is None
-    assert rows["crss"]["cpu_seconds"] < rows["corp"]["cpu_seconds"]  # it was trained before
-    with pytest.raises(SystemExit):
-        study.main([*given, "--cells", "joy-s0"])
 
 
 def test_filters_are_measured_against_the_whole_list(load, tmp_path, capfd):

@@ -70,7 +70,7 @@ def test_from_prepare_to_recommend_in_an_empty_folder(environment, tmp_path):
 
     csv.write_csv(tiny_interactions(), tmp_path / "ratings.csv")
     csv.write_csv(tiny_items().select(["item_id", "title"]), tmp_path / "titles.csv")
-    vectors = {"output_dir": "vectors", "sources": "behavior", "weights": 1, "behavior_dim": 8}
+    vectors = {"config": "amazon-scientific/embed-behavior", "output_dir": "vectors", "behavior_dim": 8}
     sids = {"embeddings": "vectors", "output_dir": "sids", "codebook_size": 4}
     sft = QUIET | SCRATCH | {"catalog": "sids", "output_dir": "sft", "max_steps": 5}
     grpo = QUIET | {"model": "sft/model", "output_dir": "grpo", "max_steps": 2, "num_generations": 4}
@@ -89,7 +89,7 @@ def test_from_prepare_to_recommend_in_an_empty_folder(environment, tmp_path):
 
 @pytest.mark.slow
 def test_a_shipped_suite_runs_in_an_empty_folder(environment, tmp_path):
-    """From raw files to the page: suites and recipes are those of the wheel, and no checkout is near."""
+    """From raw files to the page: suites and their recipes are those of the wheel, and no checkout is near."""
     raw = tmp_path / "data" / "amazon18_scientific"
     raw.mkdir(parents=True)
     csv.write_csv(tiny_interactions(300, 300), tmp_path / "log.csv")
@@ -99,9 +99,11 @@ def test_a_shipped_suite_runs_in_an_empty_folder(environment, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
     assert "scientific" in run(environment, work, "hf-gr", "bench")
-    cell = ["quick", "--data", tmp_path / "data", "--cells", "quick/flat-s0", "--max-steps", 2]
-    run(environment, work, "hf-gr", "bench", *cell)
-    page = work / "bench" / "trial-2" / "RESULTS.md"
-    assert "| flat SIDs | 1 |" in page.read_text()
-    (commands,) = pq.read_table(page.parent / "results" / "quick.parquet")["commands"].to_pylist()
-    assert "hf-gr sft --config amazon-scientific/sft-flat-small " in commands and str(tmp_path) not in commands
+    raw = ["--data", tmp_path / "data"]
+    run(environment, work, "hf-gr", "bench", "scientific", *raw, "--cells", "scientific/item-knn-s0")
+    page = work / "bench" / "RESULTS.md"
+    assert "| item-item kNN (window " in page.read_text()
+    (commands,) = pq.read_table(page.parent / "results" / "scientific.parquet")["commands"].to_pylist()
+    assert commands.startswith("hf-gr prepare table DATA/amazon18_scientific/") and str(tmp_path) not in commands
+    cells = run(environment, work, "hf-gr", "bench", "scientific", *raw, "--list")
+    assert "scientific/flat-s0" in cells and "done" in cells

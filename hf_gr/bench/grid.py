@@ -1,7 +1,7 @@
 """A grid of cells: run a few at a time, by any number of processes, gone on with after a kill, never run twice."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,15 +74,25 @@ def ranks_of(cell: Cell, places: Places, *, unseen: bool = False) -> tuple[list[
 
     With `unseen` the ranks after items of the user's history were taken out of the list, the target too if it is one.
     """
-    folder = _folder(cell, places)
-    columns = ["user_id", "item_ids", "target"]
-    table = pq.read_table(folder / "test" / "predictions.parquet", columns=columns).sort_by("user_id")
-    users, targets = table["user_id"].to_pylist(), table["target"].to_pylist()
     seen = _seen(places.out / cell.data / "dataset") if unseen else {}
-    ranks = []
-    for user, items, target in zip(users, table["item_ids"].to_pylist(), targets, strict=True):
-        kept = [item for item in items if item not in seen[user]] if unseen else items
-        ranks.append(kept.index(target) if target in kept else MISS)
+    return ranks_in(_folder(cell, places) / "test" / "predictions.parquet", seen)
+
+
+def ranks_in(predictions: Path, seen: Mapping[str, set[str]] | None = None) -> tuple[list[str], np.ndarray]:
+    """Users of a file of predictions with one case each, in order of their ids, and the rank of each one's target.
+
+    Args:
+        predictions: `predictions.parquet` of `hf-gr evaluate`.
+        seen: User → items that are taken out of the user's list first, the target too if it is one.
+
+    Returns:
+        Ids, and int64 [users] from 0 ([`MISS`] where the target is not in the list).
+    """
+    table = pq.read_table(predictions, columns=["user_id", "item_ids", "target"]).sort_by("user_id")
+    users, ranks = table["user_id"].to_pylist(), []
+    for user, items, target in zip(users, table["item_ids"].to_pylist(), table["target"].to_pylist(), strict=True):
+        left = [item for item in items if item not in seen[user]] if seen else items
+        ranks.append(left.index(target) if target in left else MISS)
     return users, np.array(ranks, np.int64)
 
 

@@ -105,6 +105,7 @@ class _Chain:
         self.root = places.out / cell.data
         self.dataset = self.root / "dataset"
         self.steps: list[Step] = []
+        self.labelled: Step | None = None  # interests, once a method has mined some
         self._prepare()
         self._judge(self._train(cell.method))
 
@@ -117,6 +118,8 @@ class _Chain:
             else self.places.portable(word)
             for option, word in pairwise(["", *arguments])
         ]
+        if self.labelled is not None and str(self.labelled.output) in arguments:
+            read = (*read, self.labelled.key)
         key = hashlib.sha256(json.dumps([station, program, told, read]).encode()).hexdigest()[:12]
         start = [self.places.python, program] if program else [*STATIONS, station]
         self.steps.append(Step(station, output, [*start, *arguments], key))
@@ -161,6 +164,8 @@ class _Chain:
             words += ["--config", str(settings)] if settings.is_file() else []
             self._add("lists", output, words, prepared, program=str(LISTS))
             return ["--predictions", str(output)]
+        if "mine" in own:
+            self._interests(method, prepared)
         inputs, reads = {"grpo": judged}, {"retrieve": prepared}  # others read what the step before them made
         if "quantize" in own:
             inputs["sft"] = ["--catalog", str(self._codes(method, prepared))]
@@ -169,7 +174,8 @@ class _Chain:
         for station in ("sft", "grpo", "retrieve"):
             if (found := self._config(method, station)) is not None:
                 output = folder / station
-                words = [*found[1], *inputs.get(station, []), *common, "--output_dir", str(output)]
+                words = [*found[1], *self._labels_for(found[0]), *inputs.get(station, []), *common]
+                words += ["--output_dir", str(output)]
                 self._add(station, output / "model", words, reads.get(station, self.steps[-1].key))
                 judged = inputs["grpo"] = ["--model", str(output / "model")]
         if "blend" in own:
@@ -179,14 +185,38 @@ class _Chain:
             judged = ["--model", str(folder / "blend")]
         return judged
 
+    def _interests(self, method: str, prepared: str) -> None:
+        """The steps to labelled interests, which methods of the same settings and all seeds share."""
+        self.labelled = None
+        recipe, words = self._config(method, "mine") or ("", [])
+        folder = self.root / "interests"
+        mined = folder / _mark(recipe, words)
+        read = self._add("mine", mined, [*words, "--dataset", str(self.dataset), "--output_dir", str(mined)], prepared)
+        recipe, words = self._config(method, "label") or ("", [])
+        output = folder / f"{mined.name}-{_mark(recipe, words)}"
+        words += ["--dataset", str(self.dataset), "--interests", str(mined), "--output_dir", str(output)]
+        self.labelled = self._add("label", output, words, read.key)
+
+    def _labels_for(self, recipe: str) -> list[str]:
+        """The arguments that tell a station of the labelled interests, if its recipe reads any."""
+        settings = yaml.safe_load((self.data.recipes / f"{recipe}.yaml").read_text(encoding="utf-8"))
+        if "interests" not in settings:
+            return []
+        if self.labelled is None:
+            raise HfGrError(f"recipe {recipe} reads interests; give method {self.cell.method} mine and label.")
+        return ["--interests", str(self.labelled.output)]
+
     def _codes(self, method: str, prepared: str) -> Path:
         """The steps to vectors and codes, which methods of the same settings share, and the catalogue's folder."""
         recipe, words = self._config(method, "embed") or ("", [])
-        vectors = self.root / "vectors" / _mark(recipe, words)
-        words += ["--dataset", str(self.dataset), "--output_dir", str(vectors)]
+        labels = self._labels_for(recipe)
+        of = f"-of-{self.labelled.output.name}" if labels and self.labelled else ""
+        vectors = self.root / "vectors" / f"{_mark(recipe, words)}{of}"
+        words += [*labels, "--dataset", str(self.dataset), "--output_dir", str(vectors)]
         embedded = self._add("embed", vectors, words, prepared)
         recipe, words = self._config(method, "quantize") or ("", [])
-        catalog = self.root / "catalogs" / f"{_mark(recipe, words)}-s{self.cell.seed}"
+        of = "" if vectors.name == "embed" else f"{vectors.name}-"
+        catalog = self.root / "catalogs" / f"{of}{_mark(recipe, words)}-s{self.cell.seed}"
         words += ["--dataset", str(self.dataset), "--embeddings", str(vectors), "--output_dir", str(catalog)]
         self._add("quantize", catalog, [*words, "--seed", str(self.cell.seed)], embedded.key)
         return catalog

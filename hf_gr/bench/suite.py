@@ -15,7 +15,8 @@ from ..errors import HfGrError, first_line
 
 
 TRAINING = ("sft", "grpo", "retrieve", "lists")  # what a method may do after its items have vectors and codes
-METHOD_KEYS = ("title", "seeds", "from", "embed", "quantize", *TRAINING, "blend", "evaluate", "estimate_minutes")
+METHOD_KEYS = ("title", "seeds", "from", "mine", "label", "embed", "quantize", *TRAINING, "blend", "evaluate")
+METHOD_KEYS += ("estimate_minutes",)
 SUITES = Path(str(files(__package__) / "suites"))  # those that ship with the package
 
 
@@ -60,9 +61,10 @@ class Suite:
         title, notes: Heading of its tables, and what stands above them.
         datasets: By name.
         methods: Method → what it does: a recipe, or a mapping of `recipe` and changed keys, for each of `embed`,
-            `quantize`, `sft`, `grpo`, `retrieve`; for `lists` the name of a baseline of `benchmarks/baselines`. Keys
-            of `evaluate` are added to the suite's. `from` names the method whose model it goes on with, `blend` the
-            `method` whose retriever that is blended with, and its `share`; `seeds` are its own, such as one of a
+            `quantize`, `sft`, `grpo`, `retrieve`; for `lists` the name of a baseline of `benchmarks/baselines`.
+            `mine` and `label` (recipes as well) make the interests that later recipes with a key `interests` read.
+            Keys of `evaluate` are added to the suite's. `from` names the method whose model it goes on with, `blend`
+            the `method` whose retriever that is blended with, and its `share`; `seeds` are its own, such as one of a
             method without chance. A method of `evaluate: {baselines: true}` alone is item kNN.
         seeds: Of all data sets that do not name their own.
         evaluate: Keys of `hf-gr evaluate` for all.
@@ -162,6 +164,8 @@ def load_suite(name: str | Path) -> Suite:
             _check_keys(own["blend"], ("method", "share"), file, f"blend of method {method}")
             if "from" not in own or "retrieve" not in given["methods"].get(own["blend"].get("method"), {}):
                 raise HfGrError(f"{file}: blend of method {method} needs from, and a method with retrieve.")
+        if ("mine" in own) != ("label" in own):
+            raise HfGrError(f"{file}: method {method} has one of mine and label; give both or none.")
         knn = (own.get("evaluate") or {}).get("baselines") is True
         if not knn and "from" not in own and not any(station in own for station in TRAINING):
             raise HfGrError(

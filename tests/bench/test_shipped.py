@@ -12,8 +12,12 @@ from hf_gr.bench.results import METRICS, per_user
 from hf_gr.bench.steps import STATIONS as PROGRAM
 from hf_gr.bench.steps import steps_of
 from hf_gr.bench.suite import shipped_suites
+from hf_gr.embedding import station as embed
+from hf_gr.interests import labelling, mining
+from hf_gr.quantizers import station as quantize
 
 
+CHECKS = {"embed": embed._check, "mine": mining._check, "label": labelling._check, "quantize": quantize._check}
 ROOT = Path(__file__).parents[2]
 SHIPPED = shipped_suites()
 
@@ -28,7 +32,9 @@ def test_every_command_of_a_suite_is_read_by_its_station(name, tmp_path, monkeyp
             continue
         for step in steps_of(suite, cell, Places(tmp_path, tmp_path)):
             if step.station in STATIONS and step.key not in read:
-                parse_config(STATIONS[step.station], step.command[len(PROGRAM) + 1 :])
+                config = parse_config(STATIONS[step.station], step.command[len(PROGRAM) + 1 :])
+                if step.station in CHECKS:
+                    CHECKS[step.station](config)
                 read.add(step.key)
     assert read
 

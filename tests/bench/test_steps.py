@@ -59,6 +59,45 @@ def test_a_model_is_blended_with_a_retriever(tmp_path):
             load_suite(write_suite(tmp_path, methods=methods | {"both": {"from": "flat", "blend": wrong}}))
 
 
+def test_interests_are_mined_once_and_told_to_what_reads_them(tmp_path):
+    codes = {"quantize": "quantize", "sft": "sft-flat"}
+    methods = {
+        "flat": codes,
+        "told": codes | {"mine": "mine", "label": "label", "embed": "embed-interests"},
+        "tasks": codes | {"mine": "mine", "label": "label", "embed": "embed-interests", "sft": "sft-interests"},
+        "reward": {"from": "tasks", "grpo": "grpo-interests"},
+    }
+    file = write_suite(tmp_path, methods=methods)
+    for name in ("mine", "label", "embed-interests", "sft-interests", "grpo-interests"):
+        reads = {} if name == "mine" else {"interests": "somewhere"}
+        (tmp_path / "circle" / f"{name}.yaml").write_text(json.dumps(reads | {"seed": 0}))
+    suite, places = load_suite(file), Places(tmp_path / "out", tmp_path)
+    flat, told, tasks, reward = (steps_of(suite, cell, places) for cell in suite.cells())
+    stations = ["prepare", "mine", "label", "embed", "quantize", "sft", "evaluate"]
+    assert [step.station for step in told] == stations
+    assert [step.station for step in reward] == [*stations[:-1], "grpo", "evaluate"]
+    assert [one.key for one in told[:5]] == [other.key for other in tasks[:5]] and told[5].key != tasks[5].key
+    assert {step.key for step in flat[1:]}.isdisjoint(step.key for step in told)
+    assert flat[1].output != told[3].output and flat[2].output != told[4].output  # vectors and codes of their own
+    readers = {
+        step.station: step.command[step.command.index("--interests") + 1]
+        for step in reward
+        if "--interests" in step.command
+    }
+    labels = str(told[2].output)
+    assert readers == {"label": str(told[1].output)} | dict.fromkeys(("embed", "sft", "grpo"), labels)
+    assert "--interests" not in told[5].command  # a recipe that reads none
+    recipe = tmp_path / "circle" / "mine.yaml"
+    recipe.write_text(json.dumps({"seed": 1}))
+    again = steps_of(suite, suite.cells()[3], places)
+    assert [one.key == other.key for one, other in zip(again, reward, strict=True)] == [True] + [False] * 7
+    with pytest.raises(HfGrError, match="one of mine and label"):
+        load_suite(write_suite(tmp_path, methods={"flat": codes | {"mine": "mine"}}))
+    lost = load_suite(write_suite(tmp_path, methods={"flat": codes | {"embed": "embed-interests"}}))
+    with pytest.raises(HfGrError, match="recipe embed-interests reads interests; give method flat mine and label"):
+        steps_of(lost, lost.cells()[0], places)
+
+
 def test_what_was_measured_stays_where_only_a_key_has_changed(tmp_path):
     output = tmp_path / "made"
     output.mkdir()
