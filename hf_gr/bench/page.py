@@ -108,8 +108,7 @@ def _prediction(suite: Suite, results: Results, data: str, methods: list[str]) -
         return ""
     heads = _head(["another run is expected between (95 %)", "HR@10", "NDCG@10"])
     command = f"`hf-gr bench {suite.name} --data DATA --check --report FILE`"
-    told = f"{command} runs it anew and compares; FILE is this page."
-    return "\n".join([*heads, *lines, "", told, ""])
+    return "\n".join([*heads, *lines, "", f"{command} runs it anew and compares; FILE is this page.", ""])
 
 
 def _provenance(results: Results) -> str:

@@ -15,8 +15,8 @@ from ..errors import HfGrError, first_line
 
 
 TRAINING = ("sft", "grpo", "retrieve", "lists")  # what a method may do after its items have vectors and codes
-METHOD_KEYS = ("title", "seeds", "from", "mine", "label", "embed", "quantize", *TRAINING, "blend", "evaluate")
-METHOD_KEYS += ("estimate_minutes",)
+STATIONS = ("mine", "label", "embed", "quantize", *TRAINING, "blend", "evaluate")
+METHOD_KEYS = ("title", "seeds", "from", *STATIONS, "estimate_minutes")
 SUITES = Path(str(files(__package__) / "suites"))  # those that ship with the package
 
 
