@@ -141,13 +141,15 @@ class GenerativeRecommendationPipeline(Pipeline):
         if unknown:
             known = ", ".join(["search", *_SEARCH_OPTIONS, "max_per_category", "batch_size", "strict", "explain"])
             raise HfGrError(f"the pipeline has no parameter {min(unknown)!r}; it has: {known}.")
-        if options or parameters.get("search") is not None:
-            search = parameters.get("search") or self._forward_params.get("search")
+        search = parameters.pop("search", None)
+        if options or search is not None:
             parameters["search"] = SearchConfig.of(search, **options)
         return strict, parameters, {}
 
     def __call__(self, inputs: Any, *, batch_size: int | None = None, **parameters: Any) -> Any:
         """Answers one request with a list, a batch with a list of lists, a stream with a generator of lists."""
+        if parameters.get("search") is None:  # single options change what the pipeline was made with
+            parameters["search"] = self._forward_params.get("search")
         reading, searching, _ = self._sanitize_parameters(**parameters)
         reading = self._preprocess_params | reading
         size = self.batch_size if batch_size is None else batch_size
