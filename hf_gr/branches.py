@@ -6,8 +6,8 @@ history, the several next items of each position, or the G rollouts of a prompt 
 log-probabilities and gradients equal those of one row per answer. An answer that stands in the trunk itself, as the
 codes of the next item do in a history of codes, takes no columns of its own.
 
-[`pack`] builds rows from lists of tokens, [`share_prompts`] from tensors on any device. Known: tree attention masks
-for decoding (SpecInfer, 2023); our choice: this form, and one for training, scoring and explaining alike.
+[`~hf_gr.packing.pack`] builds rows from lists of tokens, [`share_prompts`] from tensors on any device. Known: tree
+attention masks for decoding (SpecInfer, 2023); our choice: this form, and one for training, scoring and explaining.
 """
 
 from collections.abc import Mapping, Sequence
@@ -160,61 +160,6 @@ def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.where(visible, 0.0, lowest).to(dtype)[:, None]
 
 
-def pack(rows: Sequence[Row], *, think_ids: Sequence[int] = (), max_columns: int = 0, crowd: bool = False) -> Packed:
-    """Puts trunks with their branches into as few rows as fit, each whole, the longest first.
-
-    Args:
-        rows: At least one; each as long as [`fit`] leaves it.
-        think_ids: Token ids of the L thinking tokens, which are found in the answers.
-        max_columns: Columns a packed row may have. 0: as many as the longest trunk with its branches needs, so that
-            short ones share rows and nothing is padded for their sake; trunks that have no branches at all then stay
-            alone, since plain causal attention is faster than a mask.
-        crowd: Let those share rows as well where they would be half padding: then the mask is faster.
-    """
-    parts = [_Part.of(row, think_ids) for row in rows]
-    lengths = [len(part.ids) for part in parts]
-    wasteful = crowd and len(parts) * max(lengths) > 2 * sum(lengths)
-    if max_columns or wasteful or any(max(part.branch) for part in parts):
-        places = _first_fit(lengths, max(max_columns, *lengths))
-    else:
-        places = [(row, 0) for row in range(len(parts))]
-    columns = max(start + len(part.ids) for (_, start), part in zip(places, parts, strict=True))
-    num_rows = 1 + max(row for row, _ in places)
-    table = torch.zeros(5, num_rows, columns, dtype=torch.int64)
-    table[2] = -1
-    branches = [0] * num_rows
-    answers: list[_Answer] = []
-    for number, ((row, start), part) in enumerate(zip(places, parts, strict=True)):
-        span = slice(start, start + len(part.ids))
-        branch = torch.tensor(part.branch)
-        table[0, row, span] = torch.tensor(part.ids)
-        table[1, row, span] = torch.tensor(part.positions)
-        table[2, row, span] = number
-        table[3, row, span] = torch.where(branch > 0, branch + branches[row], 0)
-        table[4, row, span] = torch.tensor(part.attachment)
-        branches[row] += max(part.branch)
-        answers += [answer.moved(row * columns + start) for answer in part.answers]
-    longest = max((len(answer.labels) for answer in answers), default=0)
-
-    def padded(lists: list[list[int]], width: int, fill: int) -> torch.Tensor:
-        filled = [entries + [fill] * (width - len(entries)) for entries in lists]
-        return torch.tensor(filled, dtype=torch.int64).view(len(lists), width)
-
-    input_ids, position_ids, trunk, branch, attachment = table.unbind(0)
-    return Packed(
-        input_ids,
-        position_ids,
-        trunk,
-        branch,
-        attachment,
-        labels=padded([answer.labels for answer in answers], longest, IGNORED),
-        predictors=padded([answer.predictors for answer in answers], longest, 0),
-        anchors=torch.tensor([answer.anchor for answer in answers], dtype=torch.int64),
-        thoughts=padded([answer.thoughts for answer in answers], len(think_ids), -1),
-        weights=torch.tensor([weight for row in rows for weight in row["weights"]]),
-    )
-
-
 def fit(row: Row, max_columns: int) -> list[Row]:
     """A row as several of at most `max_columns` columns, each a copy of the trunk with a part of the branches.
 
@@ -301,60 +246,6 @@ def share_prompts(prompts: torch.Tensor, prompt_mask: torch.Tensor, answers: tor
     )
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """Where an answer stands; columns counted from the start of its part."""
-
-    labels: list[int]
-    predictors: list[int]
-    anchor: int
-    thoughts: list[int]
-
-    def moved(self, start: int) -> "_Answer":
-        thoughts = [column + start if column >= 0 else column for column in self.thoughts]
-        return _Answer(self.labels, [column + start for column in self.predictors], self.anchor + start, thoughts)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A trunk with its branches, laid out one after the other; lists over its columns, and its answers."""
-
-    ids: list[int]
-    positions: list[int]
-    branch: list[int]
-    attachment: list[int]
-    answers: list[_Answer]
-
-    @classmethod
-    def of(cls, row: Row, think_ids: Sequence[int]) -> "_Part":
-        length = _trunk_columns(row)
-        ids = row["input_ids"][:length]
-        positions, branch, attachment = list(range(length)), [0] * length, list(range(length))
-        answers, branches = [], 0
-        for attach, tokens, labels, _ in _answers(row):
-            if _in_trunk(row, attach, tokens):
-                own = range(attach, attach + len(tokens))
-            else:
-                branches += 1
-                own = range(len(ids), len(ids) + len(tokens))
-                fed = len(tokens) - 1  # nothing is predicted after the last
-                ids += tokens[:-1]
-                positions += range(attach, attach + fed)
-                branch += [branches] * fed
-                attachment += [attach - 1] * fed
-            before = [attach - 1, *own[:-1]] if tokens else [attach - 1] * len(labels)
-            predicted = [place for place, label in enumerate(labels) if label != IGNORED]
-            answers.append(
-                _Answer(
-                    [labels[place] for place in predicted],
-                    [before[place] for place in predicted],
-                    attach - 1,
-                    [own[tokens.index(think)] if think in tokens else -1 for think in think_ids],
-                )
-            )
-        return cls(ids, positions, branch, attachment, answers)
-
-
 def _answers(row: Row) -> list[tuple[int, list[int], list[int], float]]:
     return list(zip(row["attach"], row["answers"], row["labels"], row["weights"], strict=True))
 
@@ -387,16 +278,3 @@ def _part(row: Row, chosen: Sequence[int]) -> Row:
     )
     part["input_ids"] = row["input_ids"][: _trunk_columns(part)]
     return part
-
-
-def _first_fit(lengths: Sequence[int], columns: int) -> list[tuple[int, int]]:
-    """Row and first column of every part: the longest first, each into the first row with room for it."""
-    room: list[int] = []
-    places = [(0, 0)] * len(lengths)
-    for number in sorted(range(len(lengths)), key=lambda part: -lengths[part]):
-        row = next((row for row, left in enumerate(room) if left >= lengths[number]), len(room))
-        if row == len(room):
-            room.append(columns)
-        places[number] = (row, columns - room[row])
-        room[row] -= lengths[number]
-    return places

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .branches import Packed, Row, pack, separate
+from .branches import Packed, Row, separate
 from .catalog import SidCatalog
 from .dataset import Histories
 from .decoding import Recommender, tree_support
@@ -19,6 +19,7 @@ from .decoding.reflection import Reflection
 from .errors import HfGrError
 from .models import answer_logits, confident_orders, last_hidden
 from .models.feedback import read
+from .packing import pack
 from .vocabulary import SidVocabulary
 
 

@@ -14,13 +14,14 @@ from tiny_runs import tiny_data
 from transformers import AutoModelForCausalLM
 
 from hf_gr.adapters import tuned
-from hf_gr.branches import Row, pack, separate
+from hf_gr.branches import Row, separate
 from hf_gr.dataset import Histories
 from hf_gr.decoding import Recommender, check_model, search, tree_support
 from hf_gr.errors import HfGrError
 from hf_gr.grpo import SidGRPOConfig, grpo
 from hf_gr.grpo.policy import policy_log_probs
 from hf_gr.models import RecursionConfig, add_dropout, add_inner_call, is_tied, last_hidden, with_recursion
+from hf_gr.packing import pack
 from hf_gr.paths import Paths
 from hf_gr.sft import SidSFTConfig, sft
 from hf_gr.sft.loss import answer_loss

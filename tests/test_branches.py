@@ -15,10 +15,11 @@ from tiny_runs import distinct_catalog
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import CONFIG_MAPPING
 
-from hf_gr.branches import IGNORED, Packed, Row, additive_mask, fit, pack, separate, share_prompts
+from hf_gr.branches import IGNORED, Packed, Row, additive_mask, fit, separate, share_prompts
 from hf_gr.dataset import Histories
 from hf_gr.errors import HfGrError
 from hf_gr.models import TREE_MODEL_TYPES
+from hf_gr.packing import pack
 from hf_gr.sft.tasks import next_item
 from hf_gr.vocabulary import add_vocabulary
 

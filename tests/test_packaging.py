@@ -23,7 +23,7 @@ FLOORS = [
     {"errors", "settings", "options", "artifacts", "arguments", "offline", "processes", "pages"}
     | {"safeguards", "tables", "histories", "splits", "limits", "terminal", "endings", "fingerprints", "cards"}
     | {"environment", "neighbors", "search_config"},
-    {"dataset", "provenance", "catalog", "categories", "vocabulary", "grammar", "branches", "forms"}
+    {"dataset", "provenance", "catalog", "categories", "vocabulary", "grammar", "branches", "packing", "forms"}
     | {"evaluation.metrics", "interests.table"},
     {"quantizers", "embedding", "decoding", "models", "hub", "model_card"},
     {

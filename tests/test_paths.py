@@ -12,7 +12,7 @@ from tiny import tiny_items, tiny_lm, tiny_tokenizer
 from transformers import LlamaConfig, MistralConfig, pipeline
 
 from hf_gr.answering import answer as search
-from hf_gr.branches import Row, pack
+from hf_gr.branches import Row
 from hf_gr.catalog import SidCatalog
 from hf_gr.cli import main
 from hf_gr.dataset import Histories
@@ -21,6 +21,7 @@ from hf_gr.errors import HfGrError
 from hf_gr.hub import save_repo
 from hf_gr.models import ThinkingConfig, ThinkingHeads
 from hf_gr.models.feedback import read
+from hf_gr.packing import pack
 from hf_gr.paths import Path, Paths
 from hf_gr.vocabulary import add_vocabulary
 

@@ -9,13 +9,14 @@ import torch
 from tiny import tiny_items, tiny_lm, tiny_tokenizer
 from transformers import LlamaConfig, MistralConfig
 
-from hf_gr.branches import Row, pack
+from hf_gr.branches import Row
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Histories
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
 from hf_gr.models import ThinkingConfig, ThinkingHeads
 from hf_gr.models.feedback import read
+from hf_gr.packing import pack
 from hf_gr.thoughts import Explanation, Thoughts
 from hf_gr.vocabulary import add_vocabulary
 

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 from datasets import Dataset, Features, LargeList, Value
 
 from ..dataset import Histories
+from ..packing import Rows, offsets, ranges
 
 
 Answers = tuple[pa.LargeListArray, pa.LargeListArray]  # tokens and labels of some answers
@@ -21,6 +23,27 @@ FEATURES = Features(
         "weights": LargeList(Value("float64")),
     }
 )
+
+
+class RowBatches(torch.utils.data.Dataset):
+    """A data set of [`~hf_gr.branches.Row`]s that gives whole batches as arrays.
+
+    Args:
+        rows: In these columns.
+    """
+
+    def __init__(self, rows: Dataset) -> None:
+        self.rows = rows.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Rows:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Rows:
+        """Returns the rows of a batch; data loaders ask for them at once."""
+        return Rows.of_table(self.rows[indices])
 
 
 def windows_of(histories: Histories, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,17 +109,6 @@ def rows_of(
         "weights": split(np.ones(len(row)) if weights is None else weights, by_row),
     }
     return Dataset.from_dict(columns, features=FEATURES)
-
-
-def ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """The numbers of every range `first:last`, one range after the other."""
-    lengths = last - first
-    return np.arange(lengths.sum()) + np.repeat(first - offsets(lengths)[:-1], lengths)
-
-
-def offsets(lengths: np.ndarray | pa.Array) -> np.ndarray:
-    """Where each of n lists of these lengths begins, one after the other, and where the last ends; int64 [n + 1]."""
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def split(values: np.ndarray | pa.Array, begins: np.ndarray) -> pa.LargeListArray:

@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
 from ..adapters import check_sharding, plain_lm
-from ..branches import Packed, Row, fit, pack, separate
+from ..branches import Packed, Row, fit, separate
 from ..decoding import tree_support
 from ..errors import HfGrError
 from ..grammar import SidGrammar, UnorderedGrammar
@@ -30,12 +30,14 @@ from ..models import (
     window_of,
 )
 from ..models.feedback import read
+from ..packing import Rows, pack
 from ..training import is_sharded, without_router_loss
 from ..validation import Patience, ValidatedTrainer, Validation
 from ..vocabulary import SidVocabulary
 from .config import SidSFTConfig
 from .curriculum import OldRows, RowsFirst, row_weights
 from .loss import SidOutput, answer_loss, dense_pairs, sids_among
+from .rows import RowBatches
 
 
 HEADS_FILE = "thinking_heads.safetensors"  # in checkpoints
@@ -54,7 +56,7 @@ class Collator:
     max_columns: int = 0
     crowd: bool = False
 
-    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Rows) -> dict[str, torch.Tensor]:
         packed = pack(rows, think_ids=self.think_ids, max_columns=self.max_columns, crowd=self.crowd)
         return packed.as_batch()
 
@@ -134,6 +136,8 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
         args = copy.copy(args)  # the caller's stays as it is
         assert args.max_length is not None
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are tokenised already
+        rows = fitting(train_dataset, model, args)
+        eval_rows = None if eval_dataset is None else fitting(eval_dataset, model, args)
         with without_router_loss(model):
             super().__init__(
                 model,
@@ -143,10 +147,12 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
                     max_columns=args.max_length if args.fill_rows else 0,
                     crowd=tree_support(model, args.max_length, training=True)[0],
                 ),
-                train_dataset=fitting(train_dataset, model, args),
-                eval_dataset=None if eval_dataset is None else fitting(eval_dataset, model, args),
+                train_dataset=rows,
+                eval_dataset=eval_rows,
                 **kwargs,
             )
+        self.train_dataset = RowBatches(rows)
+        self.eval_dataset = None if eval_rows is None else RowBatches(eval_rows)
         check_sharding(self.accelerator, args.finetune)
         self._check_orders(grammar)
         self.grammar, self.heads, self.validation = grammar, heads, validation

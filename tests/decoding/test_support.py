@@ -11,10 +11,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from hf_gr.branches import IGNORED, Packed, Row, pack
+from hf_gr.branches import IGNORED, Packed, Row
 from hf_gr.decoding import tree_search, tree_support
 from hf_gr.errors import HfGrError
 from hf_gr.models import last_hidden
+from hf_gr.packing import pack
 from hf_gr.vocabulary import add_vocabulary
 
 

@@ -6,9 +6,10 @@ from tiny import tiny_lm
 from torch import nn
 from transformers import LlamaConfig, Qwen3Config
 
-from hf_gr.branches import Row, pack
+from hf_gr.branches import Row
 from hf_gr.errors import HfGrError
 from hf_gr.models import add_inner_call, feedback, read
+from hf_gr.packing import pack
 
 
 THINKS = (200, 201, 202)

@@ -8,9 +8,10 @@ import torch
 from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
 from transformers import LlamaConfig, Qwen3Config
 
-from hf_gr.branches import IGNORED, Row, pack
+from hf_gr.branches import IGNORED, Row
 from hf_gr.models import confident_orders
 from hf_gr.models.dropout import add_dropout
+from hf_gr.packing import pack
 from hf_gr.vocabulary import add_vocabulary
 
 

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from tiny import tiny_items
 
-from hf_gr.branches import IGNORED, Packed, Row, pack
+from hf_gr.branches import IGNORED, Packed, Row
 from hf_gr.catalog import SidCatalog
 from hf_gr.errors import HfGrError
 from hf_gr.models import ThinkingConfig, ThinkingHeads
+from hf_gr.packing import pack
 
 
 D, SIZES, NUM_ITEMS = 24, (6, 7, 5), 30

@@ -10,9 +10,10 @@ from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
 from tiny_runs import distinct_catalog, tiny_data
 from transformers import LlamaConfig, Qwen3Config
 
-from hf_gr.branches import IGNORED, pack
+from hf_gr.branches import IGNORED
 from hf_gr.dataset import InteractionDataset
 from hf_gr.models import ThinkingConfig, ThinkingHeads, last_hidden
+from hf_gr.packing import pack
 from hf_gr.sft.loss import answer_loss
 from hf_gr.sft.tasks import build, next_item
 from hf_gr.vocabulary import add_vocabulary

@@ -16,12 +16,12 @@ from searching import RECURSIVE, build, every_sid
 from tiny_runs import TinyData, arguments, held_out, hit_rate, tiny_data
 from transformers import AutoModelForCausalLM, Qwen3Config, pipeline
 
-from hf_gr.branches import pack
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
 from hf_gr.grpo import SidGRPOConfig, grpo
 from hf_gr.hub import push_to_hub
 from hf_gr.models import IntRRForCausalLM, last_hidden
+from hf_gr.packing import pack
 from hf_gr.sft import SidSFTConfig, SidSFTTrainer, sft
 from hf_gr.sft.loss import answer_loss
 from hf_gr.sft.tasks import next_item

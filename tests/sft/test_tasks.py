@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from tiny import NUM_ITEMS, tiny_lm, tiny_tokenizer
 from tiny_runs import distinct_catalog
 
-from hf_gr.branches import IGNORED, fit, pack
+from hf_gr.branches import IGNORED, fit
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Cases, Histories
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
 from hf_gr.models import sid_tokenizer
+from hf_gr.packing import pack
 from hf_gr.sft.tasks import (
     TASKS,
     build,
