@@ -29,6 +29,7 @@ import measure
 import numpy as np
 from scipy.stats import spearmanr
 
+from hf_gr.arguments import configs_of
 from hf_gr.artifacts import read_json, write_json
 from hf_gr.bench.grid import ranks_in
 from hf_gr.dataset import InteractionDataset, popularity
@@ -170,7 +171,7 @@ def run_cell(cell: Cell, chosen: argparse.Namespace) -> None:
     """Catalogue, recommender and evaluation of one cell, and its row for the tables."""
     from hf_gr.evaluation import EvaluateConfig, evaluate
     from hf_gr.quantizers import QuantizeConfig, quantize
-    from hf_gr.sft import SidSFTConfig, sft
+    from hf_gr.sft import SFT_CONFIGS, sft
 
     folder = chosen.out / cell.name
     embeddings: str | Path = chosen.embeddings
@@ -188,7 +189,8 @@ def run_cell(cell: Cell, chosen: argparse.Namespace) -> None:
         )
     )
     model = sft(
-        SidSFTConfig(
+        *configs_of(
+            SFT_CONFIGS,
             dataset=chosen.dataset,
             catalog=str(catalog),
             output_dir=str(folder / "sft"),

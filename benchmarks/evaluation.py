@@ -14,9 +14,10 @@ from pathlib import Path
 
 import measure
 
+from hf_gr.arguments import configs_of
 from hf_gr.artifacts import read_json
 from hf_gr.evaluation import EvaluateConfig, evaluate
-from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.sft import SFT_CONFIGS, sft
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -35,7 +36,8 @@ def main(arguments: list[str] | None = None) -> dict:
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         model = sft(
-            SidSFTConfig(
+            *configs_of(
+                SFT_CONFIGS,
                 dataset=chosen.dataset,
                 catalog=chosen.catalog,
                 output_dir=f"{folder}/sft",

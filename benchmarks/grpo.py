@@ -61,6 +61,7 @@ from hf_gr.grammar import SidLogitsProcessor, TrieGrammar
 from hf_gr.grpo import SidGRPOConfig, SidGRPOTrainer
 from hf_gr.models import last_hidden
 from hf_gr.rewards import ItemKnowledge
+from hf_gr.vocabulary import SidVocabulary
 
 
 ARMS = ("stock", "ours", "stock_spg", "ours_spg")
@@ -141,7 +142,9 @@ class World:
         self.grammar = TrieGrammar(self.codes, self.token_ids)
         names = [str(row) for row in range(len(self.codes))]
         items = pa.table({"item_id": names, "title": names})
-        catalog = SidCatalog.from_codes(self.codes, items, (chosen.codes,) * CODEBOOKS)
+        self.catalog = catalog = SidCatalog.from_codes(self.codes, items, (chosen.codes,) * CODEBOOKS)
+        codes = tuple(map(tuple, self.token_ids))
+        self.vocabulary = SidVocabulary(codes, (), 1, "none", {}, 50, catalog.fingerprint)
         nobody = Histories(np.array([], str), np.zeros(1, np.int64), *np.zeros((2, 0), np.int64))
         self.items = ItemKnowledge.of(catalog, nobody)  # the reward needs nothing of how they are used
 
@@ -194,7 +197,13 @@ def trainer_of(side: str, chosen: argparse.Namespace, world: World, output: str,
         rows = Dataset.from_dict({"prompt": prompts, "target": targets})
         config = SidGRPOConfig(**settings, rewards="exact", rollout="sample", zero_variance="keep")
         return SidGRPOTrainer(
-            model, world.grammar, args=config, items=world.items, train_dataset=rows, processing_class=tokenizer
+            model,
+            config,
+            catalog=world.catalog,
+            vocabulary=world.vocabulary,
+            processing_class=tokenizer,
+            train_dataset=rows,
+            items=world.items,
         )
     texts = [" ".join(f"t{token}" for token in prompt) for prompt in prompts]
     rows = Dataset.from_dict({"prompt": texts, "target": targets})

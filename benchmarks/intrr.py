@@ -26,12 +26,13 @@ import sft as training
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from hf_gr.arguments import configs_of
 from hf_gr.branches import Packed
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Histories, InteractionDataset
 from hf_gr.decoding import tree_search
 from hf_gr.models import last_hidden
-from hf_gr.sft import SidSFTConfig
+from hf_gr.sft import SFT_CONFIGS
 from hf_gr.sft.loss import answer_loss
 from hf_gr.sft.run import starting_model
 from hf_gr.sft.tasks import next_item
@@ -100,7 +101,8 @@ class Case:
     def __init__(self, form: str, chosen: argparse.Namespace, catalog: SidCatalog, train: Histories):
         self.form, self.chosen, self.catalog = form, chosen, catalog
         with tempfile.TemporaryDirectory() as folder:
-            config = SidSFTConfig(
+            _, config, _ = configs_of(
+                SFT_CONFIGS,
                 dataset=chosen.dataset,
                 catalog=chosen.catalog,
                 output_dir=folder,

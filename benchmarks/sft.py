@@ -37,6 +37,7 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
+from hf_gr.arguments import configs_of
 from hf_gr.branches import separate
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Histories, InteractionDataset
@@ -96,14 +97,15 @@ def _run_apart(arm: str, given: list[str]) -> dict[str, Any]:
 
 def run_arm(arm: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """Trains one arm for an epoch."""
-    from hf_gr.sft import SidSFTConfig, SidSFTTrainer
+    from hf_gr.sft import SFT_CONFIGS, SidSFTTrainer
     from hf_gr.sft.run import starting_heads, starting_model
     from hf_gr.sft.tasks import next_item
 
     catalog = SidCatalog.load(chosen.catalog)
     train = sample(InteractionDataset.load(chosen.dataset).aligned(catalog.item_ids).split().train, chosen.users)
     with tempfile.TemporaryDirectory() as folder:
-        config = SidSFTConfig(
+        configs = configs_of(
+            SFT_CONFIGS,
             dataset=chosen.dataset,
             catalog=chosen.catalog,
             output_dir=folder,
@@ -120,7 +122,8 @@ def run_arm(arm: str, chosen: argparse.Namespace) -> dict[str, Any]:
             disable_tqdm=True,
             logging_steps=10_000,
         )
-        model, tokenizer, vocabulary = starting_model(config, catalog, train)
+        _, start, config = configs
+        model, tokenizer, vocabulary = starting_model(start, catalog, train, config.seed)
         rows = next_item(train, catalog, vocabulary)
         targets = sum(map(len, rows["attach"]))
         if arm.startswith("plain"):
@@ -129,10 +132,14 @@ def run_arm(arm: str, chosen: argparse.Namespace) -> dict[str, Any]:
             config.per_device_train_batch_size = math.ceil(batch / config.gradient_accumulation_steps)
             trainer = _plain_trainer(model, tokenizer, rows, config)
         else:
-            heads = starting_heads(config, model, catalog, vocabulary)
-            grammar = vocabulary.grammar(catalog)
             trainer = SidSFTTrainer(
-                model, vocabulary, grammar, args=config, heads=heads, train_dataset=rows, processing_class=tokenizer
+                model,
+                config,
+                catalog=catalog,
+                vocabulary=vocabulary,
+                processing_class=tokenizer,
+                train_dataset=rows,
+                heads=starting_heads(start, model, catalog, vocabulary, config.seed),
             )
         before = peak_mb()
         trainer.train()

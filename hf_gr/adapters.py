@@ -14,12 +14,12 @@ from .artifacts import writing
 from .decoding import check_model
 from .errors import HfGrError, first_line
 from .models import check_window, fixed_parts, is_tied, new_parts, window_of
-from .training import Finetune, RunArguments, is_sharded
+from .training import LmConfig, is_sharded
 from .vocabulary import SidVocabulary
 
 
 def tuned(
-    model: PreTrainedModel, vocabulary: SidVocabulary, config: RunArguments, base: Path
+    model: PreTrainedModel, vocabulary: SidVocabulary, config: LmConfig, base: Path
 ) -> tuple[PreTrainedModel, LoraConfig | None]:
     """The model that a run starts from and, unless all weights are tuned, the adapter its trainer puts on it.
 
@@ -70,7 +70,7 @@ def _check_histories(model: PreTrainedModel, vocabulary: SidVocabulary) -> None:
     )
 
 
-def lora_config(model: PreTrainedModel, vocabulary: SidVocabulary, config: RunArguments) -> LoraConfig:
+def lora_config(model: PreTrainedModel, vocabulary: SidVocabulary, config: LmConfig) -> LoraConfig:
     """LoRA on the chosen modules, with the new token rows (and those of an untied head) trained in full.
 
     Raises:
@@ -136,10 +136,10 @@ def plain_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def check_sharding(accelerator: Accelerator, finetune: Finetune) -> None:
+def check_sharding(accelerator: Accelerator, model: torch.nn.Module) -> None:
     """Raises [`HfGrError`] for adapters on sharded weights, which could not be merged at the end."""
-    if finetune != "full" and is_sharded(accelerator):
+    if isinstance(model, PeftModel) and is_sharded(accelerator):
         raise HfGrError(
-            f"finetune is {finetune!r}, but {accelerator.distributed_type.value} shards the weights; use full "
-            "or train the adapters on one device or with DDP."
+            f"the model has adapters, but {accelerator.distributed_type.value} shards the weights; set finetune: "
+            "full, or train the adapters on one device or with DDP."
         )

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,16 +57,18 @@ class Run:
     paths: dict[str, str | Path]
 
     @classmethod
-    def of(cls, station: str, config: TrainingArguments, inputs: dict[str, str | Path]) -> "Run":
-        """The run of a config, whose `output_dir` is the folder the user named."""
+    def of(cls, station: str, configs: Sequence[Any], inputs: dict[str, str | Path]) -> "Run":
+        """The run of some configs, of which the last is the trainer's: its `output_dir` is the folder the user
+        named."""
         found = {name: fingerprint(path) for name, path in inputs.items()}
         paths = {str(path) for path in inputs.values()}  # an input counts by its content, not by where it lies
         settings = {
             name: value
+            for config in configs
             for name, value in changed_settings(config).items()
             if not (isinstance(value, str) and value in paths)
         }
-        return cls(station, Path(config.output_dir), settings, found, inputs)
+        return cls(station, Path(configs[-1].output_dir), settings, found, inputs)
 
     def arguments(self, config: Arguments) -> Arguments:
         """A trainer's own copy of a config, whose `output_dir` is the run folder: the config that was given may be run
@@ -174,12 +176,13 @@ class Run:
                 learned.save(folder)
 
 
-def changed_settings(config: TrainingArguments) -> dict[str, Any]:
+def changed_settings(config: Any) -> dict[str, Any]:
     """Fields of a config that differ from its defaults and shape the result, and always the split.
 
     Where the best checkpoint is taken, when checkpoints are written shapes it too.
     """
-    run_only = _RUN_ONLY - ({"save_strategy", "save_steps"} if config.load_best_model_at_end else set())
+    keeps_best = isinstance(config, TrainingArguments) and config.load_best_model_at_end
+    run_only = _RUN_ONLY - ({"save_strategy", "save_steps"} if keeps_best else set())
     settings = {}
     for item in dataclasses.fields(config):
         if item.name in run_only or item.name.startswith("_"):

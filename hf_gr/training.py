@@ -45,14 +45,8 @@ _LIMITS = {
     "eval_steps": (1e-12, 1e12),
     "save_total_limit": (1, 1e9),
 }
-_LM_LIMITS = {
-    "lora_r": (1, 2**16),
-    "lora_alpha": (1, 2**16),
-    "lora_dropout": (0, 0.95),
-    "eval_users": (1, 1e9),
-    "eval_beams": (10, 1000),
-    "patience": (0, 1e9),
-}
+_LORA_LIMITS = {"lora_r": (1, 2**16), "lora_alpha": (1, 2**16), "lora_dropout": (0, 0.95)}
+_VALIDATION_LIMITS = {"eval_users": (1, 1e9), "eval_beams": (10, 1000), "patience": (0, 1e9)}
 
 
 def has_fast_bf16() -> bool:
@@ -65,11 +59,8 @@ def has_fast_bf16() -> bool:
 
 
 @dataclass
-class DataArguments:
-    """What every training takes alike: data, and some defaults other than transformers'.
-
-    Stands first among the bases of a config, so that its defaults count.
-    """
+class DataConfig:
+    """What every training reads. Options of the trainer stand elsewhere, as in TRL's scripts."""
 
     dataset: str = field(default="", metadata={"help": "Dataset folder, as written by `hf-gr prepare`."})
     split: SplitKind = field(
@@ -77,6 +68,46 @@ class DataArguments:
         metadata={"help": "What teaches and what is held out, as `hf-gr evaluate` has it; the same everywhere."},
     )
     force: bool = field(default=False, metadata={"help": "Train again even if the model is up to date."})
+
+    def __post_init__(self) -> None:
+        check_split(self.split)
+
+
+@dataclass
+class LmConfig:
+    """How an LM is loaded, and which of its weights are tuned."""
+
+    attention: str | None = field(
+        default=None,
+        metadata={
+            "help": "Attention implementation (`sdpa`, `eager`, `flash_attention_2` …); transformers' choice if left "
+            "out. With short rows on a CPU `eager` trains about 1.25 × as fast as `sdpa`."
+        },
+    )
+    finetune: Finetune = field(
+        default="full",
+        metadata={"help": "`full` (all weights), `lora`, or `qlora` (LoRA on a 4-bit base; needs bitsandbytes)."},
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters; alpha / r multiplies their output."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapters' input."})
+    lora_target_modules: str = field(
+        default="all-linear",
+        metadata={"help": "Modules that get an adapter: `all-linear`, or names parted by commas."},
+    )
+
+    def __post_init__(self) -> None:
+        check_range(self, _LORA_LIMITS)
+        names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+        check_idle(self, dict.fromkeys(names, (self.finetune != "full", "finetune: lora or qlora")))
+
+
+@dataclass
+class TrainerDefaults:
+    """What every trainer takes alike: some defaults other than transformers', and checks.
+
+    Stands first among the bases of a config, so that its defaults count.
+    """
 
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept while training."})
     # None first, as in TrainingArguments: of other orders the argument parser makes a list, whose default is lost
@@ -100,27 +131,8 @@ class DataArguments:
 
 
 @dataclass
-class RunArguments(DataArguments):
-    """What SFT and GRPO take alike: how the weights of an LM are tuned, and how it is measured meanwhile."""
-
-    finetune: Finetune = field(
-        default="full",
-        metadata={"help": "`full` (all weights), `lora`, or `qlora` (LoRA on a 4-bit base; needs bitsandbytes)."},
-    )
-    attention: str | None = field(
-        default=None,
-        metadata={
-            "help": "Attention implementation (`sdpa`, `eager`, `flash_attention_2` …); transformers' choice if left "
-            "out. With short rows on a CPU `eager` trains about 1.25 × as fast as `sdpa`."
-        },
-    )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters; alpha / r multiplies their output."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapters' input."})
-    lora_target_modules: str = field(
-        default="all-linear",
-        metadata={"help": "Modules that get an adapter: `all-linear`, or names parted by commas."},
-    )
+class LmTrainerDefaults(TrainerDefaults):
+    """What the trainers of SFT and GRPO take alike."""
 
     eval_users: int = field(
         default=2000, metadata={"help": "Validation users that an evaluation measures, the same ones every time."}
@@ -153,16 +165,13 @@ class RunArguments(DataArguments):
     )
 
     def __post_init__(self) -> None:
-        check_split(self.split)
         if self.bf16 is None:
             self.bf16 = has_fast_bf16() and not self.fp16  # type: ignore[attr-defined]  # a field of TRL's
         super().__post_init__()  # type: ignore[misc]  # TRL's, which stands behind in the bases
 
     def _check_training(self) -> None:
         super()._check_training()
-        check_range(self, _LM_LIMITS)
-        names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
-        check_idle(self, dict.fromkeys(names, (self.finetune != "full", "finetune: lora or qlora")))
+        check_range(self, _VALIDATION_LIMITS)
         measured = (vars(self)["eval_strategy"] != "no", "an eval_strategy")
         check_idle(self, dict.fromkeys(("eval_users", "eval_beams"), measured))
         if self.patience and not measured[0]:
@@ -199,8 +208,8 @@ def is_sharded(accelerator: Accelerator) -> bool:
 def without_router_loss(model: PreTrainedModel) -> Iterator[None]:
     """While a trainer of TRL is made: a mixture of experts keeps its coefficient, and returns no router's logits.
 
-    TRL writes its own coefficient, which is 0 here ([`RunArguments`]), into the model's config. A model that was saved
-    with `output_router_logits` fails on the first padded batch.
+    TRL writes its own coefficient, which is 0 here ([`LmTrainerDefaults`]), into the model's config. A model that was
+    saved with `output_router_logits` fails on the first padded batch.
     """
     config = model.config.get_text_config()
     saved = {name: value for name, value in vars(config).items() if name == "router_aux_loss_coef"}

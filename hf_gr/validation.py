@@ -25,6 +25,7 @@ from .evaluation.metrics import MISSING, check_finite, hit_rate, ndcg, target_ra
 from .grammar import SidGrammar
 from .options import default_of
 from .safeguards import FiniteTrainer
+from .training import LmTrainerDefaults
 from .vocabulary import SidVocabulary
 
 
@@ -100,6 +101,14 @@ class Validation:
     def of(cls, cases: Cases, catalog: SidCatalog, vocabulary: SidVocabulary, **settings: int) -> "Validation":
         """Of cases in rows of the catalog; `settings` are the attributes after the first two."""
         return cls(vocabulary.prompts(cases.latest(vocabulary.max_history), catalog), cases.targets, **settings)
+
+    @classmethod
+    def of_args(
+        cls, cases: Cases, catalog: SidCatalog, vocabulary: SidVocabulary, args: LmTrainerDefaults
+    ) -> "Validation":
+        """Of cases in rows of the catalog, as a trainer's arguments say."""
+        batch: int = vars(args)["per_device_eval_batch_size"]
+        return cls.of(cases, catalog, vocabulary, num_beams=args.eval_beams, batch_size=batch)
 
     def measure(
         self, model: PreTrainedModel, grammar: SidGrammar, accelerator: Accelerator, feed: nn.Linear | None = None

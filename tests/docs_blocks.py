@@ -4,13 +4,13 @@ import itertools
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 import yaml
-from stations import STATIONS
+from stations import STATIONS, settings_of
 
 from hf_gr.arguments import parse_config
 from hf_gr.cli import app
@@ -105,7 +105,7 @@ def check_names(words: list[str]) -> None:
         return
     known = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
     if command.name in STATIONS:
-        known |= {f"--{entry.name}" for entry in fields(STATIONS[command.name])} | {"--config", "--from"}
+        known |= {f"--{entry.name}" for entry in settings_of(STATIONS[command.name])} | {"--config", "--from"}
     for word in rest:
         assert not word.startswith("--") or word.split("=")[0] in known | {"--help"}, f"hf-gr {' '.join(words)}"
 
@@ -156,27 +156,28 @@ def check_settings(text: str, scratch: Path) -> None:
     """Raises unless a YAML text is taken by the parser of a station that has all of its keys."""
     given = yaml.safe_load(text)
     keys = set(given)
-    kinds = [kind for kind in STATIONS.values() if keys <= {entry.name for entry in fields(kind)}]
+    kinds = [kind for kind in STATIONS.values() if keys <= {entry.name for entry in settings_of(kind)}]
     assert kinds, f"no station has {', '.join(sorted(keys))}"
     scratch.write_text(text)
     refused = []
     for kind in kinds:
         needed = [
             entry.name
-            for entry in fields(kind)
+            for entry in settings_of(kind)
             if entry.name not in keys and entry.default is MISSING and entry.default_factory is MISSING
         ]
         try:
             parse_config(kind, ["--config", str(scratch), *(word for name in needed for word in (f"--{name}", "x"))])
             return _check_choices(kind, given)
         except (AssertionError, HfGrError) as error:
-            refused.append(f"{kind.__name__}: {error}")
+            refused.append(f"{kind}: {error}")
     raise AssertionError("\n".join(refused))
 
 
-def _check_choices(kind: type, given: dict[str, Any]) -> None:
+def _check_choices(kind: type | tuple[type, ...], given: dict[str, Any]) -> None:
     """The parser takes any word from a YAML file where only some are meant."""
-    hints = get_type_hints(kind)
+    parts = kind if isinstance(kind, tuple) else (kind,)
+    hints = {name: hint for part in parts for name, hint in get_type_hints(part).items()}
     for name, value in given.items():
         kinds = [hints[name], *get_args(hints[name])]
         choices = [choice for hint in kinds if get_origin(hint) is Literal for choice in get_args(hint)]

@@ -10,7 +10,7 @@ import torch
 from families import REFUSED, SERVED, family, multimodal
 from peft import get_peft_model
 from tiny import tiny_catalog, tiny_tokenizer
-from tiny_runs import tiny_data
+from tiny_runs import grpo_configs, sft_configs, tiny_data
 from transformers import AutoModelForCausalLM
 
 from hf_gr.adapters import tuned
@@ -18,12 +18,12 @@ from hf_gr.branches import Row, separate
 from hf_gr.dataset import Histories
 from hf_gr.decoding import Recommender, check_model, search, tree_support
 from hf_gr.errors import HfGrError
-from hf_gr.grpo import SidGRPOConfig, grpo
+from hf_gr.grpo import grpo
 from hf_gr.grpo.policy import policy_log_probs
 from hf_gr.models import RecursionConfig, add_dropout, add_inner_call, is_tied, last_hidden, with_recursion
 from hf_gr.packing import pack
 from hf_gr.paths import Paths
-from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.sft import sft
 from hf_gr.sft.loss import answer_loss
 from hf_gr.vocabulary import add_vocabulary
 
@@ -282,8 +282,8 @@ def saved(name, folder):
 def test_the_road_from_sft_to_grpo(name, finetune, data, tmp_path):
     """A mixture of experts keeps its config, so that a batch of histories of unequal lengths is served."""
     settings = {"model": saved(name, tmp_path / name), "max_steps": 2, "finetune": finetune, "max_history": 5}
-    model = sft(SidSFTConfig(**data.sft(tmp_path / "sft", **settings)))
-    tuned_further = grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", model, max_steps=1, finetune=finetune)))
+    model = sft(*sft_configs(**data.sft(tmp_path / "sft", **settings)))
+    tuned_further = grpo(*grpo_configs(**data.grpo(tmp_path / "grpo", model, max_steps=1, finetune=finetune)))
     for folder in (model, tuned_further):
         config = json.loads((folder / "config.json").read_text())
         before = json.loads((tmp_path / name / "config.json").read_text())
@@ -297,4 +297,4 @@ def test_the_loss_of_a_router_is_refused(data, tmp_path):
     model = saved("mixtral", tmp_path / "mixtral")
     settings = data.sft(tmp_path / "sft", model=model, max_history=5, router_aux_loss_coef=0.1)
     with pytest.raises(HfGrError, match="router_aux_loss_coef"):
-        sft(SidSFTConfig(**settings))
+        sft(*sft_configs(**settings))

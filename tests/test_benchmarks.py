@@ -9,11 +9,11 @@ from types import ModuleType
 import pytest
 import torch
 from tiny import tiny_interactions, tiny_items
-from tiny_runs import tiny_data
+from tiny_runs import sft_configs, tiny_data
 
 from hf_gr.dataset import InteractionDataset, write_dataset
 from hf_gr.embedding import EmbedConfig, embed
-from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.sft import sft
 
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -280,7 +280,7 @@ def test_grpo_measures_both_sides_alike_and_scores_agree(load, tmp_path, monkeyp
 
 def test_filters_are_measured_against_the_whole_list(load, tmp_path, capfd):
     data, file, lists = tiny_data(tmp_path), tmp_path / "filters.json", tmp_path / "lists.npz"
-    model = sft(SidSFTConfig(**data.sft(tmp_path / "sft", max_steps=2)))
+    model = sft(*sft_configs(**data.sft(tmp_path / "sft", max_steps=2)))
     arguments = ["--model", str(model), "--dataset", str(data.dataset), "--users", "6", "--lists", str(lists)]
     load("filters").main([*arguments, "--json", str(file)])
     result = json.loads(file.read_text())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from searching import every_sid
 from tiny import NUM_ITEMS
-from tiny_runs import QUIET, TinyData, held_out, tiny_data
+from tiny_runs import QUIET, TinyData, held_out, retrieve_configs, sft_configs, tiny_data
 from transformers import AutoModelForCausalLM, pipeline
 
 from hf_gr.blend import blend
@@ -19,8 +19,8 @@ from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
 from hf_gr.models import dense_logits, grown
 from hf_gr.models.bsarec import log_probabilities
-from hf_gr.retrieval import RetrieveConfig, Retriever, retrieve
-from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.retrieval import Retriever, retrieve
+from hf_gr.sft import sft
 
 
 RETRIEVER = {"hidden_size": 32, "num_train_epochs": 2, "per_device_train_batch_size": 16, "learning_rate": 1e-2}
@@ -34,14 +34,14 @@ def data(tmp_path_factory) -> TinyData:
 @pytest.fixture(scope="module")
 def model(data) -> Path:
     settings = data.sft(data.dataset.with_name("sft"), form="recursive", max_steps=20)
-    return sft(SidSFTConfig(**settings, recursion={"read": "sum", "dense": 1.0, "dense_share": 0.4}))
+    return sft(*sft_configs(**settings, recursion={"read": "sum", "dense": 1.0, "dense_share": 0.4}))
 
 
 @pytest.fixture(scope="module")
 def retriever(data) -> Path:
     output = str(data.dataset.with_name("retrieve"))
     quiet = {name: value for name, value in QUIET.items() if name in ("use_cpu", "disable_tqdm")}
-    return retrieve(RetrieveConfig(dataset=str(data.dataset), output_dir=output, **quiet, **RETRIEVER))
+    return retrieve(*retrieve_configs(dataset=str(data.dataset), output_dir=output, **quiet, **RETRIEVER))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_items_are_matched_by_their_ids(data, retriever, blended, tmp_path):
     )
     turned.save(tmp_path / "catalog")
     settings = TinyData(data.dataset, tmp_path / "catalog").sft(tmp_path / "sft", form="recursive", max_steps=1)
-    model = blend(sft(SidSFTConfig(**settings)), retriever, tmp_path / "blended")
+    model = blend(sft(*sft_configs(**settings)), retriever, tmp_path / "blended")
     ours, theirs = (AutoModelForCausalLM.from_pretrained(path).retriever for path in (model, blended))
     assert torch.equal(ours.catalogue, theirs.catalogue[torch.from_numpy(order)])
     assert torch.equal(ours.items.weight[-1], theirs.items.weight[-1])
@@ -105,7 +105,7 @@ def test_nothing_is_made_twice(model, retriever, blended, capsys):
 @pytest.mark.parametrize("finetune", ["full", "lora"])
 def test_training_leaves_the_retriever_alone(data, blended, tmp_path, finetune):
     settings = data.sft(tmp_path / "on", max_steps=2, finetune=finetune) | {"continue_from": str(blended)}
-    trained = AutoModelForCausalLM.from_pretrained(sft(SidSFTConfig(**settings)))
+    trained = AutoModelForCausalLM.from_pretrained(sft(*sft_configs(**settings)))
     before = AutoModelForCausalLM.from_pretrained(blended)
     assert torch.equal(trained.retriever.catalogue, before.retriever.catalogue)
     assert not torch.equal(trained.model.items.embedding.weight, before.model.items.embedding.weight)
@@ -128,7 +128,7 @@ def test_what_does_not_go_together_is_refused_in_a_line(data, model, retriever, 
         blend(model, retriever, tmp_path / "out", share=1.5)
     with pytest.raises(HfGrError, match="is not a dense retriever"):
         blend(model, model, tmp_path / "out")
-    flat = sft(SidSFTConfig(**data.sft(tmp_path / "flat", max_steps=1)))
+    flat = sft(*sft_configs(**data.sft(tmp_path / "flat", max_steps=1)))
     with pytest.raises(HfGrError, match="is of form flat; blend takes form: recursive"):
         blend(flat, retriever, tmp_path / "out")
     items = pq.read_table(retriever / "items.parquet")

@@ -18,17 +18,18 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 from tiny import tiny_catalog, tiny_interactions, tiny_items, tiny_tokenizer
-from tiny_runs import TinyData, arguments, tiny_data
+from tiny_runs import TinyData, arguments, sft_configs, tiny_data
 
 import hf_gr.cli
-from hf_gr.arguments import parse_config
+from hf_gr.arguments import configs_of, parse_config
 from hf_gr.artifacts import fingerprint
 from hf_gr.catalog import SidCatalog
 from hf_gr.cli import main
 from hf_gr.dataset import write_dataset
 from hf_gr.embedding import EmbedConfig, embed
-from hf_gr.grpo import SidGRPOConfig
-from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.grpo import GRPO_CONFIGS
+from hf_gr.retrieval import RETRIEVE_CONFIGS
+from hf_gr.sft import SFT_CONFIGS, sft
 
 
 INTERACTIONS = "user_id,item_id,timestamp\nann,a,1\nann,b,2\nann,c,3\nbob,b,1\nbob,c,2\nbob,a,3\n"
@@ -67,7 +68,7 @@ def road(tmp_path_factory) -> Road:
     data = tiny_data(tmp_path_factory.mktemp("cli"))
     vectors = data.dataset.with_name("vectors")
     embed(EmbedConfig(str(data.dataset), str(vectors), sources=["behavior"], weights=[1.0], behavior_dim=8))
-    return Road(data, vectors, sft(SidSFTConfig(**data.sft(data.dataset.with_name("sft"), max_steps=2))))
+    return Road(data, vectors, sft(*sft_configs(**data.sft(data.dataset.with_name("sft"), max_steps=2))))
 
 
 @pytest.fixture
@@ -326,10 +327,12 @@ def test_the_help_of_a_station_names_its_command(station, capsys):
 
 def test_options_left_out_are_the_defaults_of_the_config():
     """The parser loses some defaults (of unions with lists), which no test of the config alone would see."""
-    for kind in (SidSFTConfig, SidGRPOConfig):
-        by_parser, by_hand = parse_config(kind, ["--output_dir", "x"]), kind(output_dir="x")
-        for field in dataclasses.fields(kind):
-            assert repr(vars(by_parser)[field.name]) == repr(vars(by_hand)[field.name]), field.name
+    for kinds in (SFT_CONFIGS, GRPO_CONFIGS, RETRIEVE_CONFIGS):
+        by_parser, by_hand = parse_config(kinds, ["--output_dir", "x"]), configs_of(kinds, output_dir="x")
+        for kind, parsed, made in zip(kinds, by_parser, by_hand, strict=True):
+            assert type(parsed) is type(made) is kind
+            for field in dataclasses.fields(kind):
+                assert repr(vars(parsed)[field.name]) == repr(vars(made)[field.name]), field.name
     by_parser, by_hand = parse_config(EmbedConfig, ["--dataset", "d", "--output_dir", "x"]), EmbedConfig("d", "x")
     assert by_parser == by_hand
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from docs_blocks import (
     check_settings,
     commands_of,
     inline_commands,
+    settings_of,
 )
 from searching import RECURSIVE, recursive
 from tiny import tiny_lm, tiny_tokenizer
@@ -72,6 +72,7 @@ def make_models(folder: Path, ids: Sequence[str], stations: dict[str, str]) -> p
         save_repo(repo, model, tokenizer, catalog, vocabulary)
         if form == "stepwise":
             ThinkingHeads.start(ThinkingConfig(clusters=4), 32, catalog, seed=0).save(repo)
+    catalog.save(folder / "catalog")
     return items
 
 
@@ -80,13 +81,14 @@ def trained(tmp_path, monkeypatch):
     """Folders `quickstart` and `shop` with models that know items "1" to "200" and "item 1" to "item 200", and a data
     set of the first."""
     ids = [str(number) for number in range(1, 201)]
-    forms = {"grpo": "flat", "sft-s2gr": "stepwise", "sft-reg4rec": "unordered", "sft-intrr": RECURSIVE}
+    forms = {"sft": "flat", "grpo": "flat", "sft-s2gr": "stepwise", "sft-reg4rec": "unordered", "sft-intrr": RECURSIVE}
     items = make_models(tmp_path / "quickstart", ids, forms)
     make_models(tmp_path / "shop", [f"item {i}" for i in ids], {"sft": "flat", "thinking": "stepwise"})
     retriever = tmp_path / "quickstart" / "retrieve-bsarec" / "model"
     BSARecModel(BSARecConfig(len(ids), 8)).save_pretrained(retriever)
     pq.write_table(items, retriever / "items.parquet")
-    events = {"user_id": ["1"] * 5, "item_id": ids[:5], "timestamp": [1, 2, 3, 4, 5]}
+    users = [str(user) for user in range(1, 13) for _ in range(5)]
+    events = {"user_id": users, "item_id": ids[: len(users)], "timestamp": list(range(len(users)))}
     write_dataset(tmp_path / "quickstart" / "dataset", pa.table(events), items, source="Made for tests.")
     monkeypatch.chdir(tmp_path)
     before = dict(METHODS), dict(REWARDS), dict(FORMS)
@@ -217,7 +219,7 @@ def _known() -> dict[str, list]:
     configs += [method.config_class for method in METHODS.values()]
     found: dict[str, list] = {}
     for kind in configs:
-        for entry in fields(kind):
+        for entry in settings_of(kind):
             default = entry.default_factory() if callable(entry.default_factory) else entry.default
             found.setdefault(entry.name, []).append(default)
     return found

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_vocabulary import histories_of
 from tiny import tiny_catalog, tiny_items, tiny_lm, tiny_tokenizer
-from tiny_runs import TinyData, tiny_data
+from tiny_runs import TinyData, sft_configs, tiny_data
 from transformers import pipeline
 
 from hf_gr.catalog import SidCatalog
@@ -22,7 +22,7 @@ from hf_gr.errors import HfGrError
 from hf_gr.evaluation import EvaluateConfig, evaluate
 from hf_gr.forms import FORMS
 from hf_gr.hub import save_repo
-from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.sft import SidModelConfig, sft
 from hf_gr.sft.run import starting_model
 from hf_gr.sft.tasks import held_out
 from hf_gr.vocabulary import SidVocabulary, add_vocabulary
@@ -135,7 +135,7 @@ def test_a_repo_of_a_form_that_is_not_there_is_refused_in_a_line(tmp_path):
         SidVocabulary.load(tmp_path)
     assert "\n" not in str(error.value)
     with pytest.raises(HfGrError, match="form: 'spiral' is no form"):
-        SidSFTConfig(output_dir=str(tmp_path), form="spiral", use_cpu=True)
+        SidModelConfig(form="spiral")
 
 
 @pytest.fixture(scope="module")
@@ -151,19 +151,33 @@ def repo(tmp_path_factory) -> Path:
     ("changes", "message"),
     [
         ({"form": "recursive"}, "reads items as 'stepwise' does, which is another way"),
-        ({"set_credit": "next"}, "set_credit is 'next', but acts only with form: unordered"),
         ({"recursion": {}}, "recursion is set, but form is 'stepwise'"),
-        ({"form": "flat", "trunk_weight": 0.5}, "trunk_weight is 0.5, but acts only with answers on branches"),
         ({"form": "unordered", "thinking": {}}, "thinking is set, but form is 'unordered'"),
     ],
 )
-def test_a_model_that_goes_on_is_asked_what_its_form_has(repo, tmp_path, changes, message):
-    settings = {"continue_from": str(repo), "max_history": 4, "use_cpu": True}
+def test_a_model_that_goes_on_is_asked_what_its_form_has(repo, changes, message):
+    settings = {"continue_from": str(repo), "max_history": 4}
     histories = histories_of([[1, 2, 3]])
-    _, _, vocabulary = starting_model(SidSFTConfig(str(tmp_path), **settings), CATALOG, histories)
+    _, _, vocabulary = starting_model(SidModelConfig(**settings), CATALOG, histories)
     assert vocabulary.form == "stepwise"
     with pytest.raises(HfGrError, match=message):
-        starting_model(SidSFTConfig(str(tmp_path), **settings | changes), CATALOG, histories)
+        starting_model(SidModelConfig(**settings | changes), CATALOG, histories)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"set_credit": "next"}, "set_credit is 'next', but acts only with form: unordered"),
+        ({"form": "flat", "trunk_weight": 0.5}, "trunk_weight is 0.5, but acts only with answers on branches"),
+    ],
+)
+def test_the_training_of_a_model_that_goes_on_is_asked_what_its_form_has(data, repo, tmp_path, changes, message):
+    CATALOG.save(tmp_path / "catalog")
+    settings = data.sft(tmp_path / "on", continue_from=str(repo), max_history=4) | {
+        "catalog": str(tmp_path / "catalog")
+    }
+    with pytest.raises(HfGrError, match=message):
+        sft(*sft_configs(**settings | changes))
 
 
 # ---------------------------------------------------------------- the form of the page, from training to judgement
@@ -176,7 +190,7 @@ def data(tmp_path_factory) -> TinyData:
 
 @pytest.fixture(scope="module")
 def trained(data) -> Path:
-    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("run"), form="backward")))
+    return sft(*sft_configs(**data.sft(data.dataset.with_name("run"), form="backward")))
 
 
 def test_a_new_form_learns_the_walk_and_is_judged(data, trained):

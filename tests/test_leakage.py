@@ -7,16 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from tiny import NUM_ITEMS, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
-from tiny_runs import TinyData
+from tiny_runs import TinyData, grpo_configs, retrieve_configs, sft_configs
 
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import InteractionDataset, write_dataset
 from hf_gr.embedding import EmbedConfig, embed
 from hf_gr.evaluation.baselines import ItemKNN, Popularity
-from hf_gr.grpo import SidGRPOConfig, grpo, training_prompts
+from hf_gr.grpo import grpo, training_prompts
 from hf_gr.quantizers import QuantizeConfig, quantize
-from hf_gr.retrieval import RetrieveConfig, retrieve
-from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.retrieval import retrieve
+from hf_gr.sft import sft
 from hf_gr.sft.tasks import TASKS, build
 from hf_gr.vocabulary import add_vocabulary
 
@@ -185,8 +185,8 @@ def test_models_do_not_see_held_out_events(worlds):
             "form": "stepwise",
             "thinking": {"clusters": 4},
         }
-        model = sft(SidSFTConfig(**data.sft(data.dataset.with_name("sft"), **settings)))
-        final = grpo(SidGRPOConfig(**data.grpo(data.dataset.with_name("grpo"), model, split=split, max_steps=2)))
+        model = sft(*sft_configs(**data.sft(data.dataset.with_name("sft"), **settings)))
+        final = grpo(*grpo_configs(**data.grpo(data.dataset.with_name("grpo"), model, split=split, max_steps=2)))
         for folder in (model, final):
             files = files_of(folder)
             files["training_log.json"] = trained_steps(files["training_log.json"])
@@ -201,7 +201,7 @@ def test_retrievers_do_not_see_held_out_events(worlds):
     found = []
     for data in made:
         output = data.dataset.with_name("retrieve")
-        files = files_of(retrieve(RetrieveConfig(dataset=str(data.dataset), output_dir=str(output), **given)))
+        files = files_of(retrieve(*retrieve_configs(dataset=str(data.dataset), output_dir=str(output), **given)))
         files["training_log.json"] = trained_steps(files["training_log.json"])
         found.append(files)
     assert found[0] == found[1]

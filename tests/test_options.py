@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import pytest
+from tiny_runs import grpo_configs, retrieve_configs, sft_configs
 from transformers import TrainingArguments
 from trl import GRPOConfig, SFTConfig
 
@@ -13,6 +14,7 @@ from hf_gr.options import default_of
 from hf_gr.retrieval import RetrieveConfig
 from hf_gr.runs import changed_settings
 from hf_gr.sft import SidSFTConfig
+from hf_gr.training import DataConfig
 
 
 KINDS = {
@@ -55,23 +57,23 @@ def test_an_option_of_a_later_release_is_refused(monkeypatch):
 
 
 IDLE = [
-    (SidSFTConfig, {"lora_r": 8}, "finetune: lora"),
-    (SidSFTConfig, {"target_decay": 0.9}, "target_steps above 1"),
-    (SidSFTConfig, {"trunk_weight": 1.0}, "answers on branches"),
-    (SidSFTConfig, {"set_credit": "next"}, "form: unordered"),
-    (SidSFTConfig, {"confident_orders": 0.5}, "form: unordered"),
-    (SidSFTConfig, {"eval_steps": 5}, "an eval_strategy"),
-    (SidSFTConfig, {"metric_for_best_model": "eval_loss"}, "patience"),
-    (SidGRPOConfig, {"max_refills": 3}, "zero_variance: refill"),
-    (SidGRPOConfig, {"eval_users": 5}, "an eval_strategy"),
-    (SidGRPOConfig, {"sapo_temperature_neg": 2.0}, "loss_type: sapo"),
-    (SidGRPOConfig, {"vespo_k_neg": 2.0}, "loss_type: vespo"),
-    (SidGRPOConfig, {"ref_model_sync_steps": 5}, "sync_ref_model"),
-    (SidGRPOConfig, {"sync_ref_model": True, "beta": 0.0}, "beta above 0"),
-    (SidGRPOConfig, {"entropy_target": 0.5}, "use_adaptive_entropy"),
-    (SidGRPOConfig, {"eval_strategy": "steps", "eval_steps": 5, "save_steps": 3}, "no eval_strategy"),
-    (RetrieveConfig, {"patience": 0, "metric_for_best_model": "HR@10"}, "patience"),
-    (RetrieveConfig, {"patience": 0, "eval_strategy": "no", "eval_steps": 7}, "an eval_strategy"),
+    (sft_configs, {"lora_r": 8}, "finetune: lora"),
+    (sft_configs, {"target_decay": 0.9}, "target_steps above 1"),
+    (sft_configs, {"trunk_weight": 1.0}, "answers on branches"),
+    (sft_configs, {"set_credit": "next"}, "form: unordered"),
+    (sft_configs, {"confident_orders": 0.5}, "form: unordered"),
+    (sft_configs, {"eval_steps": 5}, "an eval_strategy"),
+    (sft_configs, {"metric_for_best_model": "eval_loss"}, "patience"),
+    (grpo_configs, {"max_refills": 3}, "zero_variance: refill"),
+    (grpo_configs, {"eval_users": 5}, "an eval_strategy"),
+    (grpo_configs, {"sapo_temperature_neg": 2.0}, "loss_type: sapo"),
+    (grpo_configs, {"vespo_k_neg": 2.0}, "loss_type: vespo"),
+    (grpo_configs, {"ref_model_sync_steps": 5}, "sync_ref_model"),
+    (grpo_configs, {"sync_ref_model": True, "beta": 0.0}, "beta above 0"),
+    (grpo_configs, {"entropy_target": 0.5}, "use_adaptive_entropy"),
+    (grpo_configs, {"eval_strategy": "steps", "eval_steps": 5, "save_steps": 3}, "no eval_strategy"),
+    (retrieve_configs, {"patience": 0, "metric_for_best_model": "HR@10"}, "patience"),
+    (retrieve_configs, {"patience": 0, "eval_strategy": "no", "eval_steps": 7}, "an eval_strategy"),
 ]
 
 
@@ -85,16 +87,16 @@ NUMBERS = [
     *[(kind, {"learning_rate": value}) for kind in KINDS for value in (-1.0, float("nan"), float("inf"))],
     *[(kind, {"per_device_train_batch_size": 0}) for kind in KINDS],
     *[(kind, {"gradient_accumulation_steps": 0}) for kind in KINDS],
-    *[(SidSFTConfig, {"max_history": value}) for value in (0, -1)],
-    (SidSFTConfig, {"finetune": "lora", "lora_r": 0}),
-    (SidSFTConfig, {"tasks": {"next_item": -1}}),
-    (SidSFTConfig, {"tasks": {"next_item": "often"}}),
-    (SidGRPOConfig, {"num_generations": 0}),
-    (SidGRPOConfig, {"num_generations": 1}),
-    (SidGRPOConfig, {"num_generations": None}),
-    (SidGRPOConfig, {"temperature": 0}),
-    (SidGRPOConfig, {"prompts_per_user": 0}),
-    (RetrieveConfig, {"num_train_epochs": -1}),
+    *[(sft_configs, {"max_history": value}) for value in (0, -1)],
+    (sft_configs, {"finetune": "lora", "lora_r": 0}),
+    (sft_configs, {"tasks": {"next_item": -1}}),
+    (sft_configs, {"tasks": {"next_item": "often"}}),
+    (grpo_configs, {"num_generations": 0}),
+    (grpo_configs, {"num_generations": 1}),
+    (grpo_configs, {"num_generations": None}),
+    (grpo_configs, {"temperature": 0}),
+    (grpo_configs, {"prompts_per_user": 0}),
+    (retrieve_configs, {"num_train_epochs": -1}),
 ]
 
 
@@ -125,4 +127,4 @@ def test_when_checkpoints_are_written_counts_where_the_best_is_taken():
     assert "save_steps" not in changed_settings(SidSFTConfig(**given))
     best = {"eval_strategy": "steps", "eval_steps": 4, "patience": 2}
     assert changed_settings(SidSFTConfig(**given, **best))["save_steps"] == 4
-    assert changed_settings(SidSFTConfig(**given))["split"] == "leave_one_out"  # also where it is the default
+    assert changed_settings(DataConfig())["split"] == "leave_one_out"  # also where it is the default

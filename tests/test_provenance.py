@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tiny import tiny_interactions, tiny_items
-from tiny_runs import QUIET, TinyData, tiny_data
+from tiny_runs import QUIET, TinyData, grpo_configs, retrieve_configs, sft_configs, tiny_data
 
 from hf_gr.artifacts import read_json, write_json
 from hf_gr.blend import blend
@@ -14,13 +14,13 @@ from hf_gr.dataset import InteractionDataset, write_dataset
 from hf_gr.embedding.station import EmbedConfig, embed
 from hf_gr.errors import HfGrError
 from hf_gr.evaluation import EvaluateConfig, evaluate
-from hf_gr.grpo import SidGRPOConfig, grpo
+from hf_gr.grpo import grpo
 from hf_gr.hub import repo_files
 from hf_gr.interests.labelling import LabelConfig, label
 from hf_gr.provenance import TRAINING_DATA_FILE, TrainingData, check_judged, events_fingerprint, learned_from
 from hf_gr.quantizers.station import QuantizeConfig, quantize
-from hf_gr.retrieval import RetrieveConfig, retrieve
-from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.retrieval import retrieve
+from hf_gr.sft import sft
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def data(tmp_path_factory) -> TinyData:
 
 @pytest.fixture(scope="module")
 def model(data):
-    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("start"), max_steps=1)))
+    return sft(*sft_configs(**data.sft(data.dataset.with_name("start"), max_steps=1)))
 
 
 @pytest.fixture
@@ -52,11 +52,11 @@ def stations(data, model, temporal, out):
         "embed": lambda: embed(EmbedConfig(dataset, out, interests=str(temporal), fields=["title", "interests"])),
         "quantize": lambda: quantize(QuantizeConfig(dataset, str(temporal), out)),
         "label": lambda: label(LabelConfig(dataset=dataset, interests=str(temporal), output_dir=out)),
-        "sft catalog": lambda: sft(SidSFTConfig(**data.sft(out) | {"catalog": str(catalog)})),
-        "sft model": lambda: sft(SidSFTConfig(**data.sft(out, continue_from=str(temporal)))),
-        "sft interests": lambda: sft(SidSFTConfig(**data.sft(out) | told)),
-        "grpo vectors": lambda: grpo(SidGRPOConfig(**data.grpo(out, model, embeddings=str(temporal)))),
-        "grpo model": lambda: grpo(SidGRPOConfig(**data.grpo(out, model, split="temporal"))),
+        "sft catalog": lambda: sft(*sft_configs(**data.sft(out) | {"catalog": str(catalog)})),
+        "sft model": lambda: sft(*sft_configs(**data.sft(out, continue_from=str(temporal)))),
+        "sft interests": lambda: sft(*sft_configs(**data.sft(out) | told)),
+        "grpo vectors": lambda: grpo(*grpo_configs(**data.grpo(out, model, embeddings=str(temporal)))),
+        "grpo model": lambda: grpo(*grpo_configs(**data.grpo(out, model, split="temporal"))),
         "evaluate": lambda: evaluate(EvaluateConfig(dataset, out, model=str(temporal))),
         "blend": lambda: blend(temporal, model, out),
     }
@@ -81,9 +81,9 @@ def test_the_record_travels_from_station_to_station_and_in_the_repo(data, model,
     assert TrainingData.of(model) == known
     assert TRAINING_DATA_FILE in {file.name for file in repo_files(model)}
     assert read_json(model / "manifest.json")["settings"]["split"] == "leave_one_out"
-    rollouts = grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", model, max_steps=1)))
+    rollouts = grpo(*grpo_configs(**data.grpo(tmp_path / "grpo", model, max_steps=1)))
     quiet = QUIET | {"dataset": str(data.dataset), "hidden_size": 16, "max_steps": 1, "patience": 0}
-    retriever = retrieve(RetrieveConfig(**quiet, output_dir=str(tmp_path / "r"), eval_strategy="no"))
+    retriever = retrieve(*retrieve_configs(**quiet, output_dir=str(tmp_path / "r"), eval_strategy="no"))
     vectors = embed(EmbedConfig(str(data.dataset), str(tmp_path / "v"), sources=["behavior"], behavior_dim=4))
     catalog = quantize(QuantizeConfig(str(data.dataset), str(vectors), str(tmp_path / "c"), codebook_size=4))
     for made in (rollouts, retriever, vectors, catalog):

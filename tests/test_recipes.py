@@ -7,7 +7,7 @@ from stations import STATIONS
 from hf_gr.arguments import RECIPES, parse_config
 from hf_gr.embedding import EmbedConfig
 from hf_gr.errors import HfGrError
-from hf_gr.sft import SidSFTConfig
+from hf_gr.sft.config import check_together
 
 
 FILES = sorted(RECIPES.glob("*/*.yaml"))
@@ -31,10 +31,14 @@ def test_a_recipe_is_named_in_any_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_a_recipe_is_read_by_its_station(file):
     given = yaml.safe_load(file.read_text())
-    config = parse_config(STATIONS[file.stem.split("-")[0]], ["--config", str(file)])
+    parsed = parse_config(STATIONS[file.stem.split("-")[0]], ["--config", str(file)])
+    configs = parsed if isinstance(parsed, tuple) else (parsed,)
+    settings = {key: value for config in configs for key, value in vars(config).items()}
     for key, value in given.items():
-        assert vars(config)[key] == value, key
-    if isinstance(config, SidSFTConfig):
+        assert settings[key] == value, key
+    if file.stem.startswith("sft"):
+        check_together(*configs)
+        config = configs[1]
         assert (config.heads is not None) == (config.form == "stepwise") == ("s2gr" in file.stem)
         assert (config.form == "unordered") == ("reg4rec" in file.stem)
         assert (config.form == "recursive") == ("intrr" in file.stem or "hybrid" in file.stem)

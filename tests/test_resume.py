@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny_runs import QUIET, TinyData, arguments, tiny_data
+from tiny_runs import QUIET, TinyData, arguments, grpo_configs, retrieve_configs, sft_configs, tiny_data
 
 from hf_gr.artifacts import fingerprint
 from hf_gr.cli import main
-from hf_gr.grpo import SidGRPOConfig, grpo
-from hf_gr.retrieval import RetrieveConfig, retrieve
-from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.grpo import grpo
+from hf_gr.retrieval import retrieve
+from hf_gr.sft import sft
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 10}
@@ -83,21 +83,21 @@ def check_resumed(station: str, settings: dict, unkilled: Path, capsys) -> None:
 
 
 def earlier_model(data: TinyData, output: Path) -> None:
-    sft(SidSFTConfig(**data.sft(output, max_steps=1)))
+    sft(*sft_configs(**data.sft(output, max_steps=1)))
 
 
 def test_sft_goes_on_from_its_checkpoint(data, tmp_path, capsys):
     earlier_model(data, tmp_path / "run")
     settings = data.sft(tmp_path / "run", max_steps=100, **SAVING)
-    unkilled = sft(SidSFTConfig(**data.sft(tmp_path / "unkilled", max_steps=100)))
+    unkilled = sft(*sft_configs(**data.sft(tmp_path / "unkilled", max_steps=100)))
     check_resumed("sft", settings, unkilled, capsys)
 
 
 def test_grpo_goes_on_from_its_checkpoint(data, tmp_path, capsys):
-    start = sft(SidSFTConfig(**data.sft(tmp_path / "start", max_steps=20)))
-    grpo(SidGRPOConfig(**data.grpo(tmp_path / "run", start, max_steps=1)))  # an earlier model
+    start = sft(*sft_configs(**data.sft(tmp_path / "start", max_steps=20)))
+    grpo(*grpo_configs(**data.grpo(tmp_path / "run", start, max_steps=1)))  # an earlier model
     settings = data.grpo(tmp_path / "run", start, max_steps=60, learning_rate=1e-4, **SAVING)
-    unkilled = grpo(SidGRPOConfig(**data.grpo(tmp_path / "unkilled", start, max_steps=60, learning_rate=1e-4)))
+    unkilled = grpo(*grpo_configs(**data.grpo(tmp_path / "unkilled", start, max_steps=60, learning_rate=1e-4)))
     check_resumed("grpo", settings, unkilled, capsys)
 
 
@@ -106,8 +106,8 @@ def test_retrieve_goes_on_from_its_checkpoint(data, tmp_path, capsys):
     given |= {"per_device_train_batch_size": 16, "logging_strategy": "steps", "max_steps": 300}
     for strategy in ("eval", "save"):
         given |= {f"{strategy}_strategy": "steps", f"{strategy}_steps": 25}
-    retrieve(RetrieveConfig(**given | {"output_dir": str(tmp_path / "run"), "max_steps": 25}))
-    unkilled = retrieve(RetrieveConfig(**given | {"output_dir": str(tmp_path / "unkilled")}))
+    retrieve(*retrieve_configs(**given | {"output_dir": str(tmp_path / "run"), "max_steps": 25}))
+    unkilled = retrieve(*retrieve_configs(**given | {"output_dir": str(tmp_path / "unkilled")}))
     check_resumed("retrieve", given | {"output_dir": str(tmp_path / "run")}, unkilled, capsys)
 
 
@@ -122,10 +122,10 @@ def test_a_changed_setting_never_goes_on_from_a_foreign_checkpoint(data, tmp_pat
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr("hf_gr.runs.Run.finish", kill)
-        sft(SidSFTConfig(**settings))
+        sft(*sft_configs(**settings))
     assert list((tmp_path / "run").glob("run-*/checkpoint-6"))
     capsys.readouterr()
-    model = sft(SidSFTConfig(**settings | {"learning_rate": 1e-4}))
+    model = sft(*sft_configs(**settings | {"learning_rate": 1e-4}))
     assert "resuming" not in capsys.readouterr().out
     assert [entry["step"] for entry in log_of(model) if "grad_norm" in entry] == [1, 2, 3, 4, 5, 6]
 
@@ -143,7 +143,7 @@ def test_a_torn_checkpoint_is_passed_over(data, tmp_path, capsys, torn):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr("hf_gr.runs.Run.finish", kill)
-        sft(SidSFTConfig(**settings))
+        sft(*sft_configs(**settings))
     (state,) = (tmp_path / "run").glob("run-*/checkpoint-6/trainer_state.json")
     if torn == "no state":
         state.unlink()
@@ -151,6 +151,6 @@ def test_a_torn_checkpoint_is_passed_over(data, tmp_path, capsys, torn):
         cut = state if torn == "half a state" else state.with_name("optimizer.pt")
         cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     capsys.readouterr()
-    model = sft(SidSFTConfig(**settings))
+    model = sft(*sft_configs(**settings))
     assert f"resuming from {state.parents[1] / 'checkpoint-4'}" in capsys.readouterr().out
     assert log_of(model)[-1]["step"] == 6

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_runs import QUIET, TinyData, tiny_data
+from tiny_runs import QUIET, TinyData, grpo_configs, retrieve_configs, sft_configs, tiny_data
 
 from hf_gr.errors import HfGrError
-from hf_gr.grpo import SidGRPOConfig, grpo
-from hf_gr.retrieval import RetrieveConfig, retrieve
+from hf_gr.grpo import grpo
+from hf_gr.retrieval import retrieve
 from hf_gr.safeguards import check_finite, is_whole
-from hf_gr.sft import SidSFTConfig, SidSFTTrainer, sft
+from hf_gr.sft import SidSFTTrainer, sft
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +21,16 @@ def data(tmp_path_factory) -> TinyData:
 
 @pytest.fixture(scope="module")
 def start(data):
-    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("start"), max_steps=2)))
+    return sft(*sft_configs(**data.sft(data.dataset.with_name("start"), max_steps=2)))
 
 
 def run(station, data, start, output, **changes):
     if station == "sft":
-        return sft(SidSFTConfig(**data.sft(output, **changes)))
+        return sft(*sft_configs(**data.sft(output, **changes)))
     if station == "grpo":
-        return grpo(SidGRPOConfig(**data.grpo(output, start, beta=0.1, **changes)))
+        return grpo(*grpo_configs(**data.grpo(output, start, beta=0.1, **changes)))
     given = QUIET | {"dataset": str(data.dataset), "hidden_size": 16, "per_device_train_batch_size": 16, "patience": 0}
-    return retrieve(RetrieveConfig(**given | {"output_dir": str(output), "eval_strategy": "no"} | changes))
+    return retrieve(*retrieve_configs(**given | {"output_dir": str(output), "eval_strategy": "no"} | changes))
 
 
 @pytest.mark.parametrize("station", ["sft", "grpo", "retrieve"])
@@ -79,7 +79,7 @@ def test_a_validation_loss_that_is_not_finite_stops(data, tmp_path, monkeypatch)
 
     monkeypatch.setattr(SidSFTTrainer, "evaluation_loop", broken)
     with pytest.raises(HfGrError, match="the validation loss of step 1 is nan"):
-        sft(SidSFTConfig(**data.sft(tmp_path / "run", max_steps=2, eval_strategy="steps", eval_steps=1)))
+        sft(*sft_configs(**data.sft(tmp_path / "run", max_steps=2, eval_strategy="steps", eval_steps=1)))
 
 
 def test_check_finite_names_the_weight():

@@ -14,7 +14,7 @@ from hf_gr.models import RecursionConfig, ScratchConfig, ThinkingConfig
 from hf_gr.quantizers.station import METHODS, QuantizeConfig, new_quantizer
 from hf_gr.rewards import parse_mix
 from hf_gr.settings import mapping, nested, read_yaml, typed, types_of
-from hf_gr.sft import SidSFTConfig
+from hf_gr.sft import SFT_CONFIGS, SidSFTConfig
 
 
 def method_config(method: str, **given):
@@ -118,7 +118,7 @@ def test_a_file_is_typed_as_the_options_are(tmp_path):
             parse_config(EmbedConfig, ["--config", str(file)])
     sft = tmp_path / "sft.yaml"
     sft.write_text("output_dir: o\neval_strategy: no\nlearning_rate: 1e-3\ntasks: {next_item: 1e0}\n")
-    config = parse_config(SidSFTConfig, ["--config", str(sft)])
+    _, _, config = parse_config(SFT_CONFIGS, ["--config", str(sft)])
     assert (config.eval_strategy, config.learning_rate, config.tasks) == ("no", 1e-3, {"next_item": 1.0})
 
 

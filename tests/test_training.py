@@ -2,13 +2,13 @@ import copy
 
 import pytest
 import torch
-from tiny_runs import QUIET, tiny_data
+from tiny_runs import QUIET, grpo_configs, retrieve_configs, sft_configs, tiny_data
 from transformers import T5Config
 
 from hf_gr.artifacts import mark
 from hf_gr.errors import HfGrError
 from hf_gr.grpo import SidGRPOConfig, grpo
-from hf_gr.retrieval import RetrieveConfig, retrieve
+from hf_gr.retrieval import retrieve
 from hf_gr.runs import Run, changed_settings
 from hf_gr.sft import SidSFTConfig, sft
 from hf_gr.training import has_fast_bf16, load_lm
@@ -36,16 +36,16 @@ def test_bf16_is_left_to_the_machine_unless_it_is_asked_for(config, fast, tmp_pa
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-    given = {"dataset": "data", "model": "model", "output_dir": str(tmp_path), "use_cpu": True}
+    given = {"output_dir": str(tmp_path), "use_cpu": True}
     assert config(**given).bf16 is fast
     assert changed_settings(config(**given))["bf16"] is fast  # what was run with is told, asked for or not
     assert config(**given, bf16=not fast).bf16 is not fast
     assert config(**given, fp16=True).bf16 is False
 
 
-def settings_of(config):
-    """Everything in a config but the state of its processes, which accelerate puts there."""
-    return {name: value for name, value in vars(config).items() if name != "distributed_state"}
+def settings_of(configs):
+    """Everything in some configs but the state of their processes, which accelerate puts there."""
+    return {name: value for config in configs for name, value in vars(config).items() if name != "distributed_state"}
 
 
 def test_a_config_is_unchanged_by_its_run_and_runs_again_as_up_to_date(tmp_path, capsys):
@@ -53,17 +53,17 @@ def test_a_config_is_unchanged_by_its_run_and_runs_again_as_up_to_date(tmp_path,
     quiet = QUIET | {"dataset": str(data.dataset), "hidden_size": 16, "max_steps": 1, "patience": 0}
     model = tmp_path / "sft" / "model"
     configs = {
-        sft: SidSFTConfig(**data.sft(tmp_path / "sft", max_steps=1)),
-        grpo: SidGRPOConfig(**data.grpo(tmp_path / "grpo", model, max_steps=1)),
-        retrieve: RetrieveConfig(**quiet, output_dir=str(tmp_path / "retrieve"), eval_strategy="no"),
+        sft: sft_configs(**data.sft(tmp_path / "sft", max_steps=1)),
+        grpo: grpo_configs(**data.grpo(tmp_path / "grpo", model, max_steps=1)),
+        retrieve: retrieve_configs(**quiet, output_dir=str(tmp_path / "retrieve"), eval_strategy="no"),
     }
-    for station, config in configs.items():
-        before = copy.deepcopy(settings_of(config))
-        made = station(config)
-        assert settings_of(config) == before
+    for station, settings in configs.items():
+        before = copy.deepcopy(settings_of(settings))
+        made = station(*settings)
+        assert settings_of(settings) == before
         capsys.readouterr()
-        assert station(config) == made
-        assert "up to date" in capsys.readouterr().out and settings_of(config) == before
+        assert station(*settings) == made
+        assert "up to date" in capsys.readouterr().out and settings_of(settings) == before
 
 
 @pytest.mark.parametrize("real", [True, False])

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from tiny_runs import TinyData, arguments, held_out, hit_rate, tiny_data
+from tiny_runs import TinyData, arguments, grpo_configs, held_out, hit_rate, sft_configs, tiny_data
 
 from hf_gr.evaluation import EvaluateConfig, evaluate
-from hf_gr.grpo import SidGRPOConfig, grpo
-from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.grpo import grpo
+from hf_gr.sft import sft
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -69,8 +69,8 @@ def data(tmp_path_factory) -> TinyData:
 def one(data) -> Path:
     """What one process makes."""
     folder = data.dataset.with_name("one")
-    model = sft(SidSFTConfig(**sft_settings(data, folder / "sft", rows=16)))
-    final = grpo(SidGRPOConfig(**grpo_settings(data, folder / "grpo", model, prompts=4)))
+    model = sft(*sft_configs(**sft_settings(data, folder / "sft", rows=16)))
+    final = grpo(*grpo_configs(**grpo_settings(data, folder / "grpo", model, prompts=4)))
     evaluate(EvaluateConfig(**evaluation(data, final, folder / "evaluation")))
     return folder
 

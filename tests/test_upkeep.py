@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from searching import recursive
 from tiny import NUM_ITEMS, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
-from tiny_runs import TinyData
+from tiny_runs import TinyData, grpo_configs, sft_configs
 from transformers import pipeline
 
 from hf_gr.artifacts import MANIFEST, fingerprint, write_manifest
@@ -24,11 +24,11 @@ from hf_gr.dataset import write_dataset
 from hf_gr.decoding import Recommender
 from hf_gr.embedding import EmbedConfig, embed
 from hf_gr.errors import HfGrError
-from hf_gr.grpo import SidGRPOConfig, grpo
+from hf_gr.grpo import grpo
 from hf_gr.hub import carry, repo_files, save_repo
 from hf_gr.models import IntRRForCausalLM
 from hf_gr.quantizers import QuantizeConfig, load_quantizer, quantize
-from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.sft import sft
 from hf_gr.upkeep import add_items, new_codes, remove_items
 from hf_gr.vocabulary import SidVocabulary, add_vocabulary
 
@@ -335,8 +335,8 @@ def test_what_new_items_need_is_of_the_repo(model):
 def test_training_carries_on_what_new_items_need(catalogs, made, vectors_file, tmp_path):
     """From the catalogue into the model of SFT, from there into that of GRPO, which then takes new items."""
     data = TinyData(made["greedy"].with_name("data"), catalogs["greedy"])
-    first = sft(SidSFTConfig(**data.sft(tmp_path / "sft", max_steps=1)))
-    final = grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", first, max_steps=1)))
+    first = sft(*sft_configs(**data.sft(tmp_path / "sft", max_steps=1)))
+    final = grpo(*grpo_configs(**data.grpo(tmp_path / "grpo", first, max_steps=1)))
     for folder in ("quantizer", "embedder"):
         assert contents(final / folder) == contents(first / folder) == contents(made["greedy"] / folder)
     add_items(final, new_items(["n4"]), vectors_file=vectors_file)

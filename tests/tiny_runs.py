@@ -9,9 +9,15 @@ import numpy as np
 import torch
 from tiny import NUM_ITEMS, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
 
+from hf_gr.arguments import configs_of
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Cases, InteractionDataset, write_dataset
 from hf_gr.decoding import Recommender
+from hf_gr.grpo import GRPO_CONFIGS, GRPODataConfig, PolicyConfig, SidGRPOConfig
+from hf_gr.retrieval import RETRIEVE_CONFIGS, RetrieveConfig, RetrieverConfig
+from hf_gr.sft import SFT_CONFIGS, SidDataConfig, SidModelConfig, SidSFTConfig
+from hf_gr.sft.config import check_together
+from hf_gr.training import DataConfig
 
 
 QUIET = {"use_cpu": True, "disable_tqdm": True, "bf16": False, "logging_steps": 1, "save_strategy": "no"}
@@ -24,15 +30,30 @@ class TinyData:
     catalog: Path
 
     def sft(self, output_dir: Path, **changes: Any) -> dict[str, Any]:
-        """Settings of a `SidSFTConfig`; 60 steps of it learn the walk, in about 3 s."""
+        """Settings of an SFT ([`sft_configs`]); 60 steps of it learn the walk, in about 3 s."""
         paths = {"dataset": str(self.dataset), "catalog": str(self.catalog), "output_dir": str(output_dir)}
         return QUIET | SCRATCH | paths | {"max_steps": 60, "learning_rate": 3e-3} | changes
 
     def grpo(self, output_dir: Path, model: Path, **changes: Any) -> dict[str, Any]:
-        """Settings of a `SidGRPOConfig`: 4 prompts of 8 rollouts a step."""
+        """Settings of a GRPO ([`grpo_configs`]): 4 prompts of 8 rollouts a step."""
         paths = {"dataset": str(self.dataset), "model": str(model), "output_dir": str(output_dir)}
         batch = {"num_generations": 8, "per_device_train_batch_size": 32, "max_steps": 4}
         return QUIET | paths | batch | changes
+
+
+def sft_configs(**settings: Any) -> tuple[SidDataConfig, SidModelConfig, SidSFTConfig]:
+    """The three configs of settings that stand side by side, as in a YAML file; the other two likewise."""
+    configs = configs_of(SFT_CONFIGS, **settings)
+    check_together(*configs)
+    return configs
+
+
+def grpo_configs(**settings: Any) -> tuple[GRPODataConfig, PolicyConfig, SidGRPOConfig]:
+    return configs_of(GRPO_CONFIGS, **settings)
+
+
+def retrieve_configs(**settings: Any) -> tuple[DataConfig, RetrieverConfig, RetrieveConfig]:
+    return configs_of(RETRIEVE_CONFIGS, **settings)
 
 
 def distinct_catalog(num_items: int = NUM_ITEMS, size: int = 4) -> SidCatalog:

@@ -51,12 +51,13 @@ class World:
         train = Histories(np.array(["u"]), np.array([0, 32]), np.arange(32), np.arange(32))
         return SidGRPOTrainer(
             self.model,
-            self.grammar,
-            args=SidGRPOConfig(**QUIET | settings | changes),
-            items=ItemKnowledge.of(self.catalog, train),
-            rewards=own,
-            train_dataset=Dataset.from_dict({"prompt": self.prompts * times, "target": TARGETS * times}),
+            SidGRPOConfig(**QUIET | settings | changes),
+            catalog=self.catalog,
+            vocabulary=self.vocabulary,
             processing_class=self.tokenizer,
+            train_dataset=Dataset.from_dict({"prompt": self.prompts * times, "target": TARGETS * times}),
+            rewards=own,
+            items=ItemKnowledge.of(self.catalog, train),
         )
 
     def chances(self) -> list[float]:

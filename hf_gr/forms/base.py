@@ -74,18 +74,26 @@ class Form:
         """
         return codes, codes
 
-    def check(self, name: str, config: Any) -> None:
-        """Raises [`HfGrError`] on settings of a training that mean nothing in this form.
+    def check_model(self, name: str, config: Any) -> None:
+        """Raises [`HfGrError`] on settings of a model that mean nothing in this form.
 
         Args:
             name: Of the form, for the message.
-            config: With the fields `tasks`, `thinking`, `recursion`, `loss`, `trunk_weight`, `confident_orders` and
-                `set_credit` of [`~hf_gr.sft.SidSFTConfig`].
+            config: With the fields `thinking`, `heads` and `recursion` of [`~hf_gr.sft.SidModelConfig`].
         """
         if config.recursion is not None and not self.item_table:
             raise HfGrError(f"recursion is set, but form is {name!r} and has none; set form: recursive.")
         if config.thinking is not None and not self.thinks:
             raise HfGrError(f"thinking is set, but form is {name!r} and has no thinking tokens; set form: stepwise.")
+
+    def check_training(self, name: str, config: Any) -> None:
+        """Raises [`HfGrError`] on settings of a training that mean nothing in this form.
+
+        Args:
+            name: Of the form, for the message.
+            config: With the fields `tasks`, `loss`, `trunk_weight`, `confident_orders` and `set_credit` of
+                [`~hf_gr.sft.SidSFTConfig`].
+        """
         if self.tasks is not None:
             for task in (task for task in config.tasks if task not in self.tasks):
                 raise HfGrError(f"task {task!r} is not for form: {name}; it learns {', '.join(self.tasks)}.")

@@ -22,7 +22,7 @@ class Upfront(Form):
         thoughts = np.broadcast_to(np.array(tokens.think_ids, np.int64), codes.shape)
         return np.hstack([thoughts, codes]), np.hstack([np.full_like(codes, IGNORED), codes])
 
-    def check(self, name: str, config: Any) -> None:
-        super().check(name, config)
+    def check_model(self, name: str, config: Any) -> None:
+        super().check_model(name, config)
         if config.heads is not None and config.heads.feedback == "hidden":
             raise HfGrError("thinking.feedback is 'hidden', which searches serve for form: stepwise alone; use that.")

@@ -1,12 +1,16 @@
 """GRPO: a model of `hf_gr.sft` learns from recommendation rewards under the grammar."""
 
-from .config import SidGRPOConfig
+from .config import GRPO_CONFIGS, GRPODataConfig, PolicyConfig, SidGRPOConfig
 from .policy import policy_log_probs
-from .run import grpo, main, training_prompts
+from .prompts import training_prompts
+from .run import grpo, main
 from .trainer import SidGRPOTrainer, constrained_rollouts
 
 
 __all__ = [
+    "GRPO_CONFIGS",
+    "GRPODataConfig",
+    "PolicyConfig",
     "SidGRPOConfig",
     "SidGRPOTrainer",
     "constrained_rollouts",

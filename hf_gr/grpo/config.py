@@ -1,4 +1,4 @@
-"""Settings of GRPO."""
+"""Settings of GRPO: what it reads, which model it starts from, how it trains."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,7 +8,7 @@ from trl import GRPOConfig
 from ..errors import HfGrError
 from ..options import REFUSED_BY_GRPO, USED_BY_GRPO, check_idle, check_inherited, check_range
 from ..rewards import parse_mix
-from ..training import RunArguments
+from ..training import DataConfig, LmConfig, LmTrainerDefaults
 from ..validation import check_metric, metric_names
 
 
@@ -28,10 +28,32 @@ _OF_LOSSES = {
 
 
 @dataclass
-class SidGRPOConfig(RunArguments, GRPOConfig):
-    """TRL's [`GRPOConfig`] with what a generative recommender adds. `output_dir/model` becomes a Hub-ready repo."""
+class GRPODataConfig(DataConfig):
+    """What GRPO reads: events, and what rewards know beside them."""
+
+    embeddings: str | None = field(
+        default=None, metadata={"help": "Item vectors for `semantic`; those of the codebook if left out."}
+    )
+    interests: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of `hf-gr label` for the reward `interest`; those that the model carries if left out, and "
+            "else categories."
+        },
+    )
+
+
+@dataclass
+class PolicyConfig(LmConfig):
+    """Which model GRPO starts from."""
 
     model: str = field(default="", metadata={"help": "Model made by `hf-gr sft`: folder or Hub id."})
+
+
+@dataclass
+class SidGRPOConfig(LmTrainerDefaults, GRPOConfig):
+    """TRL's [`GRPOConfig`] with what a generative recommender adds."""
+
     prompts_per_user: int = field(
         default=1, metadata={"help": "Training events of each user, the latest ones, whose history is a prompt."}
     )
@@ -47,16 +69,6 @@ class SidGRPOConfig(RunArguments, GRPOConfig):
     )
     target_decay: float = field(
         default=0.5, metadata={"help": "γ: the n-th next item counts γ^(n-1); with target_steps above 1."}
-    )
-    embeddings: str | None = field(
-        default=None, metadata={"help": "Item vectors for `semantic`; those of the codebook if left out."}
-    )
-    interests: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of `hf-gr label` for the reward `interest`; those that the model carries if left out, and "
-            "else categories."
-        },
     )
     rollout: Literal["sample", "beam", "gumbel"] = field(
         default="sample",
@@ -136,3 +148,6 @@ class SidGRPOConfig(RunArguments, GRPOConfig):
         for kind, names in _OF_LOSSES.items():
             needs |= dict.fromkeys(names, (self.loss_type == kind, f"loss_type: {kind}"))
         check_idle(self, needs)
+
+
+GRPO_CONFIGS = (GRPODataConfig, PolicyConfig, SidGRPOConfig)

@@ -3,79 +3,71 @@
 import copy
 from pathlib import Path
 
-import numpy as np
 from accelerate import PartialState
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..adapters import tuned
 from ..arguments import parse_config
 from ..catalog import SidCatalog
-from ..dataset import Histories, InteractionDataset
+from ..dataset import InteractionDataset
 from ..decoding import load_thinking
 from ..errors import HfGrError
 from ..hub import READ_FILES
 from ..interests import Interests
 from ..offline import local_folder
 from ..provenance import learned_from
-from ..rewards import ItemKnowledge
 from ..runs import Run
 from ..training import load_lm, trained_model
-from ..validation import Validation, drawn_cases
 from ..vocabulary import SidVocabulary
-from .config import SidGRPOConfig
+from .config import GRPO_CONFIGS, GRPODataConfig, PolicyConfig, SidGRPOConfig
 from .trainer import SidGRPOTrainer
 
 
-def grpo(config: SidGRPOConfig) -> Path:
+def grpo(data: GRPODataConfig, policy: PolicyConfig, args: SidGRPOConfig) -> Path:
     """Trains a model of `hf-gr sft` with recommendation rewards; the finished model is `output_dir/model`.
 
     Continues from the last checkpoint of the same settings, and does nothing when the model is up to date.
     """
-    for name in ("dataset", "model"):
-        if not vars(config)[name]:
+    for name, value in (("dataset", data.dataset), ("model", policy.model)):
+        if not value:
             raise HfGrError(f"{name} is not set; give --{name} FOLDER or name it in the YAML file.")
-    inputs: dict[str, str | Path] = {"dataset": config.dataset}
-    if Path(config.model).is_dir():
-        inputs["model"] = config.model
-    if config.embeddings:
-        inputs["embeddings"] = config.embeddings
-    if config.interests:
-        inputs["interests"] = config.interests
-    run = Run.of("grpo", config, inputs)
+    inputs: dict[str, str | Path] = {"dataset": data.dataset}
+    if Path(policy.model).is_dir():
+        inputs["model"] = policy.model
+    if data.embeddings:
+        inputs["embeddings"] = data.embeddings
+    if data.interests:
+        inputs["interests"] = data.interests
+    run = Run.of("grpo", (data, policy, args), inputs)
     with run.held():
-        return run.model if run.is_current(config.force) else _grpo(config, run)
+        return run.model if run.is_current(data.force) else _grpo(data, policy, args, run)
 
 
-def _grpo(config: SidGRPOConfig, run: Run) -> Path:
-    path = str(local_folder(config.model, files=READ_FILES))
+def _grpo(data: GRPODataConfig, start: PolicyConfig, args: SidGRPOConfig, run: Run) -> Path:
+    path = str(local_folder(start.model, files=READ_FILES))
     catalog, vocabulary = SidCatalog.load(path), SidVocabulary.load(path)
-    model, tokenizer = load_lm(path, config.attention)
-    vocabulary.check(catalog, tokenizer, config.model)
+    model, tokenizer = load_lm(path, start.attention)
+    vocabulary.check(catalog, tokenizer, start.model)
     thinking = load_thinking(path, catalog, vocabulary)
     if thinking is not None and thinking.feed is not None:
         raise HfGrError(
-            f"{config.model} feeds hidden states back (thinking.feedback: hidden), which GRPO does not score; take "
+            f"{start.model} feeds hidden states back (thinking.feedback: hidden), which GRPO does not score; take "
             "one with feedback: token."
         )
-    interests = Interests.load(config.interests) if config.interests else Interests.of_model(path)
-    split = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split)
-    made_of = (path, config.embeddings, config.interests)
-    learned = learned_from(config.split, split.train, catalog.item_ids, *made_of)
-    policy, adapter = tuned(model, vocabulary, config, run.base)
-    validation = None
-    if config.eval_strategy != "no":
-        users = drawn_cases(split.validation, config.eval_users, config.seed)
-        width, batch = config.eval_beams, config.per_device_eval_batch_size
-        validation = Validation.of(users, catalog, vocabulary, num_beams=width, batch_size=batch)
+    split = InteractionDataset.load(data.dataset).aligned(catalog.item_ids).split(data.split)
+    made_of = (path, data.embeddings, data.interests)
+    learned = learned_from(data.split, split.train, catalog.item_ids, *made_of)
+    policy, adapter = tuned(model, vocabulary, start, run.base)
     trainer = SidGRPOTrainer(
         policy,
-        vocabulary.grammar(catalog),
-        args=run.arguments(config),
-        items=ItemKnowledge.of(catalog, split.train, config.embeddings, interests),
-        validation=validation,
-        train_dataset=training_prompts(split.train, catalog, vocabulary, config.prompts_per_user, config.target_steps),
+        run.arguments(args),
+        catalog=catalog,
+        vocabulary=vocabulary,
         processing_class=padding(tokenizer, vocabulary),
+        train_dataset=split.train,
+        eval_dataset=split.validation if args.eval_strategy != "no" else None,
+        embeddings=data.embeddings,
+        interests=Interests.load(data.interests) if data.interests else Interests.of_model(path),
         peft_config=adapter,
     )
     trainer.train(resume_from_checkpoint=run.last_checkpoint())
@@ -86,7 +78,7 @@ def _grpo(config: SidGRPOConfig, run: Run) -> Path:
         trained.config.get_text_config().pad_token_id = None  # it was for the trainer alone
     if PartialState().is_main_process:
         log = trainer.state.log_history
-        run.finish(trained, tokenizer, catalog, vocabulary, log, config.model, path, learned=learned)
+        run.finish(trained, tokenizer, catalog, vocabulary, log, start.model, path, learned=learned)
         run.report()
     PartialState().wait_for_everyone()
     return run.model
@@ -102,36 +94,6 @@ def padding(tokenizer: PreTrainedTokenizerBase, vocabulary: SidVocabulary) -> Pr
     return padded
 
 
-def training_prompts(
-    train: Histories, catalog: SidCatalog, vocabulary: SidVocabulary, per_user: int, steps: int = 1
-) -> Dataset:
-    """Prompts from the latest `per_user` training events of each user that have an earlier one.
-
-    `target` is the event, or with `steps` above 1 the list of it and those after it, −1 where training events have
-    ended; `history` are the items before it that the prompt shows.
-
-    Events of items that were removed from the catalogue are left out: no rollout can reach them.
-    """
-    users, ends = [], []
-    for user, length in enumerate(train.lengths):
-        latest = np.arange(max(1, length - per_user), length)
-        users.append(np.full(len(latest), user))
-        ends.append(latest)
-    chosen, cut = np.concatenate(users), np.concatenate(ends)
-    places = train.ptr[chosen][:, None] + cut[:, None] + np.arange(steps)
-    inside = places < train.ptr[chosen + 1][:, None]
-    targets = np.where(inside, train.items[np.where(inside, places, 0)], -1)
-    live = catalog.live[targets[:, 0]]
-    before = train.cut(chosen[live], cut[live])
-    return Dataset.from_dict(
-        {
-            "prompt": vocabulary.prompts(before, catalog),
-            "target": targets[live, 0] if steps == 1 else targets[live].tolist(),
-            "history": [items[-vocabulary.max_history :].tolist() for items in before],
-        }
-    )
-
-
 def main(arguments: list[str] | None = None, command: str | None = None) -> Path:
-    """Entry of `recipes/grpo.py` and `hf-gr grpo`: TRL's parser over [`SidGRPOConfig`], `--config FILE` included."""
-    return grpo(parse_config(SidGRPOConfig, arguments, command))
+    """Entry of `recipes/grpo.py` and `hf-gr grpo`: TRL's parser over the three configs, `--config FILE` included."""
+    return grpo(*parse_config(GRPO_CONFIGS, arguments, command))

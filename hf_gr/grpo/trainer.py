@@ -7,20 +7,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.models import unwrap_model_for_generation
 
 from ..adapters import check_sharding, plain_lm
+from ..catalog import SidCatalog
+from ..dataset import Cases, Histories
 from ..errors import HfGrError
-from ..grammar import SidGrammar
+from ..interests import Interests
 from ..models import add_inner_call
 from ..rewards import ItemKnowledge, Reward, answered_items, parse_mix, trl_reward, trl_rewards
 from ..training import without_router_loss
-from ..validation import Patience, Validation
+from ..validation import Patience, Validation, drawn_cases
+from ..vocabulary import SidVocabulary
 from .advantages import leave_one_out, without_replacement
 from .config import SidGRPOConfig
 from .internals import GroupedGRPOTrainer
 from .policy import policy_log_probs
+from .prompts import training_prompts
 from .rollouts import draws_of, roll_out
 
 
@@ -32,37 +37,57 @@ class SidGRPOTrainer(GroupedGRPOTrainer):
 
     Args:
         model: Causal LM with the SID tokens, not yet wrapped by PEFT.
-        grammar: What may follow.
-        args: A prompt's G rollouts stay in one micro-batch: `per_device_train_batch_size` must be a multiple of G,
-            else [`HfGrError`].
-        train_dataset: Columns `prompt` (token ids) and `target` (catalogue row, or rows of the next n items).
-        items: What rewards know of the items.
+        args: Settings, which stay as they are. A prompt's G rollouts stay in one micro-batch:
+            `per_device_train_batch_size` must be a multiple of G, else [`HfGrError`].
+        catalog: The items and their SIDs.
+        vocabulary: Of the model.
+        processing_class: The model's tokenizer.
+        train_dataset: Training histories in rows of the catalog, of which prompts are made ([`training_prompts`]), and
+            what rewards know of the items; or prompts that are made already, with `items`: columns `prompt` (token
+            ids) and `target` (catalog row, or rows of the next n items).
+        eval_dataset: Validation cases in rows of the catalog; `args.eval_users` of them are measured.
         rewards: Rewards of one's own beside those of `args.rewards`, each with its weight: functions as in
             `hf_gr/rewards`.
-        validation: What the policy is measured on every `eval_steps`.
+        embeddings: Folder of item vectors for the reward `semantic`; those of the codebook if left out.
+        interests: For the reward `interest`; categories if left out.
+        items: What rewards know of the items, where `train_dataset` holds prompts.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        grammar: SidGrammar,
-        *,
         args: SidGRPOConfig,
-        items: ItemKnowledge,
+        *,
+        catalog: SidCatalog,
+        vocabulary: SidVocabulary,
+        processing_class: PreTrainedTokenizerBase,
+        train_dataset: Histories | Dataset,
+        eval_dataset: Cases | None = None,
         rewards: Sequence[tuple[Reward, float]] = (),
-        validation: Validation | None = None,
+        embeddings: str | None = None,
+        interests: Interests | None = None,
+        items: ItemKnowledge | None = None,
         **kwargs: Any,
     ):
-        self.grammar, self.validation = grammar, validation
+        self.grammar, self.validation = vocabulary.grammar(catalog), None
+        if eval_dataset is not None:
+            users = drawn_cases(eval_dataset, args.eval_users, args.seed)
+            self.validation = Validation.of_args(users, catalog, vocabulary, args)
+        if isinstance(train_dataset, Histories):
+            items = items or ItemKnowledge.of(catalog, train_dataset, embeddings, interests)
+            counts = (args.prompts_per_user, args.target_steps)
+            train_dataset = training_prompts(train_dataset, catalog, vocabulary, *counts)
+        if items is None:
+            raise HfGrError("train_dataset holds prompts, which say nothing of items; pass items=ItemKnowledge.of(…).")
         self._flat_logs = 0  # log lines so far, if in all of them every group had one reward; else negative
         self._turns = (-1, 0)  # step of the last generation, and how many there were in it
         add_inner_call(model)
         args = copy.copy(args)  # the caller's stays as it is
-        args.max_completion_length = grammar.answer_length
+        args.max_completion_length = self.grammar.answer_length
         group = args.num_generations or 0  # TRL refuses fewer than two
         mix = parse_mix(args.rewards)
-        functions = trl_rewards(mix, grammar, items, group, args.target_decay)
-        functions += [trl_reward(own, grammar, items, group, decay=args.target_decay) for own, _ in rewards]
+        functions = trl_rewards(mix, self.grammar, items, group, args.target_decay)
+        functions += [trl_reward(own, self.grammar, items, group, decay=args.target_decay) for own, _ in rewards]
         args.reward_weights = [given.weight for given in mix.values()] + [weight for _, weight in rewards]
         with without_router_loss(model), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*'rollout_func'.*experimental")  # TRL's range is pinned for it
@@ -71,10 +96,12 @@ class SidGRPOTrainer(GroupedGRPOTrainer):
                 functions,
                 args=args,
                 rollout_func=constrained_rollouts,
-                eval_dataset=None if validation is None else kwargs["train_dataset"].select([0]),  # evaluate() is ours
+                processing_class=processing_class,
+                train_dataset=train_dataset,
+                eval_dataset=None if self.validation is None else train_dataset.select([0]),  # evaluate() is ours
                 **kwargs,
             )
-        check_sharding(self.accelerator, self.args.finetune)
+        check_sharding(self.accelerator, self.model)
         if self.args.per_device_train_batch_size % self.num_generations:
             raise HfGrError(
                 f"per_device_train_batch_size is {self.args.per_device_train_batch_size}, no multiple of "
@@ -154,7 +181,7 @@ class SidGRPOTrainer(GroupedGRPOTrainer):
 
     def lists(self) -> dict[str, float]:
         if self.validation is None:
-            raise HfGrError("no validation cases were given; pass validation=… or leave eval_strategy out.")
+            raise HfGrError("no validation cases were given; pass eval_dataset=… or leave eval_strategy out.")
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model, self.accelerator.autocast():
             return self.validation.measure(plain_lm(model), self.grammar, self.accelerator)
 

@@ -1,4 +1,4 @@
-"""Settings of a dense retriever's training."""
+"""Settings of a dense retriever: which one, and how it trains."""
 
 from dataclasses import dataclass, field
 
@@ -7,25 +7,24 @@ from transformers import TrainingArguments
 from ..errors import HfGrError
 from ..models import BSARecConfig
 from ..options import REFUSED_BY_RETRIEVE, USED, check_idle, check_inherited, check_range
-from ..training import DataArguments
+from ..training import DataConfig, TrainerDefaults
 from ..validation import align_saving, check_metric, metric_names
 
 
-_LIMITS = {
+_MODEL_LIMITS = {
     "hidden_size": (1, 2**16),
     "num_hidden_layers": (1, 1000),
     "max_history": (1, 2**16),
     "alpha": (0, 1),
     "hidden_dropout": (0, 0.95),
     "attention_dropout": (0, 0.95),
-    "negatives": (0, 2**24),
-    "patience": (0, 2**24),
 }
+_LIMITS = {"negatives": (0, 2**24), "patience": (0, 2**24)}
 
 
 @dataclass
-class RetrieveConfig(DataArguments, TrainingArguments):
-    """transformers' [`TrainingArguments`] with what a retriever of item ids adds."""
+class RetrieverConfig:
+    """Which retriever is trained: settings of a [`BSARecConfig`]."""
 
     hidden_size: int = field(default=64, metadata={"help": "Width of item embeddings and layers."})
     num_hidden_layers: int = field(default=2, metadata={"help": "Layers."})
@@ -48,6 +47,28 @@ class RetrieveConfig(DataArguments, TrainingArguments):
     )
     hidden_dropout: float = field(default=0.5, metadata={"help": "Dropout on embeddings and outputs of layers."})
     attention_dropout: float = field(default=0.5, metadata={"help": "Dropout on attention weights."})
+
+    def __post_init__(self) -> None:
+        check_range(self, _MODEL_LIMITS)
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+            raise HfGrError(
+                f"num_attention_heads is {self.num_attention_heads}, which does not divide hidden_size "
+                f"{self.hidden_size}; choose one that does."
+            )
+        if self.cutoff % 2 == 0 or not 1 <= self.cutoff <= self.max_history + 1:
+            raise HfGrError(
+                f"cutoff is {self.cutoff}; give an odd number from 1 to {self.max_history + 1}: frequency 0 and pairs."
+            )
+
+    def model_config(self, num_items: int) -> BSARecConfig:
+        """Of a new model of `num_items` items."""
+        return BSARecConfig(num_items, **vars(self))
+
+
+@dataclass
+class RetrieveConfig(TrainerDefaults, TrainingArguments):
+    """transformers' [`TrainingArguments`] with what a retriever of item ids adds."""
+
     negatives: int = field(
         default=2048,
         metadata={
@@ -87,12 +108,6 @@ class RetrieveConfig(DataArguments, TrainingArguments):
             self.metric_for_best_model = self.metric_for_best_model or "NDCG@10"  # type: ignore[has-type]
         super().__post_init__()
 
-    def model_config(self, num_items: int) -> BSARecConfig:
-        """Of a new model of `num_items` items."""
-        names = ["hidden_size", "num_hidden_layers", "num_attention_heads", "max_history", "alpha", "cutoff", "causal"]
-        names += ["hidden_dropout", "attention_dropout"]
-        return BSARecConfig(num_items, **{name: vars(self)[name] for name in names})
-
     def _check(self) -> None:
         check_inherited(self, TrainingArguments, USED, REFUSED_BY_RETRIEVE)
         self._check_training()
@@ -102,12 +117,6 @@ class RetrieveConfig(DataArguments, TrainingArguments):
         check_metric(self.metric_for_best_model, metric_names())
         if best:
             align_saving(self)
-        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
-            raise HfGrError(
-                f"num_attention_heads is {self.num_attention_heads}, which does not divide hidden_size "
-                f"{self.hidden_size}; choose one that does."
-            )
-        if self.cutoff % 2 == 0 or not 1 <= self.cutoff <= self.max_history + 1:
-            raise HfGrError(
-                f"cutoff is {self.cutoff}; give an odd number from 1 to {self.max_history + 1}: frequency 0 and pairs."
-            )
+
+
+RETRIEVE_CONFIGS = (DataConfig, RetrieverConfig, RetrieveConfig)

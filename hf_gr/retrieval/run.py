@@ -15,34 +15,35 @@ from ..models import BSARecModel
 from ..provenance import learned_from
 from ..runs import Run
 from ..safeguards import check_finite
-from .config import RetrieveConfig
+from ..training import DataConfig
+from .config import RETRIEVE_CONFIGS, RetrieveConfig, RetrieverConfig
 from .data import training_rows
 from .retriever import ITEMS_FILE
 from .trainer import RetrieverTrainer
 
 
-def retrieve(config: RetrieveConfig) -> Path:
+def retrieve(data: DataConfig, model: RetrieverConfig, args: RetrieveConfig) -> Path:
     """Trains a retriever of item ids on the training part; the finished model is `output_dir/model`.
 
     Continues from the last checkpoint of the same settings, and does nothing when the model is up to date.
     """
-    if not config.dataset:
+    if not data.dataset:
         raise HfGrError("dataset is not set; give --dataset FOLDER or name it in the YAML file.")
-    run = Run.of("retrieve", config, {"dataset": config.dataset})
+    run = Run.of("retrieve", (data, model, args), {"dataset": data.dataset})
     with run.held():
-        return run.model if run.is_current(config.force) else _retrieve(config, run)
+        return run.model if run.is_current(data.force) else _retrieve(data, model, args, run)
 
 
-def _retrieve(config: RetrieveConfig, run: Run) -> Path:
-    dataset = InteractionDataset.load(config.dataset)
-    split = dataset.split(config.split)
-    learned = learned_from(config.split, split.train, dataset.item_ids)
-    set_seed(config.seed)
-    model = BSARecModel(config.model_config(dataset.num_items))
+def _retrieve(data: DataConfig, settings: RetrieverConfig, args: RetrieveConfig, run: Run) -> Path:
+    dataset = InteractionDataset.load(data.dataset)
+    split = dataset.split(data.split)
+    learned = learned_from(data.split, split.train, dataset.item_ids)
+    set_seed(args.seed)
+    model = BSARecModel(settings.model_config(dataset.num_items))
     trainer = RetrieverTrainer(
         model,
-        args=run.arguments(config),
-        train_dataset=training_rows(split.train, dataset.num_items, config.max_history, config.causal),
+        args=run.arguments(args),
+        train_dataset=training_rows(split.train, dataset.num_items, settings.max_history, settings.causal),
         validation=split.validation,
     )
     trainer.train(resume_from_checkpoint=run.last_checkpoint())
@@ -59,6 +60,6 @@ def _retrieve(config: RetrieveConfig, run: Run) -> Path:
 
 
 def main(arguments: list[str] | None = None, command: str | None = None) -> Path:
-    """Entry of `hf-gr retrieve` and `recipes/retrieve.py`: TRL's parser over [`RetrieveConfig`], `--config FILE`
+    """Entry of `hf-gr retrieve` and `recipes/retrieve.py`: TRL's parser over the three configs, `--config FILE`
     included."""
-    return retrieve(parse_config(RetrieveConfig, arguments, command))
+    return retrieve(*parse_config(RETRIEVE_CONFIGS, arguments, command))

@@ -1,7 +1,7 @@
-"""Settings of supervised fine-tuning."""
+"""Settings of supervised fine-tuning: what it reads, which model it starts from, how it trains."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from trl import SFTConfig
 
@@ -10,7 +10,7 @@ from ..forms import form_named
 from ..models import RecursionConfig, ScratchConfig, ThinkingConfig
 from ..options import REFUSED_BY_SFT, USED_BY_SFT, check_idle, check_inherited, check_range
 from ..settings import mapping, typed
-from ..training import RunArguments
+from ..training import DataConfig, LmConfig, LmTrainerDefaults
 from ..validation import align_saving, check_metric, metric_names
 from ..vocabulary import ContextKind, RowStart
 from .interest_tasks import INTEREST_TASKS
@@ -18,8 +18,8 @@ from .loss import Credit
 from .tasks import TASKS
 
 
+_MODEL_LIMITS = {"max_history": (1, 2**20)}
 _LIMITS = {
-    "max_history": (1, 2**20),
     "target_steps": (1, 100),
     "target_decay": (0, 1),
     "hidden_dropout": (0, 0.9),
@@ -30,10 +30,23 @@ _LOSS = ("loss", "eval_loss")
 
 
 @dataclass
-class SidSFTConfig(RunArguments, SFTConfig):
-    """TRL's [`SFTConfig`] with what a generative recommender adds. `output_dir/model` becomes a Hub-ready repo."""
+class SidDataConfig(DataConfig):
+    """What SFT reads: events, the catalog of semantic IDs, and interests."""
 
     catalog: str = field(default="", metadata={"help": "SID catalogue folder, as written by `hf-gr quantize`."})
+    interests: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of `hf-gr mine` or `hf-gr label`, for tasks on interests; those of items travel "
+            "with the model, which can then explain answers by the accepted ones."
+        },
+    )
+
+
+@dataclass
+class SidModelConfig(LmConfig):
+    """Which model SFT starts from, and how it writes items."""
+
     # dict first, then str, then None: of other unions the argument parser takes another member
     model: dict | str | None = field(
         default="SmolLM2",
@@ -46,19 +59,6 @@ class SidSFTConfig(RunArguments, SFTConfig):
         default=None,
         metadata={"help": "A model made by hf_gr to go on training, in place of `model`; same catalogue."},
     )
-    max_history: int = field(default=50, metadata={"help": "Events of a history that a prompt keeps."})
-    context: ContextKind = field(
-        default="none",
-        metadata={"help": "Token after each item of a history: `none`, its `rating`, or its `behavior`."},
-    )
-    row_start: RowStart = field(
-        default="random",
-        metadata={
-            "help": "How new token rows start: `random` (mean and deviation of the LM's rows), `codes` "
-            "(code vectors), `text` (titles of the items that carry the code), `mean` (transformers' mean resizing; "
-            "learns badly)."
-        },
-    )
     form: str | None = field(
         default=None,
         metadata={
@@ -66,13 +66,6 @@ class SidSFTConfig(RunArguments, SFTConfig):
             "model: REG4Rec), `stepwise` (a thinking token before each: S²GR), `upfront` (all thinking tokens, "
             "then the codes; for comparison), or `recursive` (its codes by a small recursion; in histories an item is "
             "one position: IntRR). Left out: as the model that goes on writes it, else flat."
-        },
-    )
-    recursion: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Of form: recursive: settings such as {input_weight: 0.1} (RecursionConfig lists them); left out, "
-            "its defaults."
         },
     )
     thinking: dict | str | None = field(
@@ -83,6 +76,60 @@ class SidSFTConfig(RunArguments, SFTConfig):
             "supervised, or as in the model that goes on."
         },
     )
+    recursion: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Of form: recursive: settings such as {input_weight: 0.1} (RecursionConfig lists them); left out, "
+            "its defaults."
+        },
+    )
+    max_history: int = field(default=50, metadata={"help": "Events of a history that a prompt keeps."})
+    context: ContextKind = field(
+        default="none",
+        metadata={"help": "Token after each item of a history: `none`, its `rating`, or its `behavior`."},
+    )
+    prompt: str = field(default="", metadata={"help": "Short text before every history; read once per user."})
+    row_start: RowStart = field(
+        default="random",
+        metadata={
+            "help": "How new token rows start: `random` (mean and deviation of the LM's rows), `codes` "
+            "(code vectors), `text` (titles of the items that carry the code), `mean` (transformers' mean resizing; "
+            "learns badly)."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        _read_mappings(self, "thinking", "recursion")
+        if isinstance(self.model, str) and self.model.lstrip().startswith("{"):
+            _read_mappings(self, "model")
+        super().__post_init__()
+        if not self.model:
+            raise HfGrError("model is empty; leave it out for the default.")
+        check_range(self, _MODEL_LIMITS)
+        _ = self.scratch, self.heads, self.recursion_config  # all raise on settings that they do not have
+        if form := self.form or ("" if self.continue_from else "flat"):  # else checked once that model is read
+            form_named(form).check_model(form, self)
+
+    @property
+    def scratch(self) -> ScratchConfig | None:
+        """The model from scratch that is asked for, if one is."""
+        return ScratchConfig.of(self.model) if isinstance(self.model, dict) else None
+
+    @property
+    def heads(self) -> ThinkingConfig | None:
+        """The thinking heads that are asked for, if any are."""
+        return None if self.thinking is None else ThinkingConfig.of_dict(self.thinking)  # type: ignore[arg-type]
+
+    @property
+    def recursion_config(self) -> RecursionConfig:
+        """Settings of the recursion."""
+        return RecursionConfig.of_dict({} if self.recursion is None else self.recursion)  # type: ignore[arg-type]
+
+
+@dataclass
+class SidSFTConfig(LmTrainerDefaults, SFTConfig):
+    """TRL's [`SFTConfig`] with what answers on branches add."""
+
     tasks: dict | str | None = field(
         default_factory=lambda: {"next_item": 1.0},
         metadata={
@@ -90,14 +137,6 @@ class SidSFTConfig(RunArguments, SFTConfig):
             "in an epoch: {next_item: 1, title_to_sid: 0.5}."
         },
     )
-    interests: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of `hf-gr mine` or `hf-gr label`, for tasks on interests; those of items travel "
-            "with the model, which can then explain answers by the accepted ones."
-        },
-    )
-    prompt: str = field(default="", metadata={"help": "Short text before every history; read once per user."})
     target_steps: int = field(default=1, metadata={"help": "Next items that each position of a history predicts."})
     target_decay: float = field(
         default=0.5, metadata={"help": "γ: the n-th next item counts γ^(n-1); with target_steps above 1."}
@@ -165,10 +204,7 @@ class SidSFTConfig(RunArguments, SFTConfig):
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
 
     def __post_init__(self) -> None:
-        for name in ("model", "thinking", "recursion", "tasks"):
-            value = vars(self)[name]
-            if isinstance(value, str) and (name != "model" or value.lstrip().startswith("{")):  # of the command line
-                setattr(self, name, mapping(name, value))
+        _read_mappings(self, "tasks")
         self._check()
         if self.keeps_best:
             wanted = self.metric_for_best_model or "NDCG@10"  # type: ignore[has-type]  # a field of TRL's
@@ -186,40 +222,20 @@ class SidSFTConfig(RunArguments, SFTConfig):
         """Whether evaluations search the lists of users: not if the loss alone was chosen to decide."""
         return self.eval_strategy != "no" and self.metric_for_best_model not in _LOSS
 
-    @property
-    def scratch(self) -> ScratchConfig | None:
-        """The model from scratch that is asked for, if one is."""
-        return ScratchConfig.of(self.model) if isinstance(self.model, dict) else None
-
-    @property
-    def heads(self) -> ThinkingConfig | None:
-        """The thinking heads that are asked for, if any are."""
-        return None if self.thinking is None else ThinkingConfig.of_dict(self.thinking)  # type: ignore[arg-type]
-
-    @property
-    def recursion_config(self) -> RecursionConfig:
-        """Settings of the recursion."""
-        return RecursionConfig.of_dict({} if self.recursion is None else self.recursion)  # type: ignore[arg-type]
-
     def _check(self) -> None:
         check_inherited(self, SFTConfig, USED_BY_SFT, REFUSED_BY_SFT)
         self._check_training()
-        if not self.tasks or not self.model:
-            raise HfGrError(f"{'tasks' if self.model else 'model'} is empty; leave it out for the default.")
+        if not self.tasks:
+            raise HfGrError("tasks is empty; leave it out for the default.")
         if not isinstance(self.tasks, dict):
             raise HfGrError(f"tasks is {self.tasks!r}; give tasks and weights, such as {{next_item: 1}}.")
         for name in (name for name in self.tasks if name not in TASKS | INTEREST_TASKS):
             raise HfGrError(
                 f"tasks holds {name!r}, which is no task; choose from {', '.join(TASKS | INTEREST_TASKS)}."
             )
-        for name in (name for name in self.tasks if name in INTEREST_TASKS and self.interests is None):
-            raise HfGrError(f"task {name!r} needs interests; name the folder of `hf-gr mine` or `hf-gr label`.")
         for name, weight in self.tasks.items():
             if typed(f"tasks.{name}", weight, float) < 0:
                 raise HfGrError(f"tasks.{name} is {weight}; give 0 or more.")
-        _ = self.scratch, self.heads, self.recursion_config  # all raise on settings that they do not have
-        if form := self.form or ("" if self.continue_from else "flat"):  # else checked once that model is read
-            form_named(form).check(form, self)
         if self.max_length is None or self.max_length < 8:
             raise HfGrError(f"max_length is {self.max_length}; rows of branches need a bound of at least 8 tokens.")
         check_range(self, _LIMITS)
@@ -232,7 +248,27 @@ class SidSFTConfig(RunArguments, SFTConfig):
         check_metric(self.metric_for_best_model, [*metric_names(self.eval_beams), "eval_loss"])
         if self.keeps_best:
             align_saving(self)
-        if self.train_rows_only and self.finetune != "full":
-            raise HfGrError("train_rows_only trains rows of the model itself, not adapters; set finetune: full.")
         if self.rows_first < 0 or (self.rows_first and self.train_rows_only):
             raise HfGrError("rows_first is a number of steps or a share of them, and not for train_rows_only.")
+
+
+SFT_CONFIGS = (SidDataConfig, SidModelConfig, SidSFTConfig)
+
+
+def check_together(data: SidDataConfig, model: SidModelConfig, args: SidSFTConfig) -> None:
+    """Raises [`HfGrError`] on settings that do not go together."""
+    assert isinstance(args.tasks, dict)
+    for name in (name for name in args.tasks if name in INTEREST_TASKS and data.interests is None):
+        raise HfGrError(f"task {name!r} needs interests; name the folder of `hf-gr mine` or `hf-gr label`.")
+    if model.form or not model.continue_from:  # else known once the model is read
+        form = model.form or "flat"
+        form_named(form).check_training(form, args)
+    if args.train_rows_only and model.finetune != "full":
+        raise HfGrError("train_rows_only trains rows of the model itself, not adapters; set finetune: full.")
+
+
+def _read_mappings(config: Any, *names: str) -> None:
+    """Reads settings that are mappings, where they are words of a command line."""
+    for name in names:
+        if isinstance(vars(config)[name], str):
+            setattr(config, name, mapping(name, vars(config)[name]))

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..adapters import tuned
@@ -21,74 +20,66 @@ from ..offline import resolve
 from ..provenance import learned_from
 from ..runs import Run
 from ..training import load_lm, trained_model
-from ..validation import Validation, drawn_cases
 from ..vocabulary import SidVocabulary, add_vocabulary, encode_text, reads_text
-from .config import SidSFTConfig
-from .interest_tasks import INTEREST_TASKS, build_of_interests
-from .tasks import TASKS, build, held_out, mixture
+from .config import SFT_CONFIGS, SidDataConfig, SidModelConfig, SidSFTConfig, check_together
 from .trainer import SidSFTTrainer
 
 
-def sft(config: SidSFTConfig) -> Path:
+def sft(data: SidDataConfig, model: SidModelConfig, args: SidSFTConfig) -> Path:
     """Fine-tunes an LM to write the next item's SID; the finished model is `output_dir/model`.
 
     Continues from the last checkpoint of the same settings, and does nothing when the model is up to date.
     """
-    inputs: dict[str, str | Path] = {name: _given(vars(config)[name], name) for name in ("dataset", "catalog")}
-    if config.continue_from and Path(config.continue_from).is_dir():
-        inputs["model"] = config.continue_from
-    if config.interests:
-        inputs["interests"] = config.interests
-    run = Run.of("sft", config, inputs)
+    check_together(data, model, args)
+    inputs: dict[str, str | Path] = {name: _given(vars(data)[name], name) for name in ("dataset", "catalog")}
+    if model.continue_from and Path(model.continue_from).is_dir():
+        inputs["model"] = model.continue_from
+    if data.interests:
+        inputs["interests"] = data.interests
+    run = Run.of("sft", (data, model, args), inputs)
     with run.held():
-        return run.model if run.is_current(config.force) else _sft(config, run)
+        return run.model if run.is_current(data.force) else _sft(data, model, args, run)
 
 
-def _sft(config: SidSFTConfig, run: Run) -> Path:
-    catalog = SidCatalog.load(config.catalog)
-    split = InteractionDataset.load(config.dataset).aligned(catalog.item_ids).split(config.split)
-    made_of = (config.catalog, config.continue_from, config.interests)
-    learned = learned_from(config.split, split.train, catalog.item_ids, *made_of)
-    model, tokenizer, vocabulary = starting_model(config, catalog, split.train)
-    heads = starting_heads(config, model, catalog, vocabulary)
-    interests = starting_interests(config)
-    rows = training_rows(config, split.train, catalog, vocabulary, tokenizer, interests)
-    model, adapter = tuned(model, vocabulary, config, run.base)
-    args, users, validation = run.arguments(config), None, None
-    args.eval_on_start = args.eval_on_start or bool(config.continue_from and config.keeps_best)  # it is a candidate
-    if config.eval_strategy != "no":
-        users = drawn_cases(split.validation, config.eval_users, config.seed)
-    if users is not None and config.measures_lists:
-        width, batch = config.eval_beams, config.per_device_eval_batch_size
-        validation = Validation.of(users, catalog, vocabulary, num_beams=width, batch_size=batch)
+def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run: Run) -> Path:
+    catalog = SidCatalog.load(data.catalog)
+    split = InteractionDataset.load(data.dataset).aligned(catalog.item_ids).split(data.split)
+    made_of = (data.catalog, start.continue_from, data.interests)
+    learned = learned_from(data.split, split.train, catalog.item_ids, *made_of)
+    args = run.arguments(settings)
+    args.eval_on_start = args.eval_on_start or bool(start.continue_from and args.keeps_best)  # it is a candidate
+    model, tokenizer, vocabulary = starting_model(start, catalog, split.train, args.seed)
+    heads = starting_heads(start, model, catalog, vocabulary, args.seed)
+    interests = starting_interests(data.interests, start.continue_from)
+    model, adapter = tuned(model, vocabulary, start, run.base)
     trainer = SidSFTTrainer(
         model,
-        vocabulary,
-        vocabulary.grammar(catalog),
-        args=args,
-        heads=heads,
-        peft_config=adapter,
-        train_dataset=rows,
-        eval_dataset=None if users is None else held_out(users, catalog, vocabulary),
-        validation=validation,
+        args,
+        catalog=catalog,
+        vocabulary=vocabulary,
         processing_class=tokenizer,
+        train_dataset=split.train,
+        eval_dataset=split.validation if args.eval_strategy != "no" else None,
+        heads=heads,
+        interests=interests,
+        peft_config=adapter,
     )
     trainer.train(resume_from_checkpoint=run.last_checkpoint())
     heads, trained = trainer.take_heads(), trained_model(trainer)
     if trainer.start_is_best("sft", "a lower learning_rate"):
-        trained, _, _ = starting_model(config, catalog, split.train)
-        heads = starting_heads(config, trained, catalog, vocabulary)
+        trained, _, _ = starting_model(start, catalog, split.train, args.seed)
+        heads = starting_heads(start, trained, catalog, vocabulary, args.seed)
     if PartialState().is_main_process:
-        base = config.continue_from or ("scratch" if config.scratch else str(config.model))
+        base = start.continue_from or ("scratch" if start.scratch else str(start.model))
         log = trainer.state.log_history
-        run.finish(trained, tokenizer, catalog, vocabulary, log, base, config.catalog, heads, interests, learned)
+        run.finish(trained, tokenizer, catalog, vocabulary, log, base, data.catalog, heads, interests, learned)
         run.report()
     PartialState().wait_for_everyone()
     return run.model
 
 
 def starting_model(
-    config: SidSFTConfig, catalog: SidCatalog, train: Histories
+    config: SidModelConfig, catalog: SidCatalog, train: Histories, seed: int = 42
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SidVocabulary]:
     """The LM with the catalogue's tokens: a plain one that gets them now, or one of ours that is to go on, perhaps in
     another form."""
@@ -99,7 +90,7 @@ def starting_model(
         _check_going_on(config, model, tokenizer, vocabulary)
         return model, tokenizer, _in_form(config, vocabulary)
     if isinstance(config.model, dict):
-        model, tokenizer = from_scratch(config.model, config.seed)
+        model, tokenizer = from_scratch(config.model, seed)
         if config.attention:
             model.set_attn_implementation(config.attention)
     else:
@@ -113,7 +104,7 @@ def starting_model(
         histories=train,
         row_start=config.row_start,
         form=config.form or "flat",
-        seed=config.seed,
+        seed=seed,
     )
     if config.prompt and not reads_text(tokenizer):
         raise HfGrError("prompt is set, but the model is of semantic IDs alone; give it text: true, or no prompt.")
@@ -121,12 +112,12 @@ def starting_model(
     if vocabulary.sid_form.item_table:
         codebooks = [[ids[0], len(ids)] for ids in vocabulary.code_ids]
         codes = torch.from_numpy(vocabulary.item_tokens(catalog))
-        recursive = with_recursion(model, codes, codebooks, config.recursion_config, config.seed)
+        recursive = with_recursion(model, codes, codebooks, config.recursion_config, seed)
         return recursive, tokenizer, replace(vocabulary, first_item_id=recursive.config.first_item_id)
     return model, tokenizer, vocabulary
 
 
-def _in_form(config: SidSFTConfig, vocabulary: SidVocabulary) -> SidVocabulary:
+def _in_form(config: SidModelConfig, vocabulary: SidVocabulary) -> SidVocabulary:
     """The vocabulary of a model that goes on, in the form that the config asks for."""
     asked = replace(vocabulary, form=config.form or vocabulary.form)
     if asked.sid_form.item_table != vocabulary.sid_form.item_table:
@@ -134,16 +125,16 @@ def _in_form(config: SidSFTConfig, vocabulary: SidVocabulary) -> SidVocabulary:
             f"form is {asked.form!r}, but {config.continue_from} reads items as {vocabulary.form!r} does, which is "
             "another way; leave it out, or train a new model."
         )
-    asked.sid_form.check(asked.form, config)
+    asked.sid_form.check_model(asked.form, config)
     return asked
 
 
 def _check_going_on(
-    config: SidSFTConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: SidVocabulary
+    config: SidModelConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: SidVocabulary
 ) -> None:
     """Raises [`HfGrError`] where the config asks for other histories or another recursion than the model that goes on
     has; what it leaves at the default is as in the model."""
-    default = SidSFTConfig(output_dir="")
+    default = SidModelConfig()
     same_prompt = tuple(encode_text(tokenizer, config.prompt)) == vocabulary.prompt_ids
     asked: dict[str, tuple[Any, Any]] = {
         "max_history": (config.max_history, vocabulary.max_history),
@@ -163,7 +154,7 @@ def _check_going_on(
 
 
 def starting_heads(
-    config: SidSFTConfig, model: PreTrainedModel, catalog: SidCatalog, vocabulary: SidVocabulary
+    config: SidModelConfig, model: PreTrainedModel, catalog: SidCatalog, vocabulary: SidVocabulary, seed: int = 42
 ) -> ThinkingHeads | None:
     """New thinking heads, or those of the model that goes on; `None` where thoughts are not supervised."""
     if not vocabulary.sid_form.thinks:
@@ -179,46 +170,14 @@ def starting_heads(
             return heads
     if config.heads is None:
         return None
-    return ThinkingHeads.start(config.heads, model.get_input_embeddings().embedding_dim, catalog, config.seed)
+    return ThinkingHeads.start(config.heads, model.get_input_embeddings().embedding_dim, catalog, seed)
 
 
-def starting_interests(config: SidSFTConfig) -> Interests | None:
+def starting_interests(folder: str | None, continue_from: str | None) -> Interests | None:
     """The interests that are named, or those of the model that goes on."""
-    if config.interests:
-        return Interests.load(config.interests)
-    return Interests.of_model(config.continue_from) if config.continue_from else None
-
-
-def training_rows(
-    config: SidSFTConfig,
-    train: Histories,
-    catalog: SidCatalog,
-    vocabulary: SidVocabulary,
-    tokenizer: PreTrainedTokenizerBase,
-    interests: Interests | None = None,
-) -> Dataset:
-    """The rows of all tasks, mixed by their weights."""
-    assert isinstance(config.tasks, dict)
-    built = {
-        name: build(
-            name,
-            train,
-            catalog,
-            vocabulary,
-            tokenizer,
-            steps=config.target_steps,
-            decay=config.target_decay,
-            trunk_weight=config.trunk_weight,
-            seed=config.seed,
-        )
-        for name in config.tasks
-        if name in TASKS
-    }
-    for name in config.tasks:
-        if interests is not None and name in INTEREST_TASKS:
-            given = (interests, train, catalog, vocabulary, tokenizer)
-            built[name] = build_of_interests(name, *given, seed=config.seed)
-    return mixture(built, config.tasks, config.seed)
+    if folder:
+        return Interests.load(folder)
+    return Interests.of_model(continue_from) if continue_from else None
 
 
 def _given(path: str, name: str) -> str:
@@ -228,5 +187,5 @@ def _given(path: str, name: str) -> str:
 
 
 def main(arguments: list[str] | None = None, command: str | None = None) -> Path:
-    """Entry of `recipes/sft.py` and `hf-gr sft`: TRL's parser over [`SidSFTConfig`], `--config FILE` included."""
-    return sft(parse_config(SidSFTConfig, arguments, command))
+    """Entry of `recipes/sft.py` and `hf-gr sft`: TRL's parser over the three configs, `--config FILE` included."""
+    return sft(*parse_config(SFT_CONFIGS, arguments, command))

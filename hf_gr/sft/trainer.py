@@ -11,15 +11,18 @@ import numpy as np
 import torch
 from datasets import Dataset
 from safetensors.torch import load_model, save_model
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
 from ..adapters import check_sharding, plain_lm
 from ..branches import Packed, Row, fit, separate
+from ..catalog import SidCatalog
+from ..dataset import Cases, Histories
 from ..decoding import tree_support
 from ..errors import HfGrError
 from ..grammar import SidGrammar, UnorderedGrammar
+from ..interests import Interests
 from ..models import (
     ThinkingHeads,
     add_dropout,
@@ -32,12 +35,14 @@ from ..models import (
 from ..models.feedback import read
 from ..packing import Rows, pack
 from ..training import is_sharded, without_router_loss
-from ..validation import Patience, ValidatedTrainer, Validation
+from ..validation import Patience, ValidatedTrainer, Validation, drawn_cases
 from ..vocabulary import SidVocabulary
 from .config import SidSFTConfig
 from .curriculum import OldRows, RowsFirst, row_weights
 from .loss import SidOutput, answer_loss, dense_pairs, sids_among
 from .rows import RowBatches
+from .tasks import held_out
+from .training_rows import training_rows
 
 
 HEADS_FILE = "thinking_heads.safetensors"  # in checkpoints
@@ -107,12 +112,15 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
 
     Args:
         model: Causal LM with the SID tokens, not yet wrapped by PEFT.
+        args: Settings; they stay as they are.
+        catalog: The items and their SIDs.
         vocabulary: Of the model.
-        grammar: What may follow, in the vocabulary's form.
-        args: Settings.
+        processing_class: The model's tokenizer.
+        train_dataset: Training histories in rows of the catalog, of which the rows of `args.tasks` are made; or rows
+            that are made already, in the columns of [`~hf_gr.branches.Row`].
+        eval_dataset: Validation cases in rows of the catalog; `args.eval_users` of them are measured.
         heads: Thinking heads; they train along and are given back by [`take_heads`].
-        train_dataset, eval_dataset: In the columns of [`~hf_gr.branches.Row`].
-        validation: Users whose lists are measured beside the loss on `eval_dataset`.
+        interests: For the tasks on them.
     """
 
     args: SidSFTConfig
@@ -120,16 +128,26 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        vocabulary: SidVocabulary,
-        grammar: SidGrammar,
-        *,
         args: SidSFTConfig,
+        *,
+        catalog: SidCatalog,
+        vocabulary: SidVocabulary,
+        processing_class: PreTrainedTokenizerBase,
+        train_dataset: Histories | Dataset,
+        eval_dataset: Cases | None = None,
         heads: ThinkingHeads | None = None,
-        validation: Validation | None = None,
-        train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
+        interests: Interests | None = None,
         **kwargs: Any,
     ):
+        vocabulary.sid_form.check_training(vocabulary.form, args)
+        grammar = vocabulary.grammar(catalog)
+        if isinstance(train_dataset, Histories):
+            train_dataset = training_rows(args, train_dataset, catalog, vocabulary, processing_class, interests)
+        users, self.validation = None, None
+        if eval_dataset is not None:
+            users = drawn_cases(eval_dataset, args.eval_users, args.seed)
+            if args.measures_lists:
+                self.validation = Validation.of_args(users, catalog, vocabulary, args)
         add_inner_call(model)
         if args.hidden_dropout:
             add_dropout(model, args.hidden_dropout)
@@ -137,7 +155,7 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
         assert args.max_length is not None
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are tokenised already
         rows = fitting(train_dataset, model, args)
-        eval_rows = None if eval_dataset is None else fitting(eval_dataset, model, args)
+        eval_rows = None if users is None else fitting(held_out(users, catalog, vocabulary), model, args)
         with without_router_loss(model):
             super().__init__(
                 model,
@@ -149,13 +167,14 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
                 ),
                 train_dataset=rows,
                 eval_dataset=eval_rows,
+                processing_class=processing_class,
                 **kwargs,
             )
         self.train_dataset = RowBatches(rows)
         self.eval_dataset = None if eval_rows is None else RowBatches(eval_rows)
-        check_sharding(self.accelerator, args.finetune)
+        check_sharding(self.accelerator, self.model)
         self._check_orders(grammar)
-        self.grammar, self.heads, self.validation = grammar, heads, validation
+        self.grammar, self.heads = grammar, heads
         if heads is not None:
             if is_sharded(self.accelerator):
                 raise HfGrError("thinking heads do not train on sharded weights; use one device or DDP.")

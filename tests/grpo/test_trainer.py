@@ -9,17 +9,17 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import tiny_catalog, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
-from tiny_runs import TinyData, distinct_catalog, tiny_data, untied_lm
+from tiny_runs import TinyData, distinct_catalog, grpo_configs, sft_configs, tiny_data, untied_lm
 from transformers import GemmaConfig, LlamaConfig, MistralConfig, Qwen3Config
 
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Histories, InteractionDataset, write_dataset
 from hf_gr.decoding import tree_search, tree_support
 from hf_gr.errors import HfGrError
-from hf_gr.grpo import SidGRPOConfig, SidGRPOTrainer, constrained_rollouts, grpo, policy_log_probs, training_prompts
+from hf_gr.grpo import SidGRPOTrainer, constrained_rollouts, grpo, policy_log_probs, training_prompts
 from hf_gr.models import add_inner_call
 from hf_gr.rewards import ItemKnowledge, answered_items
-from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.sft import sft
 from hf_gr.vocabulary import SidVocabulary, add_vocabulary
 
 
@@ -31,7 +31,7 @@ def data(tmp_path_factory) -> TinyData:
 @pytest.fixture(scope="module")
 def half_trained(data) -> Path:
     """An SFT model that is right now and then: rewards differ within a group."""
-    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("half"), max_steps=25)))
+    return sft(*sft_configs(**data.sft(data.dataset.with_name("half"), max_steps=25)))
 
 
 def log_of(model: Path) -> list[dict]:
@@ -111,11 +111,11 @@ def test_the_policy_of_sets_equals_the_listing(tmp_path, rollout):
 
 def test_sets_train_by_rewards_on_their_paths(data, tmp_path):
     """PARS over the next two items, on an unordered model: KL begins at 0, and the numbers stay finite."""
-    model = sft(SidSFTConfig(**data.sft(tmp_path / "sft", max_steps=40, form="unordered")))
+    model = sft(*sft_configs(**data.sft(tmp_path / "sft", max_steps=40, form="unordered")))
     rewards = {"step_hit": 0.3, "global_path": 1.0, "category_hit": 0.1, "step_consistency": 0.1}
     settings = {"rewards": rewards, "target_steps": 2, "rollout": "gumbel", "estimator": "without_replacement"}
     settings |= {"scale_rewards": "none", "beta": 0.1, "max_steps": 4, "learning_rate": 1e-3}
-    log = log_of(grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", model, **settings))))
+    log = log_of(grpo(*grpo_configs(**data.grpo(tmp_path / "grpo", model, **settings))))
     steps = [entry for entry in log if "grad_norm" in entry]
     assert len(steps) == 4 and all(np.isfinite(entry["grad_norm"]) for entry in steps)
     assert abs(steps[0]["kl"]) < 1e-6 and steps[-1]["kl"] > 0
@@ -257,10 +257,14 @@ def trainer_of(
     rows = Dataset.from_dict({"prompt": prompts, "target": [5] * len(prompts)})
     settings = {"num_generations": 8, "per_device_train_batch_size": 16, "beta": 0.0, "max_steps": 1} | changes
     data = TinyData(Path(), Path())
-    config = SidGRPOConfig(**data.grpo(tmp_path / "run", Path(), **settings))
-    grammar = vocabulary.grammar(catalog)
     trainer = SidGRPOTrainer(
-        model, grammar, args=config, items=knowledge(catalog), train_dataset=rows, processing_class=tokenizer
+        model,
+        grpo_configs(**data.grpo(tmp_path / "run", Path(), **settings))[-1],
+        catalog=catalog,
+        vocabulary=vocabulary,
+        processing_class=tokenizer,
+        train_dataset=rows,
+        items=knowledge(catalog),
     )
     return trainer, vocabulary
 
@@ -347,16 +351,16 @@ def test_kl_is_zero_before_the_first_step(data, tmp_path, start, finetune):
     """The reference is the SFT policy, whichever way that and this run tune their weights."""
     source = {"model": str(untied_lm(tmp_path / "lm"))} if start == "untied" else {}
     way = "lora" if start == "lora" else "full"
-    model = sft(SidSFTConfig(**data.sft(tmp_path / "sft", max_steps=10, finetune=way, **source)))
+    model = sft(*sft_configs(**data.sft(tmp_path / "sft", max_steps=10, finetune=way, **source)))
     settings = data.grpo(tmp_path / "grpo", model, beta=0.1, finetune=finetune, max_steps=3, learning_rate=1e-2)
-    log = [entry for entry in log_of(grpo(SidGRPOConfig(**settings))) if "kl" in entry]
+    log = [entry for entry in log_of(grpo(*grpo_configs(**settings))) if "kl" in entry]
     assert abs(log[0]["kl"]) < 1e-6
     assert log[-1]["kl"] > 1e-3  # it is measured: the policy has moved
 
 
 def test_the_reference_runs_under_the_same_autocast_as_the_policy(data, half_trained, tmp_path):
     settings = data.grpo(tmp_path / "grpo", half_trained, beta=0.1, max_steps=2, learning_rate=1e-2, bf16=True)
-    log = [entry for entry in log_of(grpo(SidGRPOConfig(**settings))) if "kl" in entry]
+    log = [entry for entry in log_of(grpo(*grpo_configs(**settings))) if "kl" in entry]
     assert log[0]["kl"] == 0 and log[1]["kl"] > 0
 
 
@@ -365,25 +369,25 @@ def test_a_tokenizer_without_padding_trains_and_stays_as_it_is(data, tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path / "lm")
-    model = sft(SidSFTConfig(**data.sft(tmp_path / "sft", max_steps=1) | {"model": str(tmp_path / "lm")}))
-    model = grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", model, max_steps=1)))
+    model = sft(*sft_configs(**data.sft(tmp_path / "sft", max_steps=1) | {"model": str(tmp_path / "lm")}))
+    model = grpo(*grpo_configs(**data.grpo(tmp_path / "grpo", model, max_steps=1)))
     assert json.loads((model / "config.json").read_text())["pad_token_id"] is None
     assert SidVocabulary.load(model).start_id is not None
 
 
 def test_rewards_that_never_differ_are_told(data, half_trained, tmp_path, capsys):
     settings = data.grpo(tmp_path / "grpo", half_trained, max_steps=2, rewards={"novelty": 0})
-    log = log_of(grpo(SidGRPOConfig(**settings)))
+    log = log_of(grpo(*grpo_configs(**settings)))
     assert capsys.readouterr().out.count("from which nothing is learned") == 1
     assert not [name for entry in log for name in entry if name.startswith("completions/")]
-    grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", half_trained, max_steps=2)))
+    grpo(*grpo_configs(**data.grpo(tmp_path / "grpo", half_trained, max_steps=2)))
     assert "from which nothing is learned" not in capsys.readouterr().out
 
 
 def test_qlora_takes_its_own_quantised_start_for_reference(data, half_trained, tmp_path):
     pytest.importorskip("bitsandbytes")
     settings = data.grpo(tmp_path / "grpo", half_trained, beta=0.1, finetune="qlora", max_steps=3, learning_rate=1e-2)
-    model = grpo(SidGRPOConfig(**settings))
+    model = grpo(*grpo_configs(**settings))
     log = [entry for entry in log_of(model) if "kl" in entry]
     assert abs(log[0]["kl"]) < 1e-4 and log[-1]["kl"] > 1e-3  # arithmetic is bf16
     assert "quantization_config" not in json.loads((model / "config.json").read_text())
@@ -397,7 +401,7 @@ def test_a_tiny_run_raises_the_reward(data, half_trained, tmp_path):
     few = TinyData(tmp_path / "few", data.catalog)
     write_dataset(few.dataset, tiny_interactions(num_users=4, seed=3), tiny_items(), source="Made for tests.")
     settings = {"max_steps": 40, "learning_rate": 1e-3, "beta": 0.0, "rewards": ["exact"]}
-    log = log_of(grpo(SidGRPOConfig(**few.grpo(tmp_path / "grpo", half_trained, **settings))))
+    log = log_of(grpo(*grpo_configs(**few.grpo(tmp_path / "grpo", half_trained, **settings))))
     rewards = [entry["reward"] for entry in log if "reward" in entry]
     assert len(rewards) == 40
     first, last = np.mean(rewards[:8]), np.mean(rewards[-8:])
@@ -409,7 +413,7 @@ def test_a_tiny_run_raises_the_reward(data, half_trained, tmp_path):
 )
 def test_other_settings_run_with_finite_numbers(data, half_trained, tmp_path, changes):
     settings = data.grpo(tmp_path / "grpo", half_trained, max_steps=4, per_device_train_batch_size=16, **changes)
-    log = [entry for entry in log_of(grpo(SidGRPOConfig(**settings))) if "grad_norm" in entry]
+    log = [entry for entry in log_of(grpo(*grpo_configs(**settings))) if "grad_norm" in entry]
     assert len(log) == 4
     assert all(np.isfinite([entry["loss"], entry["grad_norm"], entry["kl"], entry["entropy"]]).all() for entry in log)
     assert max(entry["grad_norm"] for entry in log) > 0
@@ -417,14 +421,14 @@ def test_other_settings_run_with_finite_numbers(data, half_trained, tmp_path, ch
 
 def test_the_second_run_trains_nothing_and_says_so(data, half_trained, tmp_path, capsys):
     settings = data.grpo(tmp_path / "grpo", half_trained, max_steps=2)
-    model = grpo(SidGRPOConfig(**settings))
+    model = grpo(*grpo_configs(**settings))
     assert [path.name for path in (tmp_path / "grpo").iterdir()] == ["model"]
     written = (model / "model.safetensors").stat().st_mtime_ns
     capsys.readouterr()
-    assert grpo(SidGRPOConfig(**settings)) == model
+    assert grpo(*grpo_configs(**settings)) == model
     assert "[grpo] up to date:" in capsys.readouterr().out
     assert (model / "model.safetensors").stat().st_mtime_ns == written
-    grpo(SidGRPOConfig(**settings | {"rewards": ["exact"]}))
+    grpo(*grpo_configs(**settings | {"rewards": ["exact"]}))
     assert "[grpo] wrote" in capsys.readouterr().out
     assert SidVocabulary.load(model) == SidVocabulary.load(half_trained)
 
@@ -436,4 +440,4 @@ def test_a_model_whose_catalogue_was_swapped_is_refused(data, half_trained, tmp_
         (model / file.name).write_bytes(file.read_bytes())
     tiny_catalog(seed=5).save(model)
     with pytest.raises(HfGrError, match="is not the one this model was trained on"):
-        grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", model)))
+        grpo(*grpo_configs(**data.grpo(tmp_path / "grpo", model)))

@@ -7,14 +7,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from tiny_runs import TinyData, hit_rate, tiny_data
+from tiny_runs import TinyData, grpo_configs, hit_rate, sft_configs, tiny_data
 from toy_world import TARGETS, World
 
 from hf_gr.dataset import Cases, Histories, InteractionDataset
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
-from hf_gr.grpo import SidGRPOConfig, grpo
-from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.grpo import grpo
+from hf_gr.sft import sft
 from hf_gr.validation import Validation, drawn_cases
 
 
@@ -25,7 +25,7 @@ def data(tmp_path_factory) -> TinyData:
 
 @pytest.fixture(scope="module")
 def half_trained(data):
-    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("half"), max_steps=25)))
+    return sft(*sft_configs(**data.sft(data.dataset.with_name("half"), max_steps=25)))
 
 
 def log_of(model) -> list[dict]:
@@ -71,7 +71,7 @@ def test_the_best_checkpoint_is_kept(data, half_trained, tmp_path):
         eval_steps=10,
         metric_for_best_model="NDCG@10",
     )
-    model = grpo(SidGRPOConfig(**settings))
+    model = grpo(*grpo_configs(**settings))
     measured = {entry["step"]: entry["eval_NDCG@10"] for entry in log_of(model) if "eval_NDCG@10" in entry}
     assert list(measured) == [0, 10, 20, 30]
     recommender, cases = Recommender.from_pretrained(model), InteractionDataset.load(data.dataset).split().validation
@@ -92,7 +92,7 @@ def test_where_nothing_was_better_the_start_is_kept(data, half_trained, tmp_path
         eval_steps=4,
         patience=2,
     )
-    model = grpo(SidGRPOConfig(**settings))
+    model = grpo(*grpo_configs(**settings))
     steps = [entry["step"] for entry in log_of(model) if "eval_NDCG@10" in entry]
     assert steps == [0, 4, 8]  # twice no better: stopped
     assert "no checkpoint was better than the start (NDCG@10 " in capsys.readouterr().out
@@ -117,7 +117,7 @@ def test_where_nothing_was_better_the_start_is_kept(data, half_trained, tmp_path
 )
 def test_settings_that_do_not_go_together_are_refused(data, half_trained, tmp_path, changes, message):
     with pytest.raises(HfGrError, match=message):
-        SidGRPOConfig(**data.grpo(tmp_path, half_trained, **changes))
+        grpo_configs(**data.grpo(tmp_path, half_trained, **changes))
 
 
 def test_a_validation_part_without_cases_is_refused():

@@ -7,13 +7,14 @@ import pyarrow as pa
 import pytest
 from safetensors.torch import load_file
 from tiny import NUM_ITEMS, tiny_interactions, tiny_items
+from tiny_runs import retrieve_configs
 
 from hf_gr.artifacts import read_json
 from hf_gr.cli import main
 from hf_gr.dataset import InteractionDataset, write_dataset
 from hf_gr.errors import HfGrError
 from hf_gr.evaluation import EvaluateConfig, evaluate
-from hf_gr.retrieval import RetrieveConfig, Retriever, retrieve
+from hf_gr.retrieval import Retriever, retrieve
 
 
 TINY = {"use_cpu": True, "disable_tqdm": True, "hidden_size": 32, "hidden_dropout": 0.1, "attention_dropout": 0.1}
@@ -34,7 +35,7 @@ def settings(dataset: Path, output: Path, **changes: object) -> dict:
 @pytest.mark.parametrize("changes", [{}, {"causal": True, "negatives": 0, "num_train_epochs": 30}, {"negatives": 8}])
 def test_it_learns_the_walk_and_is_judged(dataset, tmp_path, changes, capsys):
     config = settings(dataset, tmp_path / "run", **changes)
-    model = retrieve(RetrieveConfig(**config))
+    model = retrieve(*retrieve_configs(**config))
     assert model == tmp_path / "run" / "model" and "[retrieve] wrote" in capsys.readouterr().out
     files = {"model.safetensors", "config.json", "items.parquet", "training_log.json", "manifest.json"}
     assert files | {"training_data.json", "README.md"} == {file.name for file in model.iterdir()}
@@ -47,11 +48,11 @@ def test_it_learns_the_walk_and_is_judged(dataset, tmp_path, changes, capsys):
     test = InteractionDataset.load(dataset).split().test
     items = Retriever.from_pretrained(model).recommend(test.histories, top_k=10).items
     assert (items == test.targets[:, None]).any(axis=1).mean() == pytest.approx(score)
-    assert retrieve(RetrieveConfig(**config)) == model and "up to date" in capsys.readouterr().out
+    assert retrieve(*retrieve_configs(**config)) == model and "up to date" in capsys.readouterr().out
 
 
 def test_seen_items_are_left_out_where_that_is_asked(dataset, tmp_path):
-    model = retrieve(RetrieveConfig(**settings(dataset, tmp_path / "run", num_train_epochs=2)))
+    model = retrieve(*retrieve_configs(**settings(dataset, tmp_path / "run", num_train_epochs=2)))
     for seen in (False, True):
         given = {"top_k": NUM_ITEMS, "num_beams": NUM_ITEMS, "baselines": False, "exclude_seen": seen}
         judged = evaluate(EvaluateConfig(str(dataset), str(tmp_path / f"judged-{seen}"), str(model), **given))
@@ -61,14 +62,14 @@ def test_seen_items_are_left_out_where_that_is_asked(dataset, tmp_path):
 
 
 def test_reflection_is_not_for_retrievers(dataset, tmp_path):
-    model = retrieve(RetrieveConfig(**settings(dataset, tmp_path / "run", num_train_epochs=1)))
+    model = retrieve(*retrieve_configs(**settings(dataset, tmp_path / "run", num_train_epochs=1)))
     with pytest.raises(HfGrError, match="dense retriever without paths"):
         evaluate(EvaluateConfig(str(dataset), str(tmp_path / "judged"), str(model), reflection=0.1))
 
 
 def test_the_best_checkpoint_is_kept_and_training_stops(dataset, tmp_path):
     given = settings(dataset, tmp_path / "run", num_train_epochs=200, patience=2)
-    model = retrieve(RetrieveConfig(**given))
+    model = retrieve(*retrieve_configs(**given))
     log = [entry for entry in read_json(model / "training_log.json") if "eval_NDCG@10" in entry]
     assert len(log) < 200
     best = max(range(len(log)), key=lambda place: log[place]["eval_NDCG@10"])
@@ -91,7 +92,7 @@ def test_test_events_do_not_reach_the_weights(dataset, tmp_path):
     write_dataset(other, rewritten, tiny_items(), source="Made for tests.")
     found = []
     for name, folder in (("true", dataset), ("other", other)):
-        model = retrieve(RetrieveConfig(**settings(folder, tmp_path / name, num_train_epochs=6)))
+        model = retrieve(*retrieve_configs(**settings(folder, tmp_path / name, num_train_epochs=6)))
         found.append(load_file(model / "model.safetensors"))
     assert found[0].keys() == found[1].keys()
     assert all((found[0][name] == found[1][name]).all() for name in found[0])
@@ -110,7 +111,7 @@ def test_test_events_do_not_reach_the_weights(dataset, tmp_path):
 )
 def test_settings_that_do_not_go_together_are_refused(changes, message):
     with pytest.raises(HfGrError, match=message):
-        RetrieveConfig(output_dir="unused", **changes)
+        retrieve_configs(output_dir="unused", **changes)
 
 
 def test_the_command_line_says_what_is_missing(capsys, tmp_path):

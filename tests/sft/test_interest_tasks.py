@@ -4,17 +4,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from tiny import tiny_lm, tiny_tokenizer
-from tiny_runs import distinct_catalog, tiny_data
+from tiny_runs import distinct_catalog, grpo_configs, sft_configs, tiny_data
 from transformers import pipeline
 
 from hf_gr.artifacts import read_json
 from hf_gr.cli import main
 from hf_gr.dataset import Histories
 from hf_gr.errors import HfGrError
-from hf_gr.grpo import SidGRPOConfig, grpo
+from hf_gr.grpo import grpo
 from hf_gr.interests import Interests
 from hf_gr.interests.table import SCHEMA
-from hf_gr.sft import SidSFTConfig, sft
+from hf_gr.sft import sft
 from hf_gr.sft.interest_tasks import INTEREST_TASKS, build_of_interests
 from hf_gr.vocabulary import add_vocabulary, encode_text
 
@@ -86,7 +86,7 @@ def test_interests_of_others_are_refused():
         with pytest.raises(HfGrError):
             build_of_interests(name, foreign, TRAIN, CATALOG, VOCABULARY, TOKENIZER)
     with pytest.raises(HfGrError, match="task 'interest_to_sid' needs interests"):
-        SidSFTConfig(output_dir="x", tasks={"next_item": 1, "interest_to_sid": 1})
+        sft_configs(output_dir="x", tasks={"next_item": 1, "interest_to_sid": 1})
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_from_interests_to_a_model_that_explains_by_them(tmp_path, capsys):
     Interests(pa.Table.from_pylist(mined, SCHEMA)).save(tmp_path / "interests")
     tasks = {"next_item": 1, **dict.fromkeys(("interest_to_sid", "sid_to_interest"), 1)}
     given = {"interests": str(tmp_path / "interests"), "tasks": tasks, "max_steps": 3}
-    model = sft(SidSFTConfig(**data.sft(tmp_path / "sft", **given)))
+    model = sft(*sft_configs(**data.sft(tmp_path / "sft", **given)))
     carried = Interests.load(model)
     assert set(carried.table["interest"].to_pylist()) == {f"kind {number}" for number in range(5)}
     assert len(carried) == 20 and len(carried.accepted) == 10
@@ -110,7 +110,7 @@ def test_from_interests_to_a_model_that_explains_by_them(tmp_path, capsys):
         == [1.0, 0.0] * 10
     )
     rewards = {"interest": {"weight": 1.0, "user_weight": 0.2}}
-    trained = grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", model, rewards=rewards, max_steps=1)))
+    trained = grpo(*grpo_configs(**data.grpo(tmp_path / "grpo", model, rewards=rewards, max_steps=1)))
     assert Interests.load(trained).table.equals(carried.table)
     assert "interest" in str(read_json(trained / "training_log.json"))
     entries = pipeline("generative-recommendation", model=str(trained))(["i000", "i003"], top_k=40, explain=True)
@@ -119,5 +119,5 @@ def test_from_interests_to_a_model_that_explains_by_them(tmp_path, capsys):
     assert told["i004"] == told["i003"] == []
     main(["recommend", str(trained), "--history", "i000", "--top-k", "40", "--explain"])
     assert "because" in (printed := capsys.readouterr().out) and "kind 0" in printed
-    again = sft(SidSFTConfig(**data.sft(tmp_path / "again", continue_from=str(trained), max_steps=1)))
+    again = sft(*sft_configs(**data.sft(tmp_path / "again", continue_from=str(trained), max_steps=1)))
     assert Interests.load(again).table.equals(carried.table)

@@ -13,16 +13,16 @@ from hub_server import HubServer
 from huggingface_hub import constants
 from safetensors.torch import load_file
 from searching import RECURSIVE, build, every_sid
-from tiny_runs import TinyData, arguments, held_out, hit_rate, tiny_data
+from tiny_runs import TinyData, arguments, grpo_configs, held_out, hit_rate, sft_configs, tiny_data
 from transformers import AutoModelForCausalLM, Qwen3Config, pipeline
 
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
-from hf_gr.grpo import SidGRPOConfig, grpo
+from hf_gr.grpo import grpo
 from hf_gr.hub import push_to_hub
 from hf_gr.models import IntRRForCausalLM, last_hidden
 from hf_gr.packing import pack
-from hf_gr.sft import SidSFTConfig, SidSFTTrainer, sft
+from hf_gr.sft import SFT_CONFIGS, SidSFTTrainer, sft
 from hf_gr.sft.loss import answer_loss
 from hf_gr.sft.tasks import next_item
 
@@ -34,7 +34,7 @@ def data(tmp_path_factory) -> TinyData:
 
 @pytest.fixture(scope="module")
 def trained(data) -> Path:
-    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("run"), form=RECURSIVE, max_steps=80)))
+    return sft(*sft_configs(**data.sft(data.dataset.with_name("run"), form=RECURSIVE, max_steps=80)))
 
 
 def log_of(model: Path) -> list[dict]:
@@ -91,8 +91,8 @@ def test_a_killed_run_goes_on(data, trained, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SidSFTTrainer, "_save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
-            sft(SidSFTConfig(**settings))
-    ours, theirs = (load_file(model / "model.safetensors") for model in (sft(SidSFTConfig(**settings)), trained))
+            sft(*sft_configs(**settings))
+    ours, theirs = (load_file(model / "model.safetensors") for model in (sft(*sft_configs(**settings)), trained))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -101,7 +101,7 @@ def test_adapters_on_the_backbone_alone(data, tmp_path, finetune):
     if finetune == "qlora":
         pytest.importorskip("bitsandbytes")
     settings = data.sft(tmp_path / "run", form=RECURSIVE, finetune=finetune, max_steps=60, learning_rate=1e-2)
-    model = sft(SidSFTConfig(**settings))
+    model = sft(*sft_configs(**settings))
     weights = load_file(model / "model.safetensors")
     assert not [name for name in weights if "lora" in name or "original_module" in name or "absmax" in name]
     assert isinstance(AutoModelForCausalLM.from_pretrained(model), IntRRForCausalLM)
@@ -109,7 +109,7 @@ def test_adapters_on_the_backbone_alone(data, tmp_path, finetune):
 
 
 def test_rewards_train_it(data, trained, tmp_path):
-    model = grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", trained, rewards={"exact": 1.0}, max_steps=6)))
+    model = grpo(*grpo_configs(**data.grpo(tmp_path / "grpo", trained, rewards={"exact": 1.0}, max_steps=6)))
     log = [entry for entry in log_of(model) if "kl" in entry]
     assert log[0]["kl"] == pytest.approx(0, abs=1e-6) and all(np.isfinite(entry["loss"]) for entry in log)
     before, after = (load_file(folder / "model.safetensors") for folder in (trained, model))
@@ -181,14 +181,14 @@ def test_the_search_over_all_items_is_exhaustive(data, trained):
 )
 def test_settings_that_cannot_be_are_refused(data, tmp_path, changes, message):
     with pytest.raises(HfGrError, match=message):
-        SidSFTConfig(**data.sft(tmp_path, **{"form": RECURSIVE} | changes))
+        sft_configs(**data.sft(tmp_path, **{"form": RECURSIVE} | changes))
 
 
 def test_the_command_line_reads_its_settings(data, tmp_path):
     from hf_gr.arguments import parse_config
 
     given = data.sft(tmp_path, form=RECURSIVE, recursion={"input_weight": 0.5, "item_rows": 8})
-    config = parse_config(SidSFTConfig, arguments(given))
+    _, config, _ = parse_config(SFT_CONFIGS, arguments(given))
     assert (config.recursion_config.input_weight, config.recursion_config.item_rows) == (0.5, 8)
 
 
@@ -198,7 +198,7 @@ HYBRID = {"read": "sum", "dense": 1.0, "negatives": 8}
 @pytest.fixture(scope="module")
 def hybrid(data) -> Path:
     settings = {"form": RECURSIVE, "recursion": HYBRID, "row_start": "codes", "max_steps": 80}
-    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("hybrid"), **settings)))
+    return sft(*sft_configs(**data.sft(data.dataset.with_name("hybrid"), **settings)))
 
 
 def test_a_model_of_two_outputs_learns_the_walk_by_both(data, hybrid):
@@ -226,5 +226,5 @@ def test_two_outputs_in_sessions_explanations_and_rewards(data, hybrid):
     assert [score for _, score in told] == pytest.approx(scores[0].tolist(), abs=1e-4)
     explained = pipeline("generative-recommendation", model=str(hybrid))(history, top_k=2, explain=True)
     assert [len(answer["path"]) for answer in explained] == [recommender.vocabulary.num_levels] * 2
-    rewarded = grpo(SidGRPOConfig(**data.grpo(data.dataset.with_name("hybrid-grpo"), hybrid, max_steps=2)))
+    rewarded = grpo(*grpo_configs(**data.grpo(data.dataset.with_name("hybrid-grpo"), hybrid, max_steps=2)))
     assert Recommender.from_pretrained(rewarded).model.config.dense == 1.0

@@ -10,7 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
-from tiny_runs import distinct_catalog, held_out, hit_rate, plain_logits, tiny_data, untied_lm
+from tiny_runs import (
+    distinct_catalog,
+    grpo_configs,
+    held_out,
+    hit_rate,
+    plain_logits,
+    sft_configs,
+    tiny_data,
+    untied_lm,
+)
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 import hf_gr.sft.run
@@ -20,9 +29,9 @@ from hf_gr.dataset import InteractionDataset
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
 from hf_gr.evaluation.baselines import Popularity
-from hf_gr.grpo import SidGRPOConfig, grpo
+from hf_gr.grpo import grpo
 from hf_gr.models import ThinkingConfig, ThinkingHeads
-from hf_gr.sft import SidSFTConfig, SidSFTTrainer, sft
+from hf_gr.sft import SidSFTTrainer, sft
 from hf_gr.sft.run import starting_model
 from hf_gr.sft.tasks import next_item
 
@@ -35,7 +44,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(data):
     """A model that has learned the walk."""
-    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("trained"))))
+    return sft(*sft_configs(**data.sft(data.dataset.with_name("trained"))))
 
 
 def log_of(model: Path) -> list[dict]:
@@ -47,7 +56,7 @@ def test_padding_and_company_do_not_change_the_logged_loss(data, tmp_path):
     losses = []
     for batch, accumulate in ((16, 1), (8, 2)):
         settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulate, "max_steps": 2}
-        log = log_of(sft(SidSFTConfig(**data.sft(tmp_path / f"{batch}", **settings))))
+        log = log_of(sft(*sft_configs(**data.sft(tmp_path / f"{batch}", **settings))))
         losses.append([entry["loss"] for entry in log if "loss" in entry])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
@@ -73,7 +82,7 @@ def test_sets_learn_the_walk_and_go_on_after_a_kill(data, tmp_path, credit, shar
     """The second run is stopped at its checkpoint and started again: chance depends on the step alone."""
     settings = {"form": "unordered", "set_credit": credit, "confident_orders": share, "max_steps": 100}
     settings |= {"trunk_weight": float(credit == "any")}
-    model = sft(SidSFTConfig(**data.sft(tmp_path / "once", **settings)))
+    model = sft(*sft_configs(**data.sft(tmp_path / "once", **settings)))
     assert hit_rate(model, held_out(data), 5) > 0.45
     if credit == "any":
         return
@@ -81,8 +90,8 @@ def test_sets_learn_the_walk_and_go_on_after_a_kill(data, tmp_path, credit, shar
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SidSFTTrainer, "_save_checkpoint", killed_after(SidSFTTrainer._save_checkpoint))
         with pytest.raises(KeyboardInterrupt):
-            sft(SidSFTConfig(**again))
-    resumed = sft(SidSFTConfig(**again))
+            sft(*sft_configs(**again))
+    resumed = sft(*sft_configs(**again))
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, model))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -98,12 +107,12 @@ def killed_after(save):
 def test_confident_orders_need_masks_of_ours(data, tmp_path):
     settings = {"form": "unordered", "model": {"architecture": "qwen3", "layers": 1, "width": 32}}
     with pytest.raises(HfGrError, match=r"confident_orders is not to be had here: .*flex.*; set confident_orders: 0"):
-        sft(SidSFTConfig(**data.sft(tmp_path / "flex", attention="flex_attention", **settings)))
+        sft(*sft_configs(**data.sft(tmp_path / "flex", attention="flex_attention", **settings)))
 
 
 def test_full_loss_learns_too_and_reports_tokens(data, tmp_path):
     """The softmax over the whole vocabulary: near log(vocabulary) at first, and falling."""
-    log = log_of(sft(SidSFTConfig(**data.sft(tmp_path / "full", loss="full", max_steps=25))))
+    log = log_of(sft(*sft_configs(**data.sft(tmp_path / "full", loss="full", max_steps=25))))
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert losses[0] > 4.5  # log 290 = 5.7, where the constrained loss begins near log 4 = 1.4
     assert losses[-1] < losses[0] - 1.5
@@ -111,7 +120,7 @@ def test_full_loss_learns_too_and_reports_tokens(data, tmp_path):
 
 def test_evaluation_during_training_reports_the_held_out_loss(data, tmp_path):
     settings = {"eval_strategy": "steps", "eval_steps": 5, "max_steps": 10, "per_device_eval_batch_size": 16}
-    log = log_of(sft(SidSFTConfig(**data.sft(tmp_path / "eval", **settings))))
+    log = log_of(sft(*sft_configs(**data.sft(tmp_path / "eval", **settings))))
     held_out_losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     assert len(held_out_losses) == 2 and held_out_losses[1] < held_out_losses[0] < 3
 
@@ -124,20 +133,20 @@ def test_the_second_run_trains_nothing_and_says_so(data, trained, capsys, monkey
         raise AssertionError("a second run built a trainer")
 
     monkeypatch.setattr(hf_gr.sft.run, "SidSFTTrainer", trains)
-    assert sft(SidSFTConfig(**settings)) == trained
+    assert sft(*sft_configs(**settings)) == trained
     assert "[sft] up to date:" in capsys.readouterr().out
     assert (trained / "model.safetensors").stat().st_mtime_ns == before
-    sft(SidSFTConfig(**settings | {"logging_steps": 7, "save_steps": 11}))  # how it is watched changes no model
+    sft(*sft_configs(**settings | {"logging_steps": 7, "save_steps": 11}))  # how it is watched changes no model
     for change in ({"learning_rate": 1e-4}, {"max_history": 9}, {"seed": 5}, {"force": True}, {"max_steps": 61}):
         with pytest.raises(AssertionError, match="a second run built a trainer"):
-            sft(SidSFTConfig(**settings | change))
+            sft(*sft_configs(**settings | change))
 
 
 def test_a_changed_setting_trains_again(data, tmp_path, capsys):
     settings = data.sft(tmp_path / "run", max_steps=2)
     weights = []
     for rate in (1e-3, 1e-2):
-        model = sft(SidSFTConfig(**settings | {"learning_rate": rate}))
+        model = sft(*sft_configs(**settings | {"learning_rate": rate}))
         assert "[sft] wrote" in capsys.readouterr().out
         weights.append((model / "model.safetensors").read_bytes())
     assert weights[0] != weights[1]
@@ -145,13 +154,12 @@ def test_a_changed_setting_trains_again(data, tmp_path, capsys):
 
 
 def test_train_rows_only_leaves_the_rest_as_it_was(data, tmp_path):
-    config = SidSFTConfig(**data.sft(tmp_path / "rows", max_steps=3, train_rows_only=True, weight_decay=0.1))
-    start, _, vocabulary = starting_model(
-        config, distinct_catalog(), InteractionDataset.load(data.dataset).split().train
-    )
+    configs = sft_configs(**data.sft(tmp_path / "rows", max_steps=3, train_rows_only=True, weight_decay=0.1))
+    train = InteractionDataset.load(data.dataset).split().train
+    start, _, vocabulary = starting_model(configs[1], distinct_catalog(), train)
     rows = torch.tensor(vocabulary.token_ids)
     before = copy.deepcopy(start.state_dict())
-    after = AutoModelForCausalLM.from_pretrained(sft(config)).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(sft(*configs)).state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"model.embed_tokens.weight", "lm_head.weight"}  # tied: one tensor under two names
     difference = (before["lm_head.weight"] - after["lm_head.weight"]).abs().sum(1)
@@ -163,7 +171,7 @@ def test_train_rows_only_leaves_the_rest_as_it_was(data, tmp_path):
 
 def test_continue_goes_on_where_the_model_was(data, trained, tmp_path):
     settings = data.sft(tmp_path / "more", continue_from=str(trained), max_steps=3, learning_rate=1e-4)
-    log = log_of(sft(SidSFTConfig(**settings)))
+    log = log_of(sft(*sft_configs(**settings)))
     first, fresh = log[0]["loss"], log_of(trained)[0]["loss"]
     assert first < 0.7 * fresh, f"went on with a loss of {first:.2f}, from scratch it was {fresh:.2f}"
 
@@ -172,7 +180,7 @@ def test_continue_goes_on_where_the_model_was(data, trained, tmp_path):
 def test_continue_refuses_other_histories_than_the_model_has(data, trained, tmp_path, changes):
     settings = data.sft(tmp_path / "on", max_steps=1, continue_from=str(trained)) | changes
     with pytest.raises(HfGrError, match=rf"{next(iter(changes))} is .+ goes on with its own, .+; leave it out"):
-        sft(SidSFTConfig(**settings))
+        sft(*sft_configs(**settings))
 
 
 def test_continue_refuses_a_foreign_catalogue(data, trained, tmp_path):
@@ -180,14 +188,14 @@ def test_continue_refuses_a_foreign_catalogue(data, trained, tmp_path):
     other.save(tmp_path / "other")
     settings = data.sft(tmp_path / "more", continue_from=str(trained)) | {"catalog": str(tmp_path / "other")}
     with pytest.raises(HfGrError, match="is not the one this model was trained on"):
-        sft(SidSFTConfig(**settings))
+        sft(*sft_configs(**settings))
     assert not (tmp_path / "more" / "model").exists()
 
 
 def test_a_model_of_ours_is_not_started_over(data, trained, tmp_path):
     settings = data.sft(tmp_path / "again", model=str(trained))
     with pytest.raises(HfGrError, match="already holds SID tokens"):
-        sft(SidSFTConfig(**settings))
+        sft(*sft_configs(**settings))
 
 
 # Thinking
@@ -202,7 +210,7 @@ def heads_of(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def thinker(data):
-    return sft(SidSFTConfig(**data.sft(data.dataset.with_name("thinker"), **THINKING)))
+    return sft(*sft_configs(**data.sft(data.dataset.with_name("thinker"), **THINKING)))
 
 
 def test_thinking_learns_the_walk_and_its_terms_are_logged(data, thinker):
@@ -232,14 +240,14 @@ def test_a_thinking_model_is_a_plain_one_with_heads_beside_it(thinker):
 
 def test_hidden_feedback_trains_the_way_back(data, tmp_path):
     settings = THINKING | {"thinking": {"clusters": 4, "feedback": "hidden"}}
-    model = sft(SidSFTConfig(**data.sft(tmp_path / "hidden", **settings)))
+    model = sft(*sft_configs(**data.sft(tmp_path / "hidden", **settings)))
     assert heads_of(model)["feed.weight"].abs().max() > 0.01  # zero at the start
     assert hit_rate(model, held_out(data), 5) > 0.4  # the search feeds hidden states too
 
 
 def test_a_killed_thinking_run_goes_on_with_its_heads(data, tmp_path, monkeypatch):
     settings = THINKING | {"max_steps": 12, "save_strategy": "steps", "save_steps": 4}
-    whole = sft(SidSFTConfig(**data.sft(tmp_path / "whole", **settings)))
+    whole = sft(*sft_configs(**data.sft(tmp_path / "whole", **settings)))
     train = SidSFTTrainer.training_step
 
     def killed(self, *arguments, **rest):
@@ -249,9 +257,9 @@ def test_a_killed_thinking_run_goes_on_with_its_heads(data, tmp_path, monkeypatc
 
     monkeypatch.setattr(SidSFTTrainer, "training_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        sft(SidSFTConfig(**data.sft(tmp_path / "killed", **settings)))
+        sft(*sft_configs(**data.sft(tmp_path / "killed", **settings)))
     monkeypatch.setattr(SidSFTTrainer, "training_step", train)
-    resumed = sft(SidSFTConfig(**data.sft(tmp_path / "killed", **settings)))
+    resumed = sft(*sft_configs(**data.sft(tmp_path / "killed", **settings)))
     for name, value in heads_of(whole).items():
         assert torch.allclose(value, heads_of(resumed)[name], atol=1e-5), name
 
@@ -271,7 +279,7 @@ def test_the_best_checkpoint_gives_its_heads_too(data, tmp_path, finetune):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SidSFTTrainer, "_save", noted)
-        model = sft(SidSFTConfig(**data.sft(tmp_path / "best", **settings)))
+        model = sft(*sft_configs(**data.sft(tmp_path / "best", **settings)))
     losses = {entry["step"]: entry["eval_loss"] for entry in log_of(model) if "eval_loss" in entry}
     best = min(losses, key=losses.get)
     assert best != max(losses) < 60
@@ -281,35 +289,35 @@ def test_the_best_checkpoint_gives_its_heads_too(data, tmp_path, finetune):
 def test_going_on_without_a_word_stays_a_thinking_model(data, thinker, tmp_path):
     """`hf-gr sft --from MODEL` on new logs, nothing else said: not a flat model without heads."""
     settings = data.sft(tmp_path / "more", continue_from=str(thinker), max_steps=1, learning_rate=1e-9)
-    model = sft(SidSFTConfig(**settings))
+    model = sft(*sft_configs(**settings))
     assert json.loads((model / "vocabulary.json").read_text())["form"] == "stepwise"
     assert all(torch.allclose(value, heads_of(model)[name], atol=1e-6) for name, value in heads_of(thinker).items())
-    flat = sft(SidSFTConfig(**settings | {"output_dir": str(tmp_path / "flat"), "form": "flat"}))
+    flat = sft(*sft_configs(**settings | {"output_dir": str(tmp_path / "flat"), "form": "flat"}))
     assert not list(flat.glob("thinking.*"))
     assert json.loads((flat / "vocabulary.json").read_text())["form"] == "flat"
 
 
 def test_grpo_refuses_hidden_feedback(data, tmp_path):
     settings = THINKING | {"thinking": {"clusters": 4, "feedback": "hidden"}, "max_steps": 1}
-    model = sft(SidSFTConfig(**data.sft(tmp_path / "hidden", **settings)))
+    model = sft(*sft_configs(**data.sft(tmp_path / "hidden", **settings)))
     with pytest.raises(HfGrError, match="feeds hidden states back"):
-        grpo(SidGRPOConfig(**data.grpo(tmp_path / "grpo", model)))
+        grpo(*grpo_configs(**data.grpo(tmp_path / "grpo", model)))
 
 
 def test_going_on_keeps_the_heads_and_refuses_others(data, thinker, tmp_path):
     settings = data.sft(tmp_path / "more", continue_from=str(thinker), max_steps=1, learning_rate=1e-9, **THINKING)
-    kept = heads_of(sft(SidSFTConfig(**settings)))
+    kept = heads_of(sft(*sft_configs(**settings)))
     assert all(torch.allclose(value, kept[name], atol=1e-6) for name, value in heads_of(thinker).items())
     with pytest.raises(HfGrError, match="ask for the same"):
-        sft(SidSFTConfig(**settings | {"thinking": {"clusters": 5}}))
+        sft(*sft_configs(**settings | {"thinking": {"clusters": 5}}))
 
 
 # Settings
 
 
 def test_dropout_leaves_no_trace_in_the_model(data, tmp_path):
-    model = sft(SidSFTConfig(**data.sft(tmp_path / "dropout", max_steps=2, hidden_dropout=0.5)))
-    plain = sft(SidSFTConfig(**data.sft(tmp_path / "plain", max_steps=2)))
+    model = sft(*sft_configs(**data.sft(tmp_path / "dropout", max_steps=2, hidden_dropout=0.5)))
+    plain = sft(*sft_configs(**data.sft(tmp_path / "plain", max_steps=2)))
     found, expected = (load_file(folder / "model.safetensors") for folder in (model, plain))
     assert found.keys() == expected.keys()
     assert not torch.equal(found["model.embed_tokens.weight"], expected["model.embed_tokens.weight"])
@@ -329,18 +337,18 @@ def test_new_rows_learn_first(data, tmp_path, finetune):
     settings = {"max_steps": 4, "rows_first": 2, "weight_decay": 0.1, "finetune": finetune}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", noted)
-        sft(SidSFTConfig(**data.sft(tmp_path / "rows", **settings)))
+        sft(*sft_configs(**data.sft(tmp_path / "rows", **settings)))
     moved = [sum(not torch.equal(*pair) for pair in zip(*two, strict=True)) for two in itertools.pairwise(seen)]
     assert moved[0] == 1  # the embedding (tied to the head), or what LoRA trains of it
     assert moved[1] > 5 and moved[2] > 5
 
 
 def test_rows_first_keeps_old_rows(data, tmp_path):
-    config = SidSFTConfig(**data.sft(tmp_path / "rows", max_steps=3, rows_first=3, weight_decay=0.1))
+    configs = sft_configs(**data.sft(tmp_path / "rows", max_steps=3, rows_first=3, weight_decay=0.1))
     train = InteractionDataset.load(data.dataset).split().train
-    start, _, vocabulary = starting_model(config, distinct_catalog(), train)
+    start, _, vocabulary = starting_model(configs[1], distinct_catalog(), train)
     before = start.get_input_embeddings().weight.detach().clone()
-    after = load_file(sft(config) / "model.safetensors")["model.embed_tokens.weight"]
+    after = load_file(sft(*configs) / "model.safetensors")["model.embed_tokens.weight"]
     changed = (before != after).any(1)
     assert not changed[: min(vocabulary.token_ids)].any() and changed[vocabulary.code_ids[0][0]]
 
@@ -349,11 +357,11 @@ def test_rows_first_keeps_old_rows(data, tmp_path):
 def test_frozen_rows_are_refused_where_weights_are_sharded(data, tmp_path, changes, monkeypatch):
     monkeypatch.setattr("hf_gr.sft.trainer.is_sharded", lambda _: True)
     with pytest.raises(HfGrError, match=f"{next(iter(changes))} does not work on sharded weights"):
-        sft(SidSFTConfig(**data.sft(tmp_path / "rows", max_steps=1, **changes)))
+        sft(*sft_configs(**data.sft(tmp_path / "rows", max_steps=1, **changes)))
 
 
 def test_a_prompt_is_learned_and_asked(data, tmp_path):
-    model = sft(SidSFTConfig(**data.sft(tmp_path / "prompt", prompt="Next: ", max_steps=2)))
+    model = sft(*sft_configs(**data.sft(tmp_path / "prompt", prompt="Next: ", max_steps=2)))
     recommender = Recommender.from_pretrained(model)
     [prompt] = recommender.prompts(held_out(data).histories.cut(np.array([0]), np.array([2])))
     assert (
@@ -364,7 +372,7 @@ def test_a_prompt_is_learned_and_asked(data, tmp_path):
 
 def test_a_mixture_of_tasks_trains(data, tmp_path):
     tasks = {"next_item": 1, "title_to_sid": 1, "sid_to_title": 0.5, "query_to_sid": 2}
-    model = sft(SidSFTConfig(**data.sft(tmp_path / "tasks", tasks=tasks, max_steps=5, **THINKING)))
+    model = sft(*sft_configs(**data.sft(tmp_path / "tasks", tasks=tasks, max_steps=5, **THINKING)))
     log = [entry for entry in log_of(model) if "loss" in entry]
     assert len(log) == 5 and all(np.isfinite(entry["loss"]) for entry in log)
 
@@ -390,7 +398,7 @@ def test_a_mixture_of_tasks_trains(data, tmp_path):
 )
 def test_settings_that_cannot_be_are_refused(data, tmp_path, changes, message):
     with pytest.raises(HfGrError, match=message) as caught:
-        SidSFTConfig(**data.sft(tmp_path / "bad") | changes)
+        sft_configs(**data.sft(tmp_path / "bad") | changes)
     assert "\n" not in str(caught.value)
 
 
@@ -398,7 +406,7 @@ def test_settings_that_cannot_be_are_refused(data, tmp_path, changes, message):
 def test_ways_to_compute_give_the_same_losses(data, tmp_path, changes):
     losses = []
     for name, given in (("as it is", {}), ("changed", changes)):
-        log = log_of(sft(SidSFTConfig(**data.sft(tmp_path / name, max_steps=4, **THINKING) | given)))
+        log = log_of(sft(*sft_configs(**data.sft(tmp_path / name, max_steps=4, **THINKING) | given)))
         losses.append([entry["loss"] for entry in log if "loss" in entry])
     assert losses[0] == pytest.approx(losses[1], rel=0.02 if "bf16" in changes else 1e-4)
 
@@ -412,12 +420,12 @@ def test_a_model_without_tree_attention_trains_on_one_row_per_answer(data, tmp_p
         tiny_tokenizer().save_pretrained(tmp_path / name)
         settings = {"model": str(tmp_path / name), "max_history": 3, "max_length": 40, "max_steps": 1, "seed": 1}
         settings |= THINKING | {"per_device_train_batch_size": 10_000}  # everything in one batch
-        log = log_of(sft(SidSFTConfig(**data.sft(tmp_path / f"{name}-sft", **settings))))
+        log = log_of(sft(*sft_configs(**data.sft(tmp_path / f"{name}-sft", **settings))))
         losses.append(log[0])
     assert losses[0]["code_loss"] == pytest.approx(losses[1]["code_loss"], rel=1e-5)
     assert losses[1]["num_tokens"] > 1.3 * losses[0]["num_tokens"]
     with pytest.raises(HfGrError, match="fill_rows puts several users on a row, which is not for this model"):
-        sft(SidSFTConfig(**data.sft(tmp_path / "filled", **settings | {"fill_rows": True})))
+        sft(*sft_configs(**data.sft(tmp_path / "filled", **settings | {"fill_rows": True})))
 
 
 @pytest.mark.parametrize("settings", [{}, THINKING, {"form": "recursive"}], ids=["flat", "stepwise", "recursive"])
@@ -426,7 +434,7 @@ def test_sub_histories_have_the_losses_of_whole_histories(data, tmp_path, settin
     logs = []
     for apart in (False, True):
         settings = {"max_steps": 1, "per_device_train_batch_size": 10_000} | settings  # everything in one batch
-        logs.append(log_of(sft(SidSFTConfig(**data.sft(tmp_path / str(apart), **settings, sub_histories=apart))))[0])
+        logs.append(log_of(sft(*sft_configs(**data.sft(tmp_path / str(apart), **settings, sub_histories=apart))))[0])
     name = "loss" if "code_loss" not in logs[0] else "code_loss"
     assert logs[0][name] == pytest.approx(logs[1][name], rel=1e-5)
     assert logs[1]["num_tokens"] > 1.3 * logs[0]["num_tokens"]
@@ -434,7 +442,7 @@ def test_sub_histories_have_the_losses_of_whole_histories(data, tmp_path, settin
 
 def test_a_row_that_is_too_long_is_refused_before_training(data, tmp_path):
     with pytest.raises(HfGrError, match="rows have at most 12; raise"):
-        sft(SidSFTConfig(**data.sft(tmp_path / "long", max_length=12, form="stepwise")))
+        sft(*sft_configs(**data.sft(tmp_path / "long", max_length=12, form="stepwise")))
 
 
 # Adapters
@@ -442,22 +450,22 @@ def test_a_row_that_is_too_long_is_refused_before_training(data, tmp_path):
 
 def adapted(data, tmp_path, **changes):
     """Trains an adapter for some steps; returns its model, the run's base and the rows it was trained on."""
-    config = SidSFTConfig(**data.sft(tmp_path / "run", max_steps=20, learning_rate=1e-2, **changes))
+    _, start_from, args = sft_configs(**data.sft(tmp_path / "run", max_steps=20, learning_rate=1e-2, **changes))
     catalog = distinct_catalog()
     train = InteractionDataset.load(data.dataset).split().train
-    model, tokenizer, vocabulary = starting_model(config, catalog, train)
+    model, tokenizer, vocabulary = starting_model(start_from, catalog, train)
     start = copy.deepcopy(model.state_dict())
     base = tmp_path / "run" / "base"
-    model, adapter = tuned(model, vocabulary, config, base)
+    model, adapter = tuned(model, vocabulary, start_from, base)
     rows = next_item(train, catalog, vocabulary)
     trainer = SidSFTTrainer(
         model,
-        vocabulary,
-        vocabulary.grammar(catalog),
-        args=config,
-        peft_config=adapter,
-        train_dataset=rows,
+        args,
+        catalog=catalog,
+        vocabulary=vocabulary,
         processing_class=tokenizer,
+        train_dataset=rows,
+        peft_config=adapter,
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -523,7 +531,7 @@ def test_qlora_merges_into_full_precision_weights(data, tmp_path, tied):
 def test_an_adapter_run_leaves_a_plain_model(data, tmp_path, finetune):
     if finetune == "qlora":
         pytest.importorskip("bitsandbytes")
-    model = sft(SidSFTConfig(**data.sft(tmp_path / "run", finetune=finetune, max_steps=40, learning_rate=1e-2)))
+    model = sft(*sft_configs(**data.sft(tmp_path / "run", finetune=finetune, max_steps=40, learning_rate=1e-2)))
     assert not list(model.glob("adapter*"))
     assert "quantization_config" not in json.loads((model / "config.json").read_text())
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["model"]

@@ -20,7 +20,8 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
-from hf_gr.sft import SidSFTConfig, SidSFTTrainer, sft
+from hf_gr.arguments import configs_of
+from hf_gr.sft import SFT_CONFIGS, SidSFTTrainer, sft
 
 folder, settings = sys.argv[1], json.loads(sys.argv[2])
 taken = SidSFTTrainer.take_heads
@@ -35,7 +36,8 @@ def noted(self):
 SidSFTTrainer.take_heads = noted
 for name, changes in {"token": {}, "hidden": {"feedback": "hidden"}}.items():
     thinking = {"clusters": 4} | changes
-    sft(SidSFTConfig(**settings | {"output_dir": f"{folder}/{name}", "form": "stepwise", "thinking": thinking}))
+    changes = {"output_dir": f"{folder}/{name}", "form": "stepwise", "thinking": thinking}
+    sft(*configs_of(SFT_CONFIGS, **settings | changes))
     rank = PartialState().process_index
     import os
     os.replace(f"{folder}/rank-{rank}.safetensors", f"{folder}/{name}-{rank}.safetensors")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_lm
-from tiny_runs import TinyData, tiny_data
+from tiny_runs import TinyData, sft_configs, tiny_data
 from transformers import TrainerControl, TrainerState
 
 from hf_gr.dataset import InteractionDataset
@@ -57,7 +57,7 @@ def ndcg_at_10(model: Path, data: TinyData) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_checkpoint_with_the_best_lists_becomes_the_model(data, tmp_path, kind):
     settings = data.sft(tmp_path / "run", **MEASURED | {"learning_rate": 1e-2} | KINDS[kind])
-    model = sft(SidSFTConfig(**settings))
+    model = sft(*sft_configs(**settings))
     measured = figures_of(model, "NDCG@10")
     assert list(measured) == list(figures_of(model, "loss")) == [8, 16, 24]
     assert min(figures_of(model, "users_runtime").values()) > 0
@@ -67,9 +67,9 @@ def test_the_checkpoint_with_the_best_lists_becomes_the_model(data, tmp_path, ki
 
 def test_the_start_of_a_model_that_goes_on_is_a_candidate(data, tmp_path, capsys):
     stepwise = {"form": "stepwise", "thinking": {"clusters": 4}}
-    start = sft(SidSFTConfig(**data.sft(tmp_path / "start", max_steps=70, **stepwise)))
+    start = sft(*sft_configs(**data.sft(tmp_path / "start", max_steps=70, **stepwise)))
     ruined = {"learning_rate": 0.3, "warmup_steps": 0, "eval_steps": 2, "patience": 2}
-    model = sft(SidSFTConfig(**data.sft(tmp_path / "on", continue_from=str(start), **MEASURED | ruined)))
+    model = sft(*sft_configs(**data.sft(tmp_path / "on", continue_from=str(start), **MEASURED | ruined)))
     measured = figures_of(model, "NDCG@10")
     assert list(measured) == [0, 2, 4]  # twice no better: stopped
     assert "[sft] no checkpoint was better than the start (NDCG@10 " in capsys.readouterr().out
@@ -82,7 +82,7 @@ def test_a_resumed_run_keeps_the_same_best_and_stops_at_the_same_step(data, tmp_
     """It learns until the learning rate, which climbs, ruins it; killed between the best and the stop."""
     settings = MEASURED | {"learning_rate": 0.3, "warmup_steps": 60, "max_steps": 60, "eval_steps": 4, "patience": 3}
     settings |= {"save_total_limit": 1}
-    whole = sft(SidSFTConfig(**data.sft(tmp_path / "whole", **settings)))
+    whole = sft(*sft_configs(**data.sft(tmp_path / "whole", **settings)))
     measured = figures_of(whole, "NDCG@10")
     best, last = max(measured, key=measured.get), max(measured)
     assert last == best + 12 < 60
@@ -96,8 +96,8 @@ def test_a_resumed_run_keeps_the_same_best_and_stops_at_the_same_step(data, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SidSFTTrainer, "_save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
-            sft(SidSFTConfig(**again))
-    resumed = sft(SidSFTConfig(**again))
+            sft(*sft_configs(**again))
+    resumed = sft(*sft_configs(**again))
     assert figures_of(resumed, "NDCG@10") == measured
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -109,18 +109,18 @@ def test_a_loss_that_decides_costs_no_search(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Validation, "measure", searched)
     settings = data.sft(tmp_path / "run", **MEASURED, metric_for_best_model="eval_loss")
-    model = sft(SidSFTConfig(**settings))
+    model = sft(*sft_configs(**settings))
     losses = figures_of(model, "loss")
     assert list(losses) == [8, 16, 24] and not figures_of(model, "NDCG@10")
     with pytest.raises(HfGrError, match=r"eval_beams is 20, but acts only with .*not eval_loss"):
-        SidSFTConfig(**settings, eval_beams=20)
+        sft_configs(**settings, eval_beams=20)
     with pytest.raises(AssertionError, match="lists were searched"):
-        sft(SidSFTConfig(**settings | {"metric_for_best_model": "HR@10"}))
+        sft(*sft_configs(**settings | {"metric_for_best_model": "HR@10"}))
 
 
 def test_fewer_users_are_measured_if_fewer_are_asked_for(data, tmp_path):
     whole, part = (
-        figures_of(sft(SidSFTConfig(**data.sft(tmp_path / str(users), **MEASURED, eval_users=users))), "HR@10")
+        figures_of(sft(*sft_configs(**data.sft(tmp_path / str(users), **MEASURED, eval_users=users))), "HR@10")
         for users in (60, 7)
     )
     assert all(value * 7 == pytest.approx(round(value * 7), abs=1e-4) for value in part.values())
