@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .grammar import SidGrammar, SidLogitsProcessor
     from .hub import push_to_hub, save_repo, update_card
     from .pipeline import GenerativeRecommendationPipeline
-    from .search_config import SearchConfig
+    from .search_config import Mixture, SearchConfig
     from .vocabulary import SidVocabulary, add_vocabulary
 
 __version__ = "0.1.0"
@@ -33,6 +33,7 @@ _MODULE_OF = {
     "HfGrError": "errors",
     "Histories": "dataset",
     "InteractionDataset": "dataset",
+    "Mixture": "search_config",
     "Recommender": "decoding",
     "SearchConfig": "search_config",
     "SidCatalog": "catalog",
@@ -53,6 +54,7 @@ __all__ = [
     "HfGrError",
     "Histories",
     "InteractionDataset",
+    "Mixture",
     "Recommender",
     "SearchConfig",
     "SidCatalog",

@@ -33,7 +33,7 @@ def blend(model: str | Path, retriever: str | Path, out: str | Path, *, share: f
         model: Folder or Hub repo of a model of `form: recursive`; a retriever that it carries already is replaced.
         retriever: Folder or repo of `hf-gr retrieve`, of the same items.
         out: Folder to write, of a model like the first.
-        share: v, of the retriever in the score of an answer ([`~hf_gr.decoding.hybrid.hybrid_ranking`]), above 0 and
+        share: v, of the retriever in the score of an answer ([`~hf_gr.decoding.mixing.mixed_ranking`]), above 0 and
             up to 1; choose it on the validation part.
 
     Raises:

@@ -1,6 +1,7 @@
 """How a search goes: one frozen config, the same from the command line down to the tree."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, Literal, Self, get_args
@@ -12,7 +13,45 @@ from .limits import Limits, shown, whole
 Method = Literal["beam", "sample", "gumbel"]
 Score = Literal["constrained", "model"]
 Merge = Literal["step", "end", "none"]
+MixingRule = Literal["probabilities", "log_probs", "shares"]
+SEMANTIC_ID = "semantic_id"  # the scorer that every model has: its search
 METHODS: tuple[str, ...] = (*get_args(Method), "exhaustive")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What each scorer counts in a ranking by several.
+
+    Attributes:
+        weights: Weight of each scorer by its name, of at least 0; `"semantic_id"` is the model's own search. One that
+            is not named counts nothing. (Kept as pairs in order of the names.)
+        rule: `"probabilities"`: log Σ w·p. `"log_probs"`: Σ w·log p, each p smoothed. `"shares"`: Σ w·log p without
+            smoothing, the rule of models whose config holds the weights. On a shared semantic ID the items share its
+            probability, in the first two rules; in the third each has all of it.
+        smoothing: ε from 0 to 1, of `"log_probs"`: p becomes (1 − ε)·p + ε/N among N items.
+
+    Raises [`HfGrError`] on other values.
+    """
+
+    weights: Mapping[str, float] | tuple[tuple[str, float], ...]
+    rule: MixingRule = "log_probs"
+    smoothing: float = 0.001
+
+    def __post_init__(self) -> None:
+        try:
+            weights = dict(self.weights)
+        except (TypeError, ValueError):
+            raise HfGrError(f"weights are {shown(self.weights)}; give a weight for each scorer by its name.") from None
+        for name, weight in weights.items():
+            if not isinstance(weight, Real) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+                raise HfGrError(f"the weight of {name} is {shown(weight)}; give a number of at least 0.")
+        if not any(weights.values()):
+            raise HfGrError("no scorer has a weight above 0; give at least one.")
+        object.__setattr__(self, "weights", tuple(sorted((name, float(w)) for name, w in weights.items())))
+        if self.rule not in get_args(MixingRule):
+            raise HfGrError(f"rule is {shown(self.rule)}; choose from {', '.join(get_args(MixingRule))}.")
+        if isinstance(self.smoothing, bool) or not isinstance(self.smoothing, Real) or not 0 <= self.smoothing <= 1:
+            raise HfGrError(f"smoothing is {shown(self.smoothing)}; give a number from 0 to 1.")
 
 
 @dataclass(frozen=True)
@@ -37,6 +76,7 @@ class SearchConfig:
         graphs: Whether whole searches are replayed as CUDA graphs: for beams on a trie, on a GPU. Requests with a
             filter go the usual way.
         seed: Of the draws of a call; none: PyTorch's own random numbers.
+        mixture: What each scorer counts, of a model with several; none: as the model says.
 
     Raises [`HfGrError`] on a value that is none of these, and on options that do not go together.
     """
@@ -50,6 +90,7 @@ class SearchConfig:
     reflection: float = 0.0
     graphs: bool = False
     seed: int | None = None
+    mixture: Mixture | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_beams", "top_k"):
@@ -65,6 +106,8 @@ class SearchConfig:
             raise HfGrError(f"graphs is {shown(self.graphs)}; give true or false.")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
             raise HfGrError(f"seed is {shown(self.seed)}; give a whole number of at least 0.")
+        if not isinstance(self.mixture, Mixture | None):
+            raise HfGrError(f"mixture is {shown(self.mixture)}; give a Mixture.")
         self._check_together()
 
     def _check_together(self) -> None:

@@ -24,8 +24,9 @@ FLOORS = [
     | {"safeguards", "tables", "histories", "splits", "limits", "terminal", "endings", "fingerprints", "cards"}
     | {"environment", "neighbors", "search_config"},
     {"dataset", "provenance", "catalog", "categories", "vocabulary", "grammar", "branches", "packing", "forms"}
+    | {"scoring"}
     | {"evaluation.metrics", "interests.table"},
-    {"quantizers", "embedding", "decoding", "models", "hub", "model_card"},
+    {"quantizers", "embedding", "decoding", "models", "scorers", "hub", "model_card"},
     {
         "training",
         "validation",

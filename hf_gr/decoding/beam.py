@@ -15,11 +15,10 @@ from .beams import Beams
 from .call import Call, check_filter, check_prompts, settled
 from .exhaustive import exhaustive_search
 from .generate import generate_search
-from .hybrid import check_hybrid, hybrid_ranking, is_hybrid
+from .mixing import mixed_search, mixture_of
 from .ranking import Ranking, ranked
 from .support import tree_support
 from .tree import merged, tree_search
-from .trunk import Trunk
 
 
 logger = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ def beam_search(
 ) -> Ranking:
     """The items that best continue each prompt.
 
-    A model with a dense output or a retriever ranks by all of its outputs ([`hybrid_ranking`]). On a shared SID the
+    A model with several scorers ranks by all of them ([`mixed_ranking`]). On a shared SID the
     items follow in bucket order. Where a search finds fewer than min(K, live items) items (orders of one set that
     merged, repeated draws), it is repeated with the found ones denied; the repeat knows no reflection, so that lists
     are full where few items are consistent.
@@ -92,9 +91,8 @@ def beam_search(
     grammar, top_k = grammar.to(model.device), config.top_k
     if not prompts:
         return Ranking.empty(top_k, grammar.num_codes, model.device)
-    if is_hybrid(model):
-        check_hybrid(config, call)
-        return hybrid_ranking(Trunk.of(model, prompts, call.prefix_cache), prompts, grammar, config, call)
+    if (mixing := mixture_of(model, config, call)) is not None:
+        return mixed_search(model, prompts, grammar, config, call, *mixing)
     if config.method == "exhaustive":
         beams = exhaustive_search(model, prompts, grammar, config, call)
         return ranked(beams, grammar, call.item_filter, top_k)

@@ -1,8 +1,10 @@
 """What one call of a search works with, beside its settings: filters, sources and caches."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -10,7 +12,8 @@ from ..errors import HfGrError
 from ..grammar import ItemFilter, SidGrammar
 from ..limits import shown
 from ..models import ItemVectors
-from ..search_config import SearchConfig
+from ..scoring import Scorer
+from ..search_config import Mixture, SearchConfig
 from . import choose
 from .graphs import SearchGraphs
 from .prefix_cache import PrefixCache
@@ -36,6 +39,9 @@ class Call:
         item_vectors: Keeps the item vectors of a model with a dense output from one call to the next.
         feed: Of a model with hidden feedback ([`models.read`]): each thinking token is fed the projected hidden state
             of the token before it. A code and the thought after it then take two passes instead of one.
+        histories: Catalog rows of each prompt's history, for scorers that read them.
+        scorers: What ranks beside the semantic ID, by name, besides what the model carries in itself.
+        mixture: What each scorer counts, unless the settings say otherwise.
     """
 
     item_filter: ItemFilter | None = None
@@ -45,6 +51,9 @@ class Call:
     graphs: SearchGraphs | None = None
     item_vectors: ItemVectors | None = None
     feed: nn.Linear | None = None
+    histories: Sequence[np.ndarray] | None = None
+    scorers: Mapping[str, Scorer] | None = None
+    mixture: Mixture | None = None
 
     def to(self, device: torch.device | str) -> Self:
         """Filter and reflection on the model's device."""
@@ -65,7 +74,7 @@ def settled(
     Raises [`HfGrError`] on unknown options, on options that do not go together, and where a setting lacks what it
     works with.
     """
-    names = {field.name for field in fields(Call)}
+    names = {field.name for field in fields(Call)} - {"mixture"}  # which as an option is a setting
     own = {name: value for name, value in options.items() if name in names}
     own |= {name: own[name] or None for name in ("reflection", "graphs") if name in own}  # 0 and False: off
     call = replace(call or Call(), **own)

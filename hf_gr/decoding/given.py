@@ -65,6 +65,8 @@ def row_log_probs(
     config: SearchConfig | None = None,
 ) -> torch.Tensor:
     """[`item_log_probs`] by a row for every item, for models that take no mask of ours."""
+    if not items.shape[1]:
+        return torch.empty(items.shape, device=items.device)
     answers, columns = grammar.written(items), list(grammar.code_columns)
     longest, length = max(map(len, prompts)), grammar.answer_length
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=items.device)

@@ -15,7 +15,7 @@ class Ranking:
     Attributes:
         items: int64 [B, K], catalogue rows: min(K, live items) distinct ones, then −1.
         scores: float32 [B, K], log-probability of the item's SID under the grammar, whatever the filter, of a model
-            with several outputs the mixture of [`hybrid_ranking`]; −inf after the last.
+            with several outputs the mixture of [`mixed_ranking`]; −inf after the last.
         sids: int64 [B, K, C], its SID; −1 likewise.
         pruned: float32 [B], only with a reflection: as in [`Beams`], of the search that found the first items.
     """

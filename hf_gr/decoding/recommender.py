@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -20,7 +20,8 @@ from ..limits import Limits, shown
 from ..models import ItemVectors, ThinkingHeads, check_window
 from ..models.thinking import THINKING_FILES
 from ..offline import local_folder
-from ..search_config import SearchConfig, check_threshold
+from ..scoring import Scorer
+from ..search_config import Mixture, SearchConfig, check_threshold
 from ..vocabulary import SidVocabulary, encode_text, reads_text
 from .beam import beam_search
 from .call import Call
@@ -47,7 +48,7 @@ class Answers(NamedTuple):
     Attributes:
         items: int64 [B, K], catalogue rows, best first: min(K, live items) distinct ones, then −1.
         scores: float32 [B, K], log-probability of the item's SID under the catalog's grammar, of a model with several
-            outputs the mixture of [`hybrid_ranking`]; −inf after the last. No filter changes them, so that scores of
+            outputs the mixture of [`mixed_ranking`]; −inf after the last. No filter changes them, so that scores of
             several calls may be compared, and the list without page 1 begins where page 1 ended.
         pruned: float32 [B], with reflection: the share of paths that it dropped (as in [`Beams`]); NaN where filters
             left no item.
@@ -78,6 +79,8 @@ class Recommender:
         prefix_cache: Keeps keys and values of prompts for users who come back with a longer history.
         thinking: S²GR's heads, of a model that was trained with them. With hidden feedback, answers need them.
         limits: Of what a request may ask; [`Limits`] if left out.
+        scorers: What ranks beside the semantic IDs, by name, besides what the model carries in itself.
+        mixture: What each scorer counts, unless a request says otherwise.
     """
 
     def __init__(
@@ -89,6 +92,8 @@ class Recommender:
         prefix_cache: PrefixCache | None = None,
         thinking: ThinkingHeads | None = None,
         limits: Limits | None = None,
+        scorers: Mapping[str, Scorer] | None = None,
+        mixture: Mixture | None = None,
     ):
         vocabulary.check(catalog, tokenizer, model.config.name_or_path or "the model")
         check_model(model, vocabulary.token_ids)
@@ -96,6 +101,7 @@ class Recommender:
         self.vocabulary = vocabulary
         self.prefix_cache = prefix_cache
         self.limits = limits or Limits()
+        self.scorers, self.mixture = scorers, mixture
         self.thinking = None if thinking is None else thinking.to(model.device)
         self.item_vectors, self.graphs = ItemVectors(), SearchGraphs()
         self._served = _Served(catalog, vocabulary.grammar(catalog).to(model.device), {}, {})
@@ -196,6 +202,8 @@ class Recommender:
             graphs=self.graphs if config.graphs else None,
             item_vectors=self.item_vectors,
             feed=None if self.thinking is None else self.thinking.feed,
+            scorers=self.scorers,
+            mixture=self.mixture,
         )
 
     def recommend(
@@ -269,12 +277,13 @@ class Recommender:
                 "%d request(s) leave no item to answer with: their lists are empty.", len(prompts) - len(rows)
             )
         if len(rows):
+            every = list(histories)
             found = beam_search(
                 self.model,
                 [prompts[row] for row in rows],
                 grammar,
                 config,
-                replace(call, item_filter=item_filter),
+                replace(call, item_filter=item_filter, histories=[every[row] for row in rows]),
             )
             items[rows], scores[rows] = found.items.cpu().numpy(), found.scores.float().cpu().numpy()
             if pruned is not None and found.pruned is not None:

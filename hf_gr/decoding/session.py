@@ -23,7 +23,7 @@ from ..models import reader_of
 from ..search_config import SearchConfig
 from ..vocabulary import SidVocabulary
 from .call import Call
-from .hybrid import check_hybrid, hybrid_ranking, is_hybrid
+from .mixing import mixed_ranking, mixture_of
 from .padding import pad_left
 from .ranking import ranked
 from .tree import search_from
@@ -284,10 +284,9 @@ def recommend_many(
         ends = Ends(recommender.model, hidden[torch.from_numpy(rows).to(hidden.device)])
         call = replace(recommender.call(config), item_filter=item_filter)
         config = replace(config, num_beams=max(config.num_beams, config.top_k))
-        if is_hybrid(recommender.model):
-            check_hybrid(config, call)
+        if (mixing := mixture_of(recommender.model, config, call)) is not None:
             read = [states[row][2] for row in rows]
-            found = hybrid_ranking(ends, read, grammar, config, call)
+            found = mixed_ranking(ends, read, grammar, config, call, *mixing)
         else:
             beams = search_from(ends, grammar, config, call)
             check_scores(beams.scores)

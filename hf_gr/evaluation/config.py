@@ -1,10 +1,10 @@
 """Settings of an evaluation."""
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import HfGrError
-from ..search_config import SearchConfig
+from ..search_config import Mixture, SearchConfig
 from ..splits import SplitKind, check_split
 
 
@@ -75,6 +75,16 @@ class EvaluateConfig:
     graphs: bool = field(
         default=False, metadata={"help": "Replay whole searches as CUDA graphs: faster, for beams on a GPU."}
     )
+    weights: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": 'What each scorer counts, of a model with several, as JSON: {"semantic_id": 0.5, "vectors": 0.5}; '
+            "none: as the model says."
+        },
+    )
+    mixing: Literal["probabilities", "log_probs", "shares"] = field(
+        default="log_probs", metadata={"help": "Rule by which `weights` mix: log Σ w·p, or Σ w·log p."}
+    )
     baselines: bool = field(
         default=True,
         metadata={
@@ -103,12 +113,18 @@ class EvaluateConfig:
             raise HfGrError("nothing to evaluate; give model, predictions, or leave baselines on.")
         if self.search != SearchConfig(self.num_beams, self.top_k) and not self.model:
             raise HfGrError("options of the search are set, but there is no model that searches; leave them out.")
+        if self.weights is None and self.mixing != "log_probs":
+            raise HfGrError(f"mixing is {self.mixing!r}, but there are no weights to mix by; give weights.")
         if self.part not in ("test", "validation"):
             raise HfGrError(f"unknown part {self.part!r}; use 'test' or 'validation'.")
 
     @property
     def search(self) -> SearchConfig:
         """How a generative model searches."""
-        names = [option.name for option in fields(SearchConfig) if option.name != "seed"]
+        names = [option.name for option in fields(SearchConfig) if option.name not in ("seed", "mixture")]
         draws = self.method in ("sample", "gumbel")
-        return SearchConfig(**{name: getattr(self, name) for name in names}, seed=self.seed if draws else None)
+        return SearchConfig(
+            **{name: getattr(self, name) for name in names},
+            seed=self.seed if draws else None,
+            mixture=None if self.weights is None else Mixture(self.weights, self.mixing),
+        )

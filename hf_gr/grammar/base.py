@@ -207,6 +207,11 @@ class SidGrammar(ABC):
     def sids(self) -> torch.Tensor:
         """SIDs by row of the catalog, int64 [N, C] on the grammar's device; −1 of rows that can be no answer."""
 
+    @property
+    @abstractmethod
+    def sharing(self) -> torch.Tensor:
+        """How many items stand on the SID of each row of the catalog, int64 [N]; 0 of rows that can be no answer."""
+
     def written(self, items: torch.Tensor) -> torch.Tensor:
         """Rows of the catalog as they are written, codebook by codebook, int64 [..., T] of int64 [...]; rows that can
         be no answer, and −1, as some other item."""

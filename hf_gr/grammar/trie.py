@@ -194,6 +194,14 @@ class TrieGrammar(SidGrammar):
             self._sids = every.index_copy(0, self._item.long(), codes)
         return self._sids
 
+    @property
+    def sharing(self) -> torch.Tensor:
+        counts = np.diff(self._host_children[-1]).astype(np.int64)
+        each = torch.from_numpy(np.repeat(counts, counts)).to(self.device)
+        return torch.zeros(self.catalog_size, dtype=torch.int64, device=self.device).index_copy(
+            0, self._item.long(), each
+        )
+
     def live(self, item_filter: ItemFilter | None = None) -> torch.Tensor:
         count = self.num_items
         live = torch.ones(1, count, dtype=torch.bool, device=self.device)

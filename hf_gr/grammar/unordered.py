@@ -149,6 +149,10 @@ class UnorderedGrammar(SidGrammar):
     def sids(self) -> torch.Tensor:
         return self._trie.sids
 
+    @property
+    def sharing(self) -> torch.Tensor:
+        return self._trie.sharing
+
     def live(self, item_filter: ItemFilter | None = None) -> torch.Tensor:
         return self._trie.live(item_filter)
 

@@ -3,7 +3,7 @@
 from .architectures import TREE_MODEL_TYPES
 from .bsarec import BSARecConfig, BSARecModel
 from .decoder import decoder_of
-from .dense import ItemVectors, dense_logits, dense_loss, item_logits, item_tokens, shares_of
+from .dense import ItemVectors, dense_logits, dense_loss, histories_in, inner_outputs, shares_of
 from .dropout import add_dropout
 from .feedback import feedback, read
 from .head import add_inner_call, answer_logits, code_logits, is_tied, last_hidden, token_logits
@@ -53,9 +53,9 @@ __all__ = [
     "fixed_parts",
     "from_scratch",
     "grown",
+    "histories_in",
+    "inner_outputs",
     "is_tied",
-    "item_logits",
-    "item_tokens",
     "last_hidden",
     "learned_codes",
     "new_parts",

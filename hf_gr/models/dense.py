@@ -6,15 +6,14 @@ in one model (LIGER, Yang et al. 2024). Ours: the vectors are the unique-ID rows
 rows of the item's codes, and what is ranked is a weighted sum of log-probabilities over the candidates of both.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from ..errors import HfGrError
-from .bsarec import log_probabilities
+from .bsarec import BSARecModel
 from .intrr import IntRRForCausalLM, recursion_of
 
 
@@ -75,33 +74,19 @@ def _version(part: torch.Tensor) -> int:
     return 0 if part.is_inference() else part._version
 
 
-def item_logits(
-    model: PreTrainedModel, hidden: torch.Tensor, prompts: Sequence[Sequence[int]], vectors: ItemVectors
-) -> Iterator[tuple[float, torch.Tensor]]:
-    """Share and logits float32 [B, N] of the model's own vectors and of its retriever, of those that count.
-
-    Args:
-        model: Any; one without other outputs gives none.
-        hidden: float [B, d], what each next item is read from.
-        prompts: Token ids of each prompt, from which the retriever takes the history.
-        vectors: Keeps the model's item vectors from one call to the next.
-    """
+def inner_outputs(model: PreTrainedModel) -> tuple[IntRRForCausalLM | None, BSARecModel | None]:
+    """The model, if it has vectors of items that were trained with it, and the retriever that it carries."""
     recursive = recursion_of(model)
     if recursive is None:
-        return
-    _, vector_share, retriever_share = recursive.config.shares
-    if vector_share:
-        every = vectors.of(recursive)
-        yield vector_share, F.linear(hidden.to(every.dtype), every).float()
-    if retriever_share and recursive.retriever is not None:
-        first = recursive.config.first_item_id
-        histories = [np.array([token - first for token in prompt if token >= first], np.int64) for prompt in prompts]
-        yield retriever_share, log_probabilities(recursive.retriever, histories)
+        return None, None
+    return (recursive if recursive.config.dense else None), recursive.retriever
 
 
-def item_tokens(model: PreTrainedModel) -> torch.Tensor:
-    """Tokens of the SIDs of all items, int64 [N, L], of a model that has other outputs."""
+def histories_in(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[np.ndarray] | None:
+    """Catalog rows of the items in each prompt, int64 [n] each, of a model that reads an item as one token; else
+    `None`."""
     recursive = recursion_of(model)
     if recursive is None:
-        raise HfGrError("the model has no other output than the semantic ID, and keeps no tokens of items.")
-    return recursive.model.sids
+        return None
+    first = recursive.config.first_item_id
+    return [np.array([token - first for token in prompt if token >= first], np.int64) for prompt in prompts]

@@ -1,0 +1,198 @@
+"""Items ranked by several scorers: the semantic ID under the grammar, and whatever else a model or a caller brings.
+
+Each scorer brings candidates of its own, and each scores those of the others, so that a candidate's rank does not
+depend on who found it. A candidate that the beams did not score is scored as a branch of the cached prompt. [ours]
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+from ..errors import HfGrError
+from ..grammar import SidGrammar, UnorderedGrammar, check_scores
+from ..models import ItemVectors, histories_in
+from ..scorers.own import own_mixture, own_scorers
+from ..scoring import Requests, Scorer, mixed
+from ..search_config import SEMANTIC_ID, Mixture, SearchConfig
+from .call import Call
+from .generate import generate_search
+from .given import item_log_probs, row_log_probs
+from .ranking import Ranking, ranked
+from .support import tree_support
+from .tree import search_from
+from .trunk import Trunk
+
+
+CHUNK_ITEMS = 4096  # whose semantic IDs are scored at once
+
+
+def mixture_of(model: PreTrainedModel, config: SearchConfig, call: Call) -> tuple[Mixture, dict[str, Scorer]] | None:
+    """What each scorer of a search counts, and the scorers beside the semantic ID; `None` where that alone ranks.
+
+    Raises [`HfGrError`] where a scorer with a weight is not there, or settings have no meaning where several rank.
+    """
+    mixture = config.mixture or call.mixture or own_mixture(model)
+    if mixture is None:
+        return None
+    scorers = own_scorers(model, call.item_vectors or ItemVectors()) | dict(call.scorers or {})
+    weights = {name: weight for name, weight in dict(mixture.weights).items() if weight > 0}
+    if missing := weights.keys() - {SEMANTIC_ID, *scorers}:
+        known = ", ".join([SEMANTIC_ID, *sorted(scorers)])
+        raise HfGrError(f"the mixture weighs {min(missing)!r}, but the model's scorers are: {known}.")
+    if weights.keys() == {SEMANTIC_ID}:
+        return None
+    refused = {
+        f'method="{config.method}"': config.method not in ("beam", "exhaustive"),
+        f'score="{config.score}"': config.score != "constrained",
+        f"temperature={config.temperature}": config.temperature != 1,
+        "reflection": call.reflection is not None,
+        "graphs": config.graphs,
+    }
+    for option, is_set in refused.items():
+        if is_set:
+            raise HfGrError(
+                f"{option} is for models that rank by semantic IDs alone; this one mixes them with item vectors or a "
+                "retriever: leave it out."
+            )
+    return mixture, {name: scorer for name, scorer in scorers.items() if name in weights}
+
+
+@torch.no_grad()
+def mixed_search(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    grammar: SidGrammar,
+    config: SearchConfig,
+    call: Call,
+    mixture: Mixture,
+    scorers: Mapping[str, Scorer],
+) -> Ranking:
+    """[`mixed_ranking`] of prompts that are read here, by whichever path suits the model."""
+    if not tree_support(model, max(map(len, prompts)) + grammar.answer_length)[0]:
+        return _Mixing(model, None, prompts, grammar, config, call, mixture).ranking(scorers)
+    thought = [*grammar.think_ids[:1]] if call.feed is None else []
+    trunk = Trunk.of(model, [prompt + thought for prompt in prompts], call.prefix_cache)
+    return mixed_ranking(trunk, prompts, grammar, config, call, mixture, scorers)
+
+
+@torch.no_grad()
+def mixed_ranking(
+    trunk: Trunk,
+    prompts: Sequence[Sequence[int]],
+    grammar: SidGrammar,
+    config: SearchConfig,
+    call: Call,
+    mixture: Mixture,
+    scorers: Mapping[str, Scorer],
+) -> Ranking:
+    """The items that best continue prompts that were read.
+
+    Candidates are the items of the best `num_beams` semantic IDs and as many of every other scorer: at least
+    min(top_k, live items). Their scores are [`mixed`] by the mixture's rule. A filter changes no score. Items that
+    share a semantic ID share its probability, where the rule is not `"shares"`. An item of an unordered grammar scores
+    by the one order of its codebooks.
+
+    Args:
+        trunk: The prompts, with the first thinking token unless there is a `feed`.
+        prompts: Token ids of each, without it.
+        grammar: What may follow, on its device.
+        config: Of the search, whose `num_beams` (raised to `top_k`) and `top_k` count. With `method="exhaustive"`
+            every item is a candidate, which is exact, and for catalogs of some thousand items.
+        call: What belongs to this call; its filter has live items for every prompt.
+        mixture: What each scorer counts.
+        scorers: Those beside the semantic ID.
+
+    Raises [`HfGrError`] if scores are not finite.
+    """
+    return _Mixing(trunk.model, trunk, prompts, grammar, config, call, mixture).ranking(scorers)
+
+
+class _Mixing:
+    """One ranking by several scorers; `trunk` is `None` for models that take rows."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        trunk: Trunk | None,
+        prompts: Sequence[Sequence[int]],
+        grammar: SidGrammar,
+        config: SearchConfig,
+        call: Call,
+        mixture: Mixture,
+    ):
+        self.model, self.trunk, self.grammar, self.call, self.mixture = model, trunk, grammar, call, mixture
+        self.prompts = [list(prompt) for prompt in prompts]
+        self.config = replace(config, num_beams=max(config.num_beams, config.top_k), mixture=None)
+        self.weights = dict(mixture.weights)
+        self.live = grammar.live(call.item_filter)
+
+    def ranking(self, scorers: Mapping[str, Scorer]) -> Ranking:
+        read = histories_in(self.model, self.prompts)
+        histories = self.call.histories if read is None else read
+        hidden = None if self.trunk is None else self.trunk.hidden[:, 0]
+        requests = Requests(self.prompts, histories, hidden, self.live, self.grammar.live())
+        scores = {name: scorer.read(requests) for name, scorer in scorers.items()}
+        found = None
+        if self.config.method == "exhaustive":
+            rows = torch.arange(self.grammar.catalog_size, device=self.live.device)
+            items = torch.where(self.live, rows, -1).expand(len(self.prompts), -1)
+        else:
+            lists = [own.candidates(self.config.num_beams) for own in scores.values()]
+            if self.weights.get(SEMANTIC_ID, 0) > 0:
+                found = self._searched()
+                lists = [found.items, *lists]
+            items = _joined(lists)
+        items = F.pad(items, (0, max(0, self.config.top_k - items.shape[1])), value=-1)
+        parts = [(self.weights[name], own.log_probs(items)) for name, own in scores.items()]
+        if self.weights.get(SEMANTIC_ID, 0) > 0:
+            parts.insert(0, (self.weights[SEMANTIC_ID], self._semantic(items, found)))
+        total = mixed(parts, self.mixture.rule, self.mixture.smoothing, self.grammar.num_items)
+        total = total.masked_fill(items < 0, -torch.inf)
+        check_scores(total)
+        best = total.topk(self.config.top_k, dim=1)
+        chosen = items.gather(1, best.indices).masked_fill(best.values.isneginf(), -1)
+        sids = self.grammar.sids[chosen.clamp(min=0)]
+        return Ranking(chosen, best.values, sids.masked_fill(chosen[..., None] < 0, -1))
+
+    def _searched(self) -> Ranking:
+        """The items of the beams."""
+        if self.trunk is None:
+            beams = generate_search(self.model, self.prompts, self.grammar, self.config, self.call)
+        else:
+            beams = search_from(self.trunk, self.grammar, self.config, self.call)
+        check_scores(beams.scores)
+        return ranked(beams, self.grammar, self.call.item_filter, self.config.num_beams)
+
+    def _semantic(self, items: torch.Tensor, found: Ranking | None) -> torch.Tensor:
+        """Log-probability float32 [B, n] of items' semantic IDs; beams have scored those that stand first already."""
+        scored = 0 if found is None or isinstance(self.grammar, UnorderedGrammar) else found.items.shape[1]
+        parts = [] if found is None else [found.scores[:, :scored]]
+        parts += [self._given(part) for part in items[:, scored:].split(CHUNK_ITEMS, dim=1) if part.shape[1]]
+        log_probs = torch.cat(parts, dim=1)
+        if self.mixture.rule == "shares":
+            return log_probs
+        return log_probs - self.grammar.sharing[items.clamp(min=0)].clamp(min=1).log()
+
+    def _given(self, items: torch.Tensor) -> torch.Tensor:
+        # candidates to the left, so that nothing is fed for columns without any
+        order = (items < 0).sort(dim=1, stable=True).indices
+        count = int((items >= 0).sum(1).max())
+        some = items.gather(1, order[:, :count])
+        if self.trunk is None:
+            log_probs = row_log_probs(self.model, self.prompts, some, self.grammar)
+        else:
+            log_probs = item_log_probs(self.trunk, some, self.grammar, feed=self.call.feed)
+        every = torch.full(items.shape, -torch.inf, device=items.device)
+        return every.scatter(1, order[:, :count], log_probs)
+
+
+def _joined(lists: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Lists of items int64 [B, n] side by side; an item that stood in one before is −1."""
+    items = lists[0]
+    for added in lists[1:]:
+        again = (added[:, :, None] == items[:, None]).any(2)
+        items = torch.cat([items, added.masked_fill(again, -1)], dim=1)
+    return items
