@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..errors import HfGrError
 from ..grammar import SidGrammar, UnorderedGrammar, check_scores
-from ..models import ItemVectors, histories_in
+from ..models import ItemVectors, histories_in, reader_of
 from ..scorers.own import own_mixture, own_scorers
 from ..scoring import Requests, Scorer, mixed
 from ..search_config import SEMANTIC_ID, Mixture, SearchConfig
@@ -50,6 +50,7 @@ def mixture_of(model: PreTrainedModel, config: SearchConfig, call: Call) -> tupl
         f"temperature={config.temperature}": config.temperature != 1,
         "reflection": call.reflection is not None,
         "graphs": config.graphs,
+        "feed": call.feed is not None and not reader_of(model).branches,  # which has no thought to feed
     }
     for option, is_set in refused.items():
         if is_set:

@@ -14,6 +14,8 @@ from transformers import LlamaConfig, MistralConfig, Qwen3Config
 from hf_gr.decoding import (
     Ranking,
     Recommender,
+    Reflection,
+    SearchGraphs,
     beam_search,
     choose,
     exhaustive_search,
@@ -282,8 +284,8 @@ def test_a_search_that_finds_nothing_more_raises(monkeypatch):
         {"score": "model"},
         {"method": "sample"},
         {"method": "gumbel"},
-        {"reflection": object()},
-        {"graphs": object()},
+        {"reflection": Reflection(torch.ones(8, 1), 0.3)},
+        {"graphs": SearchGraphs()},
         {"feed": torch.nn.Linear(2, 2)},
     ],
 )
