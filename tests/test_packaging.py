@@ -261,3 +261,11 @@ def test_text_is_utf_8_on_every_machine():
     ]
     wrong = {file.relative_to(ROOT).as_posix(): text_without_encoding(file.read_text()) for file in files}
     assert not {file: lines for file, lines in wrong.items() if lines}
+
+
+def test_the_map_for_contributors_names_every_module_and_room():
+    listed = (ROOT / "CONTRIBUTING.md").read_text().partition("```")[2].partition("```")[0]
+    names = set(re.findall(r"[\w.]+/?", listed))
+    modules = {file.name for file in (ROOT / "hf_gr").glob("*.py")} - {"__init__.py"}
+    rooms = {f"{file.parent.name}/" for file in (ROOT / "hf_gr").glob("*/*.py")}
+    assert (modules | rooms) - names == set()

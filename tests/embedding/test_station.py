@@ -53,7 +53,7 @@ def test_the_width_of_behavior_follows_a_small_catalog_and_is_refused_before_tex
     loaded = ItemVectors.load(embed(behavior_only))
     assert loaded.info["dims"] == {"behavior": items - 1}
     with pytest.raises(HfGrError, match="behavior_dim 0 must be between 1 and"):  # 0 is not "left out"
-        embed(replace(config, sources=["behavior"], weights=[1.0], behavior_dim=0))
+        embed(replace(behavior_only, behavior_dim=0))
     monkeypatch.setattr(station, "encode_text", lambda *_, **__: pytest.fail("texts were encoded"))
     with pytest.raises(HfGrError, match=f"behavior_dim {items} must be between 1 and"):
         embed(replace(config, behavior_dim=items))
