@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from test_branches import CASES, THINK, random_row, rows_of
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_gr.branches import Row
 from hf_gr.packing import pack
@@ -56,7 +57,17 @@ def test_arrays_are_packed_as_lists_are(benchmark, seed):
     order = random.permutation(len(rows)).tolist()
     picked = RowBatches(whole).__getitems__(order)
     same(pack(picked, **options), benchmark.listed_pack([rows[number] for number in order], **options))
-    same(pack(RowBatches(whole)[0], **options), benchmark.listed_pack(rows[:1], **options))
+    same(pack(RowBatches(whole).__getitems__([0]), **options), benchmark.listed_pack(rows[:1], **options))
+
+
+def test_rows_are_grouped_by_length_as_those_of_a_data_set_are():
+    random = np.random.default_rng(0)
+    whole = Dataset.from_list([row for _ in range(5) for row in drawn_rows(random)], features=FEATURES)
+
+    def order(rows: Dataset | RowBatches) -> list[int]:
+        return list(LengthGroupedSampler(4, rows, generator=torch.Generator().manual_seed(0)))
+
+    assert order(RowBatches(whole)) == order(whole)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,6 +1,7 @@
 """Rows of trunks and answers, put together for all users at once: lists of unequal lengths as Arrow has them."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,17 +34,18 @@ class RowBatches(torch.utils.data.Dataset):
     """
 
     def __init__(self, rows: Dataset) -> None:
-        self.rows = rows.with_format("arrow")
+        self.rows, self._tables = rows, rows.with_format("arrow")
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Rows:
-        return self.__getitems__([index])
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns one row by its columns; samplers that group by length ask for it."""
+        return self.rows[index]
 
     def __getitems__(self, indices: list[int]) -> Rows:
         """Returns the rows of a batch; data loaders ask for them at once."""
-        return Rows.of_table(self.rows[indices])
+        return Rows.of_table(self._tables[indices])
 
 
 def windows_of(histories: Histories, length: int) -> tuple[np.ndarray, np.ndarray]:
