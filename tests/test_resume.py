@@ -16,6 +16,7 @@ from hf_gr.artifacts import fingerprint
 from hf_gr.cli import main
 from hf_gr.grpo import grpo
 from hf_gr.retrieval import retrieve
+from hf_gr.safeguards import is_whole
 from hf_gr.sft import sft
 
 
@@ -41,7 +42,8 @@ def start_and_kill(command: list[str], output: Path) -> int:
     try:
         deadline = time.monotonic() + 300  # the first import of everything may take long
         while time.monotonic() < deadline:
-            if (found := list(output.glob("run-*/checkpoint-*/trainer_state.json"))) or process.poll() is not None:
+            found = [path for path in output.glob("run-*/checkpoint-*") if is_whole(path)]
+            if found or process.poll() is not None:
                 break
             time.sleep(0.01)
     finally:
@@ -50,7 +52,7 @@ def start_and_kill(command: list[str], output: Path) -> int:
         errors = process.communicate()[1]
     assert process.returncode == -signal.SIGKILL, f"ended by itself with {process.returncode}: {errors[-2000:]}"
     assert found, f"no checkpoint within five minutes: {errors[-2000:]}"
-    return max(int(file.parent.name.split("-")[1]) for file in found)
+    return max(int(path.name.split("-")[1]) for path in found)
 
 
 def log_of(model: Path) -> list[dict]:
