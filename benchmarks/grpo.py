@@ -142,11 +142,12 @@ class World:
         self.grammar = TrieGrammar(self.codes, self.token_ids)
         names = [str(row) for row in range(len(self.codes))]
         items = pa.table({"item_id": names, "title": names})
-        self.catalog = catalog = SidCatalog.from_codes(self.codes, items, (chosen.codes,) * CODEBOOKS)
+        catalog = SidCatalog.from_codes(self.codes, items, (chosen.codes,) * CODEBOOKS)
         codes = tuple(map(tuple, self.token_ids))
-        self.vocabulary = SidVocabulary(codes, (), 1, "none", {}, 50, catalog.fingerprint)
+        vocabulary = SidVocabulary(codes, (), 1, "none", {}, 50, catalog.fingerprint)
         nobody = Histories(np.array([], str), np.zeros(1, np.int64), *np.zeros((2, 0), np.int64))
-        self.items = ItemKnowledge.of(catalog, nobody)  # the reward needs nothing of how they are used
+        knowledge = ItemKnowledge.of(catalog, nobody)  # the reward needs nothing of how they are used
+        self.ours = {"catalog": catalog, "vocabulary": vocabulary, "items": knowledge}  # for the trainer
 
     def prompts(self, count: int, length: int) -> list[list[int]]:
         return measure.random_prompts(self.codes, self.token_ids, count, length, padded=False)
@@ -196,15 +197,7 @@ def trainer_of(side: str, chosen: argparse.Namespace, world: World, output: str,
     if side == "ours":
         rows = Dataset.from_dict({"prompt": prompts, "target": targets})
         config = SidGRPOConfig(**settings, rewards="exact", rollout="sample", zero_variance="keep")
-        return SidGRPOTrainer(
-            model,
-            config,
-            catalog=world.catalog,
-            vocabulary=world.vocabulary,
-            processing_class=tokenizer,
-            train_dataset=rows,
-            items=world.items,
-        )
+        return SidGRPOTrainer(model, config, processing_class=tokenizer, train_dataset=rows, **world.ours)
     texts = [" ".join(f"t{token}" for token in prompt) for prompt in prompts]
     rows = Dataset.from_dict({"prompt": texts, "target": targets})
     constrain(model, world.grammar)

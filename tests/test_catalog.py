@@ -11,6 +11,7 @@ from tiny import tiny_catalog, tiny_items
 
 from hf_gr.catalog import CATALOG_FILES, SidCatalog
 from hf_gr.errors import HfGrError
+from hf_gr.vocabulary import SidVocabulary
 
 
 def assert_same(found: SidCatalog, expected: SidCatalog) -> None:
@@ -264,6 +265,9 @@ def test_a_reader_of_one_view_refuses_several(tmp_path):
     several_views().save(tmp_path)
     with pytest.raises(HfGrError, match=r"holds 3 views of codes, of which one is read here; save one .*view\(0\)"):
         SidCatalog.load(tmp_path)
+    vocabulary = SidVocabulary(((1, 2), (3, 4)), (), 0, "none", {}, 5, "")
+    with pytest.raises(HfGrError, match=r"has 3 views of codes, and a model writes one; take catalog\.view"):
+        vocabulary.grammar(several_views())
 
 
 def test_one_view_is_written_as_ever(tmp_path):

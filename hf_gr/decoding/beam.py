@@ -15,7 +15,7 @@ from .beams import Beams
 from .call import Call, check_filter, check_prompts, settled
 from .exhaustive import exhaustive_search
 from .generate import generate_search
-from .mixing import mixed_search, mixture_of
+from .mixing import mixed_ranking, mixture_of
 from .ranking import Ranking, ranked
 from .support import tree_support
 from .tree import merged, tree_search
@@ -92,7 +92,7 @@ def beam_search(
     if not prompts:
         return Ranking.empty(top_k, grammar.num_codes, model.device)
     if (mixing := mixture_of(model, config, call)) is not None:
-        return mixed_search(model, prompts, grammar, config, call, *mixing)
+        return mixed_ranking(model, prompts, grammar, config, call, *mixing)
     if config.method == "exhaustive":
         beams = exhaustive_search(model, prompts, grammar, config, call)
         return ranked(beams, grammar, call.item_filter, top_k)

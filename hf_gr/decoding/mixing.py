@@ -62,34 +62,17 @@ def mixture_of(model: PreTrainedModel, config: SearchConfig, call: Call) -> tupl
 
 
 @torch.no_grad()
-def mixed_search(
-    model: PreTrainedModel,
-    prompts: list[list[int]],
-    grammar: SidGrammar,
-    config: SearchConfig,
-    call: Call,
-    mixture: Mixture,
-    scorers: Mapping[str, Scorer],
-) -> Ranking:
-    """[`mixed_ranking`] of prompts that are read here, by whichever path suits the model."""
-    if not tree_support(model, max(map(len, prompts)) + grammar.answer_length)[0]:
-        return _Mixing(model, None, prompts, grammar, config, call, mixture).ranking(scorers)
-    thought = [*grammar.think_ids[:1]] if call.feed is None else []
-    trunk = Trunk.of(model, [prompt + thought for prompt in prompts], call.prefix_cache)
-    return mixed_ranking(trunk, prompts, grammar, config, call, mixture, scorers)
-
-
-@torch.no_grad()
 def mixed_ranking(
-    trunk: Trunk,
+    model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     grammar: SidGrammar,
     config: SearchConfig,
     call: Call,
     mixture: Mixture,
     scorers: Mapping[str, Scorer],
+    trunk: Trunk | None = None,
 ) -> Ranking:
-    """The items that best continue prompts that were read.
+    """The items that best continue each prompt, by several scorers.
 
     Candidates are the items of the best `num_beams` semantic IDs and as many of every other scorer: at least
     min(top_k, live items). Their scores are [`mixed`] by the mixture's rule. A filter changes no score. Items that
@@ -97,18 +80,22 @@ def mixed_ranking(
     by the one order of its codebooks.
 
     Args:
-        trunk: The prompts, with the first thinking token unless there is a `feed`.
-        prompts: Token ids of each, without it.
+        model: Any causal LM with the grammar's tokens.
+        prompts: Token ids of each.
         grammar: What may follow, on its device.
         config: Of the search, whose `num_beams` (raised to `top_k`) and `top_k` count. With `method="exhaustive"`
             every item is a candidate, which is exact, and for catalogs of some thousand items.
         call: What belongs to this call; its filter has live items for every prompt.
         mixture: What each scorer counts.
         scorers: Those beside the semantic ID.
+        trunk: The prompts, where they were read already, with the first thinking token unless there is a `feed`.
 
     Raises [`HfGrError`] if scores are not finite.
     """
-    return _Mixing(trunk.model, trunk, prompts, grammar, config, call, mixture).ranking(scorers)
+    if trunk is None and tree_support(model, max(map(len, prompts)) + grammar.answer_length)[0]:
+        thought = [*grammar.think_ids[:1]] if call.feed is None else []
+        trunk = Trunk.of(model, [[*prompt, *thought] for prompt in prompts], call.prefix_cache)
+    return _Mixing(model, trunk, prompts, grammar, config, call, mixture).ranking(scorers)
 
 
 class _Mixing:
@@ -131,25 +118,25 @@ class _Mixing:
         self.live = grammar.live(call.item_filter)
 
     def ranking(self, scorers: Mapping[str, Scorer]) -> Ranking:
-        read = histories_in(self.model, self.prompts)
-        histories = self.call.histories if read is None else read
+        items_read = histories_in(self.model, self.prompts)
+        histories = self.call.histories if items_read is None else items_read
         hidden = None if self.trunk is None else self.trunk.hidden[:, 0]
         requests = Requests(self.prompts, histories, hidden, self.live, self.grammar.live())
         scores = {name: scorer.read(requests) for name, scorer in scorers.items()}
-        found = None
+        beams = None
         if self.config.method == "exhaustive":
             rows = torch.arange(self.grammar.catalog_size, device=self.live.device)
             items = torch.where(self.live, rows, -1).expand(len(self.prompts), -1)
         else:
-            lists = [own.candidates(self.config.num_beams) for own in scores.values()]
+            lists = [score.candidates(self.config.num_beams) for score in scores.values()]
             if self.weights.get(SEMANTIC_ID, 0) > 0:
-                found = self._searched()
-                lists = [found.items, *lists]
+                beams = self._searched()
+                lists = [beams.items, *lists]
             items = _joined(lists)
         items = F.pad(items, (0, max(0, self.config.top_k - items.shape[1])), value=-1)
-        parts = [(self.weights[name], own.log_probs(items)) for name, own in scores.items()]
+        parts = [(self.weights[name], score.log_probs(items)) for name, score in scores.items()]
         if self.weights.get(SEMANTIC_ID, 0) > 0:
-            parts.insert(0, (self.weights[SEMANTIC_ID], self._semantic(items, found)))
+            parts.insert(0, (self.weights[SEMANTIC_ID], self._semantic(items, beams)))
         total = mixed(parts, self.mixture.rule, self.mixture.smoothing, self.grammar.num_items)
         total = total.masked_fill(items < 0, -torch.inf)
         check_scores(total)
@@ -167,10 +154,10 @@ class _Mixing:
         check_scores(beams.scores)
         return ranked(beams, self.grammar, self.call.item_filter, self.config.num_beams)
 
-    def _semantic(self, items: torch.Tensor, found: Ranking | None) -> torch.Tensor:
+    def _semantic(self, items: torch.Tensor, beams: Ranking | None) -> torch.Tensor:
         """Log-probability float32 [B, n] of items' semantic IDs; beams have scored those that stand first already."""
-        scored = 0 if found is None or isinstance(self.grammar, UnorderedGrammar) else found.items.shape[1]
-        parts = [] if found is None else [found.scores[:, :scored]]
+        scored = 0 if beams is None or isinstance(self.grammar, UnorderedGrammar) else beams.items.shape[1]
+        parts = [] if beams is None else [beams.scores[:, :scored]]
         parts += [self._given(part) for part in items[:, scored:].split(CHUNK_ITEMS, dim=1) if part.shape[1]]
         log_probs = torch.cat(parts, dim=1)
         if self.mixture.rule == "shares":

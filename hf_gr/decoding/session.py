@@ -285,8 +285,8 @@ def recommend_many(
         call = replace(recommender.call(config), item_filter=item_filter)
         config = replace(config, num_beams=max(config.num_beams, config.top_k))
         if (mixing := mixture_of(recommender.model, config, call)) is not None:
-            read = [states[row][2] for row in rows]
-            found = mixed_ranking(ends, read, grammar, config, call, *mixing)
+            prompts = [states[row][2] for row in rows]
+            found = mixed_ranking(recommender.model, prompts, grammar, config, call, *mixing, trunk=ends)
         else:
             beams = search_from(ends, grammar, config, call)
             check_scores(beams.scores)

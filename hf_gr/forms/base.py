@@ -110,6 +110,13 @@ class Form:
 def build_grammar(
     kind: Callable[..., SidGrammar], tokens: Tokens, catalog: SidCatalog, *, think_ids: Sequence[int] = ()
 ) -> SidGrammar:
-    """Returns a grammar of the live items of a catalog; on a shared SID the more popular item comes first."""
+    """Returns a grammar of the live items of a catalog; on a shared SID the more popular item comes first.
+
+    Raises [`HfGrError`] on a catalog of several views, of which a grammar would silently take the first.
+    """
+    if catalog.more_codes is not None:
+        raise HfGrError(
+            f"the catalog has {len(catalog.views)} views of codes, and a model writes one; take catalog.view(NUMBER)."
+        )
     live = np.flatnonzero(catalog.live)
     return kind(catalog.codes, tokens.code_ids, think_ids=think_ids, popularity=catalog.popularity, items=live)
