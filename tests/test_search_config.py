@@ -12,6 +12,7 @@ from searching import build
 from tiny import tiny_catalog, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
 from transformers import pipeline
 
+from hf_gr.arguments import parse_config
 from hf_gr.batch import recommend_batch
 from hf_gr.cli import main
 from hf_gr.dataset import Histories, write_dataset
@@ -19,7 +20,7 @@ from hf_gr.decoding import Recommender, Reflection, SearchGraphs, beam_search, e
 from hf_gr.errors import HfGrError
 from hf_gr.evaluation import EvaluateConfig
 from hf_gr.hub import save_repo
-from hf_gr.search_config import SearchConfig
+from hf_gr.search_config import Mixture, SearchConfig
 from hf_gr.vocabulary import add_vocabulary
 
 
@@ -156,6 +157,19 @@ def test_evaluation_and_the_command_line_take_the_same_settings(repo, tmp_path, 
     write_dataset(tmp_path / "data", tiny_interactions(), tiny_items(), source="Made for tests.")
     main(["recommend", str(repo), "--history", "i001", "--top-k", "2", "--method", "exhaustive", "--score", "model"])
     assert "i0" in capsys.readouterr().out
+
+
+def test_weights_of_an_evaluation_are_read_as_every_mapping_of_a_command_line():
+    arguments = ["--dataset", "data", "--output_dir", "out", "--model", "model", "--mixing", "probabilities"]
+    for text in ("{semantic_id: 0.5, vectors: 1}", '{"semantic_id": 0.5, "vectors": 1}'):
+        config = parse_config(EvaluateConfig, [*arguments, "--weights", text])
+        assert config.search.mixture == Mixture({"vectors": 1, "semantic_id": 0.5}, "probabilities")
+    for text, line in (
+        ("vectors", "weights is 'vectors'; give keys and values"),
+        ("{vectors: x}", "weight of vectors"),
+    ):
+        with pytest.raises(HfGrError, match=line):
+            parse_config(EvaluateConfig, [*arguments, "--weights", text])
 
 
 def test_graphs_reach_the_search_from_every_front(repo, monkeypatch):

@@ -1,10 +1,11 @@
 """Settings of an evaluation."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import HfGrError
 from ..search_config import Mixture, SearchConfig
+from ..settings import mapping
 from ..splits import SplitKind, check_split
 
 
@@ -75,15 +76,18 @@ class EvaluateConfig:
     graphs: bool = field(
         default=False, metadata={"help": "Replay whole searches as CUDA graphs: faster, for beams on a GPU."}
     )
-    weights: dict[str, Any] | None = field(
+    weights: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'What each scorer counts, of a model with several, as JSON: {"semantic_id": 0.5, "vectors": 0.5}; '
-            "none: as the model says."
+            "help": "What each scorer counts, of a model with several: {semantic_id: 0.5, vectors: 0.5}; none: as the "
+            "model says."
         },
     )
     mixing: Literal["probabilities", "log_probs", "shares"] = field(
-        default="log_probs", metadata={"help": "Rule by which `weights` mix: log Σ w·p, or Σ w·log p."}
+        default="log_probs",
+        metadata={
+            "help": "Rule by which `weights` mix: log Σ w·p, Σ w·log p with each p smoothed, or without (`shares`)."
+        },
     )
     baselines: bool = field(
         default=True,
@@ -101,6 +105,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_split(self.split)
+        if isinstance(self.weights, str):  # of the command line
+            self.weights = mapping("weights", self.weights)
         sizes = {"num_beams": self.num_beams, "top_k": self.top_k, "batch_size": self.batch_size}
         for name, size in sizes.items():
             if size < 1:
@@ -126,5 +132,5 @@ class EvaluateConfig:
         return SearchConfig(
             **{name: getattr(self, name) for name in names},
             seed=self.seed if draws else None,
-            mixture=None if self.weights is None else Mixture(self.weights, self.mixing),
+            mixture=None if self.weights is None else Mixture(self.weights, self.mixing),  # type: ignore[arg-type]
         )
