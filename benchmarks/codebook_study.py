@@ -1,6 +1,6 @@
 """Which number of a codebook can be trusted? Many codebooks, a small recommender on each, what foretold its recall.
 
-Every cell of the grid is a catalogue (`hf-gr quantize`), a model of two layers from scratch on it (`hf-gr sft`) and
+Every cell of the grid is a catalog (`hf-gr quantize`), a model of two layers from scratch on it (`hf-gr sft`) and
 its evaluation (`hf-gr evaluate`), through the same functions as those commands. Finished cells are never run again,
 killed ones go on where they were. Then come means over seeds, differences to one kind of codebook with their interval
 over users, the rank correlation over codebooks of every metric with Recall@10 with its interval, and a plot.
@@ -168,7 +168,7 @@ def run_apart(cells: Sequence[str], arguments: Sequence[str], out: Path, jobs: i
 
 
 def run_cell(cell: Cell, chosen: argparse.Namespace) -> None:
-    """Catalogue, recommender and evaluation of one cell, and its row for the tables."""
+    """Catalog, recommender and evaluation of one cell, and its row for the tables."""
     from hf_gr.evaluation import EvaluateConfig, evaluate
     from hf_gr.quantizers import QuantizeConfig, quantize
     from hf_gr.sft import SFT_CONFIGS, sft

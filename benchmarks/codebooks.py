@@ -23,7 +23,7 @@ from hf_gr.dataset import InteractionDataset, popularity
 from hf_gr.embedding import ItemVectors
 from hf_gr.embedding.behavior import cooccurrence
 from hf_gr.quantizers import QuantizeConfig, codebook_report, resolve_collisions
-from hf_gr.quantizers.station import new_quantizer
+from hf_gr.quantizers.stage import new_quantizer
 
 
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {  # name → method, its settings

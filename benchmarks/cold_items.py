@@ -21,12 +21,12 @@ import pyarrow.compute as pc
 from codebook_study import RECOMMENDER
 
 from hf_gr.arguments import configs_of
+from hf_gr.catalog_updates import add_items
 from hf_gr.dataset import InteractionDataset, write_dataset
 from hf_gr.embedding import EmbedConfig, embed
 from hf_gr.evaluation import EvaluateConfig, evaluate
 from hf_gr.quantizers import QuantizeConfig, quantize
 from hf_gr.sft import SFT_CONFIGS, sft
-from hf_gr.upkeep import add_items
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

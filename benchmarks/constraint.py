@@ -1,4 +1,4 @@
-"""The grammar alone: time to build it, bytes per item, time of a step by catalogue size, its share of a search step.
+"""The grammar alone: time to build it, bytes per item, time of a step by catalog size, its share of a search step.
 
 A step here is all that the constraint adds to one: what may follow, the mask on ready logits, the next state. Its rows
 are those of 4 requests x 50 beams on random live paths. Random codes are the worst case: learned SIDs share prefixes.
@@ -234,7 +234,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", nargs="+", type=int, help="catalogue sizes (default: 3.7k to 10M; 1M with --quick)")
+    parser.add_argument("--items", nargs="+", type=int, help="catalog sizes (default: 3.7k to 10M; 1M with --quick)")
     parser.add_argument("--codebooks", type=int, default=4)
     parser.add_argument("--codes", type=int, default=256, help="codes of a codebook")
     parser.add_argument("--batch", type=int, default=4, help="requests")

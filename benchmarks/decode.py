@@ -72,7 +72,7 @@ class Repeats:
 
 
 class Bench:
-    """What one cell needs: a model, a catalogue in two grammars, prompts, and what each request has seen."""
+    """What one cell needs: a model, a catalog in two grammars, prompts, and what each request has seen."""
 
     def __init__(self, cell: Cell):
         self.cell = cell
@@ -159,12 +159,12 @@ class Bench:
         if thinking:
             sound &= (answers[..., ::2] == np.array(self.think_ids)).all(2)
         weights = self.cell.codes ** np.arange(self.cell.codebooks)
-        catalogue, asked = self.codes.astype(np.int64) @ weights, np.where(sound, codes @ weights, -1)
-        near = np.flatnonzero(np.isin(catalogue, asked))  # only these rows can matter
+        catalog, asked = self.codes.astype(np.int64) @ weights, np.where(sound, codes @ weights, -1)
+        near = np.flatnonzero(np.isin(catalog, asked))  # only these rows can matter
         invalid = missing = 0
         for row in range(len(answers)):
             live = np.setdiff1d(near, self.deny[row]) if deny else near
-            good = np.isin(asked[row], catalogue[live])
+            good = np.isin(asked[row], catalog[live])
             invalid += int((given[row] & ~good).sum())
             missing += answers.shape[1] - len(np.unique(asked[row][good]))
         return invalid, missing

@@ -23,7 +23,7 @@ from hf_gr.sft import SFT_CONFIGS, sft
 def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="dataset folder")
-    parser.add_argument("--catalog", required=True, help="SID catalogue of it")
+    parser.add_argument("--catalog", required=True, help="SID catalog of it")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--beams", type=int, default=20)

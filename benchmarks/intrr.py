@@ -1,4 +1,4 @@
-"""IntRR against flat semantic IDs, the same backbone, catalogue and users: training, activation memory, latency.
+"""IntRR against flat semantic IDs, the same backbone, catalog and users: training, activation memory, latency.
 
 - Training: targets per second of an epoch on a sample of users (the arms of `sft.py`): `plain flat` (one row per
   target, as published), `flat` (one pass over a history) and `recursive`. `train_ratio` is against the one pass,
@@ -45,7 +45,7 @@ FORMS = ("flat", "recursive")
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="dataset folder")
-    parser.add_argument("--catalog", required=True, help="its SID catalogue")
+    parser.add_argument("--catalog", required=True, help="its SID catalog")
     parser.add_argument("--users", type=int, default=1000, help="users of an epoch, drawn at random")
     parser.add_argument("--train-batch", type=int, default=64, help="users a step")
     parser.add_argument("--micro-batch", type=int, default=32, help="rows that `plain flat` takes at a time")

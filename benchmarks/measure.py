@@ -1,4 +1,4 @@
-"""What the benchmarks share: quiet timing, peak memory, the machine in words, random catalogues and random models.
+"""What the benchmarks share: quiet timing, peak memory, the machine in words, random catalogs and random models.
 
 Models have random weights: time and memory depend on shapes alone. Linux only (peak memory is read from /proc).
 """

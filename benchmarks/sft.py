@@ -50,7 +50,7 @@ FORMS = {"flat": "flat", "recursive": "recursive"}  # of an arm's last word; the
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="dataset folder")
-    parser.add_argument("--catalog", required=True, help="its SID catalogue")
+    parser.add_argument("--catalog", required=True, help="its SID catalog")
     parser.add_argument("--users", type=int, default=1000, help="users drawn at random; an epoch is all of them")
     parser.add_argument("--batch", type=int, default=64, help="users a step; as many targets a step in the plain arms")
     parser.add_argument(

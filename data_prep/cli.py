@@ -22,7 +22,7 @@ from .times import TimeUnit
 
 
 app = typer.Typer(help="Turn raw logs into a dataset folder.")
-_IMPORT = "import"  # the station of a catalog that was made elsewhere
+_IMPORT = "import"  # the stage of a catalog that was made elsewhere
 
 Out = Annotated[Path, typer.Option(help="Dataset folder to write.")]
 MinRating = Annotated[float | None, typer.Option(help="Drop interactions rated lower.")]
@@ -158,7 +158,7 @@ def sessions(
     source: Source = None,
     license: Licence = "unknown",
 ) -> None:
-    """Rows of item lists with behaviours (the RetailRocket form)."""
+    """Rows of item lists with behaviors (the RetailRocket form)."""
     prepare_sessions(
         out,
         files,
@@ -225,7 +225,7 @@ def minionerec(
     items: Annotated[Path, typer.Option(help="Its item json.")],
     out: Out,
     index: Annotated[Path | None, typer.Option(help="Its index json, with the SIDs.")] = None,
-    catalog: Annotated[Path | None, typer.Option(help="Also write the SIDs as a catalogue to this folder.")] = None,
+    catalog: Annotated[Path | None, typer.Option(help="Also write the SIDs as a catalog to this folder.")] = None,
     drop_unknown_items: DropUnknown = False,
     license: Licence = "unknown",
 ) -> None:

@@ -121,7 +121,7 @@ def _own_parts(model: PreTrainedModel) -> dict[str, Any]:
     return {"modules_to_save": new, "exclude_modules": rf"(.*\.)?({apart})\..*"}
 
 
-def merged(model: PreTrainedModel, base: Path) -> PreTrainedModel:
+def merge_adapter(model: PreTrainedModel, base: Path) -> PreTrainedModel:
     """A plain model: adapters merged into the full-precision weights they were started from."""
     if not isinstance(model, PeftModel):
         return model

@@ -34,11 +34,11 @@ def answer(
 ) -> list[Answer]:
     """Items (int64) and scores (float32) for every request, best first: min(top_k, live items) distinct items.
 
-    Where filters leave no live item the list is empty, with a warning. All requests see one state of the catalogue.
+    Where filters leave no live item the list is empty, with a warning. All requests see one state of the catalog.
 
     Args:
         recommender: The model.
-        requests: Parsed for its catalogue.
+        requests: Parsed for its catalog.
         search: Settings of the search.
         max_per_category: At most so many items of one category (our choice: an item counts for the first of its
             categories; items without any are not capped). While a list is short the search goes on without the items

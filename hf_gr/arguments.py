@@ -1,4 +1,4 @@
-"""Settings of a station from a YAML file and the command line, by TRL's parser; what it refuses becomes one line."""
+"""Settings of a stage from a YAML file and the command line, by TRL's parser; what it refuses becomes one line."""
 
 import dataclasses
 import re

@@ -1,7 +1,7 @@
 """Artifacts on disk: fingerprints, atomic folders and files, and the manifest that says what was read and written.
 
-Every station writes one folder. It is filled beside its final place and then put there in one step, so that a killed
-run leaves either the old artifact or the new one. `manifest.json` inside it records the station's settings, the
+Every stage writes one folder. It is filled beside its final place and then put there in one step, so that a killed
+run leaves either the old artifact or the new one. `manifest.json` inside it records the stage's settings, the
 fingerprints of its inputs and its files: enough to see whether the folder is up to date, and whether it may be
 replaced. A folder or file that hf_gr did not write is never replaced.
 """
@@ -29,6 +29,7 @@ from .fingerprints import CARD, MANIFEST, fingerprint
 
 MARKER = ".hf-gr"  # a folder that holds this file is scratch: hf_gr made it, and may remove it
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in any folder
+_FORMER_KEYS = {"station": "stage", "upkeep": "catalog_updates"}  # of the first releases' manifests
 
 
 # Output folders
@@ -44,21 +45,21 @@ class _Held(threading.local):
 _held = _Held()
 
 
-def check_output(path: str | Path, station: str, inputs: Iterable[str | Path] = (), *, rewrite: bool = False) -> Path:
-    """Checks that a station may write its folder there, and returns the folder with links followed.
+def check_output(path: str | Path, stage: str, inputs: Iterable[str | Path] = (), *, rewrite: bool = False) -> Path:
+    """Checks that a stage may write its folder there, and returns the folder with links followed.
 
-    A folder may be replaced if it is empty, or if its manifest says that the same station made it and it holds nothing
-    else. (Manifests of the first version do not name the files: then the station counts alone.)
+    A folder may be replaced if it is empty, or if its manifest says that the same stage made it and it holds nothing
+    else. (Manifests of the first version do not name the files: then the stage counts alone.)
 
     Args:
         path: Folder to write.
-        station: Who writes it.
+        stage: Who writes it.
         inputs: Files and folders that are read; what is no path of this machine, such as a Hub id, is skipped.
         rewrite: Whether the new folder takes over all that the old one holds, so that it may be anybody's.
 
     Raises:
         HfGrError: If there is a file, a mount point, the working folder, a folder with an input in it, or anything
-            that the station did not make.
+            that the stage did not make.
     """
     folder = _place(path)
     if rewrite or _is_empty(folder):
@@ -70,12 +71,12 @@ def check_output(path: str | Path, station: str, inputs: Iterable[str | Path] = 
     remedy = "choose another output folder, or move this one away"
     if manifest is None:
         raise HfGrError(f"{path} holds files that hf-gr did not write, and would replace; {remedy}.")
-    if manifest["station"] != station:
-        raise HfGrError(f"{path} was written by {manifest['station']}, not by {station}, and is kept; {remedy}.")
+    if manifest["stage"] != stage:
+        raise HfGrError(f"{path} was written by {manifest['stage']}, not by {stage}, and is kept; {remedy}.")
     foreign = sorted(set(file_names(folder)) - {MANIFEST, *manifest.get("files", file_names(folder))})
     if foreign:
         raise HfGrError(
-            f"{path} holds {foreign[0]}, which {station} did not write, and would be replaced with it; "
+            f"{path} holds {foreign[0]}, which {stage} did not write, and would be replaced with it; "
             "move that file away, or choose another output folder."
         )
     return folder
@@ -159,7 +160,7 @@ def _lock(file: Path, folder: Path) -> int:
 
 @contextlib.contextmanager
 def writing(
-    path: str | Path, station: str, inputs: Iterable[str | Path] = (), *, rewrite: bool = False
+    path: str | Path, stage: str, inputs: Iterable[str | Path] = (), *, rewrite: bool = False
 ) -> Iterator[Path]:
     """Yields an empty folder; when the block ends without an error it becomes `path`, atomically.
 
@@ -169,14 +170,14 @@ def writing(
     """
     inputs = list(inputs)
     with claimed(path) as place:
-        check_output(place, station, inputs, rewrite=rewrite)
+        check_output(place, stage, inputs, rewrite=rewrite)
         scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}.hf-gr-", dir=place.parent))
         try:
             (scratch / MARKER).write_text(_of(place), encoding="utf-8")
             folder = scratch / place.name
             folder.mkdir()
             yield folder
-            check_output(place, station, inputs, rewrite=rewrite)
+            check_output(place, stage, inputs, rewrite=rewrite)
             _keep_card(place / CARD, folder / CARD)
             _put_in_place(folder, place)
         finally:
@@ -320,19 +321,19 @@ def read_json(path: Path) -> Any:
 
 
 def write_manifest(
-    folder: Path, station: str, settings: Mapping[str, Any], inputs: Mapping[str, str], **facts: Any
+    folder: Path, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], **facts: Any
 ) -> None:
-    """Writes `manifest.json` into an artifact that is otherwise complete: what comes later is not the station's.
+    """Writes `manifest.json` into an artifact that is otherwise complete: what comes later is not the stage's.
 
     Args:
         folder: The artifact (the staging folder of [`writing`]).
-        station: Name of the station that made it, such as `"embed"`.
+        stage: Name of the stage that made it, such as `"embed"`.
         settings: Everything that shaped the artifact, JSON-serializable; no output paths.
         inputs: Name → fingerprint of every artifact that was read.
         facts: Anything else worth recording (counts, durations).
     """
     manifest = {
-        "station": station,
+        "stage": stage,
         "settings": dict(settings),
         "inputs": dict(inputs),
         "fingerprint": fingerprint(folder),
@@ -350,29 +351,31 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         return None
     with contextlib.suppress(ValueError):  # another program's file may hold anything
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(manifest, dict) and {"station", "settings", "inputs"} <= manifest.keys():
+        if isinstance(manifest, dict):
+            manifest = {_FORMER_KEYS.get(key, key): value for key, value in manifest.items()}
+        if isinstance(manifest, dict) and {"stage", "settings", "inputs"} <= manifest.keys():
             return manifest
     return None
 
 
-def settings_key(station: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """12 hex digits that name one (station, settings, inputs) combination."""
-    text = json.dumps([station, settings, inputs], sort_keys=True, default=str)
+def settings_key(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """12 hex digits that name one (stage, settings, inputs) combination."""
+    text = json.dumps([stage, settings, inputs], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def is_current(folder: str | Path, station: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
-    """Whether `folder` was made by `station` with these settings from these inputs."""
+def is_current(folder: str | Path, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    """Whether `folder` was made by `stage` with these settings from these inputs."""
     manifest = read_manifest(folder)
     if manifest is None:
         return False
-    recorded = settings_key(manifest["station"], manifest["settings"], manifest["inputs"])
-    return recorded == settings_key(station, settings, inputs)
+    recorded = settings_key(manifest["stage"], manifest["settings"], manifest["inputs"])
+    return recorded == settings_key(stage, settings, inputs)
 
 
-def report(station: str, inputs: Mapping[str, str | Path], output: str | Path, *, current: bool = False) -> None:
-    """Prints the line with which a station says what it read and wrote."""
+def report(stage: str, inputs: Mapping[str, str | Path], output: str | Path, *, current: bool = False) -> None:
+    """Prints the line with which a stage says what it read and wrote."""
     read = ", ".join(f"{name} {path} ({fingerprint(path)})" for name, path in inputs.items())
     verb = "up to date:" if current else "wrote"
     arrow = f" from {read}" if read else ""
-    print(f"[{station}] {verb} {output} ({fingerprint(output)}){arrow}", flush=True)
+    print(f"[{stage}] {verb} {output} ({fingerprint(output)}){arrow}", flush=True)

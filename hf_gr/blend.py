@@ -21,7 +21,7 @@ from .retrieval import Retriever
 from .vocabulary import SidVocabulary
 
 
-STATION = "blend"
+STAGE = "blend"
 
 
 def blend(model: str | Path, retriever: str | Path, out: str | Path, *, share: float = 0.5) -> Path:
@@ -45,10 +45,10 @@ def blend(model: str | Path, retriever: str | Path, out: str | Path, *, share: f
     settings, inputs = {"share": share}, {"model": fingerprint(source), "retriever": fingerprint(other)}
     paths: dict[str, str | Path] = {"model": model, "retriever": retriever}
     out = Path(out)
-    if is_current(out, STATION, settings, inputs):
-        report(STATION, paths, out, current=True)
+    if is_current(out, STAGE, settings, inputs):
+        report(STAGE, paths, out, current=True)
         return out
-    check_output(out, STATION, [source, other])
+    check_output(out, STAGE, [source, other])
     learned = joined(model, retriever)
     vocabulary, catalog = SidVocabulary.load(source), SidCatalog.load(source)
     found = Retriever.from_pretrained(other, device="cpu")
@@ -57,23 +57,23 @@ def blend(model: str | Path, retriever: str | Path, out: str | Path, *, share: f
         raise HfGrError(
             f"{model} is of form {vocabulary.form}; blend takes form: recursive, which scores any item in one step."
         )
-    with writing(out, STATION, [source, other]) as folder:
+    with writing(out, STAGE, [source, other]) as folder:
         save_repo(folder, lm, AutoTokenizer.from_pretrained(source), catalog, vocabulary, base_model=str(model))
         carry(source, folder)
         if learned is not None:
             learned.save(folder)
-        write_manifest(folder, STATION, settings, inputs)
-    report(STATION, paths, out)
+        write_manifest(folder, STAGE, settings, inputs)
+    report(STAGE, paths, out)
     return out
 
 
 def _in_order(retriever: Retriever, catalog: SidCatalog, name: str | Path) -> BSARecModel:
-    """The retriever's model with its items in the order of the catalogue."""
+    """The retriever's model with its items in the order of the catalog."""
     row = {item_id: place for place, item_id in enumerate(retriever.item_ids)}
     missing = next((item_id for item_id in catalog.item_ids if item_id not in row), None)
     if missing is not None or len(row) != len(catalog):
         told = f"does not know item {missing!r}" if missing is not None else "knows items that the model does not"
-        raise HfGrError(f"{name} {told}; train it on the dataset that the model's catalogue was made of.")
+        raise HfGrError(f"{name} {told}; train it on the dataset that the model's catalog was made of.")
     order = torch.tensor([*(row[item_id] for item_id in catalog.item_ids), len(row)])  # the start stays last
     with torch.no_grad():
         retriever.model.items.weight.copy_(retriever.model.items.weight[order])

@@ -1,4 +1,4 @@
-"""The SID catalogue: which item has which semantic ID. It travels inside the model repo."""
+"""The SID catalog: which item has which semantic ID. It travels inside the model repo."""
 
 import hashlib
 import math
@@ -61,9 +61,9 @@ class SidCatalog:
         code_vectors: Sequence[np.ndarray] = (),
         collisions: str = "keep",
     ) -> "SidCatalog":
-        """Makes a catalogue of live items, of codes [N, L] or, in several views, [V, N, L], and checks that the parts
+        """Makes a catalog of live items, of codes [N, L] or, in several views, [V, N, L], and checks that the parts
         agree; raises [`HfGrError`] where they do not."""
-        items = check_items(items, "catalogue items")
+        items = check_items(items, "catalog items")
         codes = np.ascontiguousarray(codes, dtype=np.int32)
         if codes.ndim == 3 and len(codes) and codes.shape[1:] == (items.num_rows, len(codebook_sizes)):
             views = [
@@ -197,21 +197,21 @@ class SidCatalog:
         return digest.hexdigest()[:16]
 
     def removed(self, item_ids: Sequence[str]) -> "SidCatalog":
-        """The catalogue with these items no longer an answer. Unknown ids raise [`HfGrError`]."""
+        """The catalog with these items no longer an answer. Unknown ids raise [`HfGrError`]."""
         live = self.live.copy()
         live[[self._row(item_id) for item_id in item_ids]] = False
         return replace(self, live=live)
 
     def _row(self, item_id: str) -> int:
         if item_id not in self.row_of:
-            raise HfGrError(f"item {item_id!r} is not in the catalogue of {len(self)} items; nothing was changed.")
+            raise HfGrError(f"item {item_id!r} is not in the catalog of {len(self)} items; nothing was changed.")
         return self.row_of[item_id]
 
     def extended(self, items: pa.Table, codes: np.ndarray) -> "SidCatalog":
-        """The catalogue with new items at its end: live, of popularity 0, with the columns that it has already.
+        """The catalog with new items at its end: live, of popularity 0, with the columns that it has already.
 
         Args:
-            items: Table of n items with `item_id`, `title`; columns the catalogue has and they lack become null.
+            items: Table of n items with `item_id`, `title`; columns the catalog has and they lack become null.
             codes: int [n, L], or [V, n, L] where the catalog has several views.
 
         Raises:
@@ -223,7 +223,7 @@ class SidCatalog:
         if len(codes) != len(self.views):
             raise HfGrError(f"the new items have {len(codes)} view(s) of codes, the catalog {len(self.views)}.")
         if known := [item_id for item_id in items["item_id"].to_pylist() if item_id in self.row_of]:
-            raise HfGrError(f"{_some(known)} are in the catalogue already; leave them out of the new items.")
+            raise HfGrError(f"{_some(known)} are in the catalog already; leave them out of the new items.")
         columns = [
             _cast(items[ours.name], ours) if ours.name in items.column_names else pa.nulls(len(items), ours.type)
             for ours in self.items.schema
@@ -240,10 +240,10 @@ class SidCatalog:
         return replace(extended, live=np.concatenate([self.live, np.ones(len(items), bool)]))
 
     def updated(self, items: pa.Table) -> "SidCatalog":
-        """The catalogue with known items live (again) and their columns as given; SIDs stay.
+        """The catalog with known items live (again) and their columns as given; SIDs stay.
 
         Args:
-            items: Table of known items with `item_id` and any columns; those that the catalogue lacks are ignored.
+            items: Table of known items with `item_id` and any columns; those that the catalog lacks are ignored.
 
         Raises:
             HfGrError: On unknown ids, or columns of another type.
@@ -313,7 +313,7 @@ class SidCatalog:
 
     @classmethod
     def load(cls, path: str | Path, revision: str | None = None, *, several_views: bool = False) -> "SidCatalog":
-        """Reads a catalogue from a folder or from a Hub repo, and checks its fingerprint.
+        """Reads a catalog from a folder or from a Hub repo, and checks its fingerprint.
 
         A reader that knows one view is not given several: they are refused unless it says `several_views`.
         """
@@ -326,7 +326,7 @@ class SidCatalog:
             )
         for name in CATALOG_FILES[1:]:
             if not (folder / name).is_file():
-                raise HfGrError(f"{folder / name} is missing; write the catalogue again with `hf-gr quantize`.")
+                raise HfGrError(f"{folder / name} is missing; write the catalog again with `hf-gr quantize`.")
         with safe_open(folder / "catalog.safetensors", framework="numpy") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             _check_sizes(folder, description, shapes)
@@ -339,13 +339,13 @@ class SidCatalog:
             tensors["popularity"],
             tensors["live"].astype(bool),
             tuple(tensors[f"code_vectors.{level}"] for level in range(vectors)),
-            description.get("collisions", "keep"),  # catalogues of the first version do not say
+            description.get("collisions", "keep"),  # catalogs of the first version do not say
             None if tensors["codes"].ndim == 2 else tensors["codes"][1:],
         )
         if catalog.fingerprint != description["fingerprint"]:
             raise HfGrError(
                 f"{folder}: items.parquet and catalog.safetensors do not belong together (fingerprint "
-                f"{catalog.fingerprint}, expected {description['fingerprint']}); write the catalogue again."
+                f"{catalog.fingerprint}, expected {description['fingerprint']}); write the catalog again."
             )
         return catalog
 
@@ -384,7 +384,7 @@ def _cast(column: pa.ChunkedArray, ours: pa.Field) -> pa.ChunkedArray:
         return column.cast(ours.type)
     except pa.ArrowException:
         raise HfGrError(
-            f"column {ours.name!r} of the items is {column.type}, but {ours.type} in the catalogue; convert it."
+            f"column {ours.name!r} of the items is {column.type}, but {ours.type} in the catalog; convert it."
         ) from None
 
 

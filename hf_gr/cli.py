@@ -1,7 +1,7 @@
 """The command line: `hf-gr prepare | mine | label | embed | quantize | inspect | sft | grpo | retrieve | evaluate |
 recommend | add-items | remove-items | push | bench`.
 
-Stations take `--config FILE.yaml` (or the name of a recipe of the package) and every key of their config as an option,
+Stages take `--config FILE.yaml` (or the name of a recipe of the package) and every key of their config as an option,
 by TRL's parser; `recipes/*.py` run the same commands under `accelerate launch`.
 """
 
@@ -44,8 +44,8 @@ def _options(debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = Fal
 def embed(context: typer.Context) -> None:
     """Item vectors from texts and training histories. Options: --config FILE, --help."""
     from .arguments import parse_config
-    from .embedding.station import EmbedConfig
-    from .embedding.station import embed as run
+    from .embedding.stage import EmbedConfig
+    from .embedding.stage import embed as run
 
     run(parse_config(EmbedConfig, context.args, context.command_path))
 
@@ -64,21 +64,21 @@ def mine(context: typer.Context) -> None:
 def quantize(context: typer.Context) -> None:
     """Semantic IDs from item vectors. Options: --config FILE, --help."""
     from .arguments import parse_config
-    from .quantizers.station import QuantizeConfig
-    from .quantizers.station import quantize as run
+    from .quantizers.stage import QuantizeConfig
+    from .quantizers.stage import quantize as run
 
     run(parse_config(QuantizeConfig, context.args, context.command_path))
 
 
 @app.command()
 def inspect(
-    catalog: Annotated[str, typer.Argument(help="Folder of quantize, or any folder or Hub repo with a catalogue.")],
+    catalog: Annotated[str, typer.Argument(help="Folder of quantize, or any folder or Hub repo with a catalog.")],
     embeddings: Annotated[Path | None, typer.Option(help="Folder with the vectors of its items.")] = None,
     dataset: Annotated[Path | None, typer.Option(help="Dataset folder, for how the items are used.")] = None,
     out: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("inspection.html"),
     json_file: Annotated[Path | None, typer.Option("--json", help="JSON file for the numbers.")] = None,
 ) -> None:
-    """What a catalogue's SIDs are worth: a table, and a page with plots and with what codes mean."""
+    """What a catalog's SIDs are worth: a table, and a page with plots and with what codes mean."""
     from .artifacts import check_output_file, write_json
     from .pages.html import is_ours
     from .quantizers.inspection import inspect as run
@@ -229,7 +229,7 @@ def recommend(
 
 @app.command("add-items")
 def add_items(
-    catalog: Annotated[str, typer.Argument(help="Folder of a catalogue or model; updated in place, in one step.")],
+    catalog: Annotated[str, typer.Argument(help="Folder of a catalog or model; updated in place, in one step.")],
     items: Annotated[Path, typer.Argument(help="Parquet file: item_id, title, and what vectors are made of.")],
     vectors_file: Annotated[Path | None, typer.Option(help="Vectors of new items, if old ones are of a file.")] = None,
     images_root: Annotated[Path | None, typer.Option(help="Folder that paths of images start from.")] = None,
@@ -237,20 +237,20 @@ def add_items(
     update: Annotated[bool, typer.Option("--update", help="Also change columns of items already there.")] = False,
 ) -> None:
     """Add items, or bring removed ones back. Nobody else's SID moves; a model recommends them without training."""
-    from .upkeep import add_items as run
+    from .catalog_updates import add_items as run
 
     run(catalog, items, vectors_file=vectors_file, images_root=images_root, out=out, update=update)
 
 
 @app.command("remove-items", context_settings={"ignore_unknown_options": True})  # ids such as -1023
 def remove_items(
-    catalog: Annotated[str, typer.Argument(help="Folder of a catalogue or model; updated in place, in one step.")],
+    catalog: Annotated[str, typer.Argument(help="Folder of a catalog or model; updated in place, in one step.")],
     items: Annotated[str | None, typer.Argument(help="Item ids by commas, or as JSON list.")] = None,
     file: Annotated[Path | None, typer.Option(help="Text file with one item id a line.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to instead.")] = None,
 ) -> None:
     """Make items no answer any more. They keep their SIDs, and add-items brings them back."""
-    from .upkeep import remove_items as run
+    from .catalog_updates import remove_items as run
 
     if (items is None) == (file is None):
         raise HfGrError("give item ids, or --file with one id a line.")
@@ -266,7 +266,7 @@ def push(
     repo: Annotated[str, typer.Argument(help="NAME/REPO on the Hub.")],
     private: Annotated[bool, typer.Option(help="Make the repo private.")] = False,
 ) -> None:
-    """Upload a model with its catalogue, pipeline code and card. The token comes from the environment or a login."""
+    """Upload a model with its catalog, pipeline code and card. The token comes from the environment or a login."""
     from .hub import push_to_hub
 
     print(f"[push] {push_to_hub(model, repo, private=private)}")
@@ -276,7 +276,7 @@ def push(
 def bench(
     suite: Annotated[str | None, typer.Argument(help="A suite's YAML file or name; without it, all names.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the raw data that the suite names as {data}.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of all artefacts; the same folder goes on.")] = Path("bench"),
+    out: Annotated[Path, typer.Option(help="Folder of all artifacts; the same folder goes on.")] = Path("bench"),
     cells: Annotated[str, typer.Option(help="Patterns by commas, such as 'beauty/*-s0'; all if left out.")] = "",
     jobs: Annotated[int, typer.Option(help="Cells at a time, each on its share of the cores.")] = 1,
     report: Annotated[Path | None, typer.Option(help="Page to write, rows beside it; default: in --out.")] = None,

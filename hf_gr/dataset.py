@@ -117,7 +117,7 @@ class InteractionDataset:
         return [value or [] for value in self.items["categories"].to_pylist()]
 
     def aligned(self, item_ids: list[str]) -> "InteractionDataset":
-        """The dataset with its events counted in rows of `item_ids` (a catalogue's), which must hold every one taken.
+        """The dataset with its events counted in rows of `item_ids` (a catalog's), which must hold every one taken.
 
         Raises [`HfGrError`] naming the first item that is missing.
         """
@@ -128,8 +128,8 @@ class InteractionDataset:
         if (rows < 0).any():
             missing = self.item_ids[self.events.items[int((rows < 0).argmax())]]
             raise HfGrError(
-                f"{self.path}: item {missing!r} is not in the catalogue of {len(item_ids)} items that the model "
-                "knows; make a new catalogue with `hf-gr quantize`, or drop that item's events."
+                f"{self.path}: item {missing!r} is not in the catalog of {len(item_ids)} items that the model "
+                "knows; make a new catalog with `hf-gr quantize`, or drop that item's events."
             )
         return replace(self, events=replace(self.events, items=rows))
 

@@ -31,7 +31,7 @@ def run_reporting_errors(debug: bool = False) -> Iterator[None]:
     except _UsageError as error:
         _fail(f"{error.format_message().rstrip('.')}; --help lists the options.", 2)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; earlier artefacts are whole, and the same command goes on where it can.", INTERRUPTED)
+        _fail("interrupted; earlier artifacts are whole, and the same command goes on where it can.", INTERRUPTED)
     except Exception as error:  # the last frame before the user
         if debug:
             traceback.print_exc()
@@ -60,7 +60,7 @@ def _line(error: BaseException) -> str:
         return str(error)
     if _disk_is_full(error):
         where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        return f"the disk is full{where}; free some space and run the same command again: earlier artefacts are whole."
+        return f"the disk is full{where}; free some space and run the same command again: earlier artifacts are whole."
     first = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {first[0]} (an unforeseen error; run again with --debug for the traceback)"
 

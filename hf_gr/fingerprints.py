@@ -19,7 +19,7 @@ def fingerprint(path: str | Path) -> str:
     """SHA-256 of a file, or of every file below a folder (names and bytes; manifest and card left out), 16 digits."""
     path = Path(path)
     if not path.exists():
-        raise HfGrError(f"{path} does not exist; run the station that writes it first.")
+        raise HfGrError(f"{path} does not exist; run the stage that writes it first.")
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     digest = hashlib.sha256()
     for file in files:

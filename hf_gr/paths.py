@@ -18,7 +18,7 @@ from .decoding import Recommender, tree_support
 from .decoding.reflection import Reflection
 from .errors import HfGrError
 from .models import answer_logits, confident_orders, last_hidden
-from .models.feedback import read
+from .models.feedback import read_thoughts
 from .packing import pack
 from .vocabulary import SidVocabulary
 
@@ -53,7 +53,7 @@ class Path:
     """The codes of one recommended item, in the order written.
 
     Attributes:
-        item: Row of the catalogue.
+        item: Row of the catalog.
         steps: One for each code.
     """
 
@@ -68,7 +68,7 @@ class Path:
 class Paths:
     """Tells the paths of a recommender's answers; threads may share it.
 
-    What codes mean is found out at the first answer that is explained, once for a state of the catalogue.
+    What codes mean is found out at the first answer that is explained, once for a state of the catalog.
 
     Args:
         recommender: Of any model.
@@ -98,7 +98,7 @@ class Paths:
 
         Args:
             histories: Of B users, as [`Recommender.recommend`] has them.
-            items: int64 [B, K], live rows of the catalogue; −1 where a list has ended.
+            items: int64 [B, K], live rows of the catalog; −1 where a list has ended.
             queries: As there.
 
         Returns:
@@ -164,7 +164,7 @@ def hidden_of(model: PreTrainedModel, packed: Packed, feed: nn.Linear | None) ->
     if feed is None:
         hidden = last_hidden(model, **packed.inputs(model.config._attn_implementation, model.dtype))
     else:
-        hidden = read(model, packed, feed)
+        hidden = read_thoughts(model, packed, feed)
     return hidden.flatten(0, 1)
 
 
@@ -196,7 +196,7 @@ class ItemWords:
 
 
 class _Meaning(NamedTuple):
-    """What the codes of one catalogue stand for: words by codebook and code, and how well they go together."""
+    """What the codes of one catalog stand for: words by codebook and code, and how well they go together."""
 
     catalog: SidCatalog
     words: list[list[list[str]]]
@@ -210,7 +210,7 @@ class _Meaning(NamedTuple):
 
 
 class _Meanings:
-    """The meaning of the catalogue's codes, made when it is asked for and kept until the catalogue is another."""
+    """The meaning of the catalog's codes, made when it is asked for and kept until the catalog is another."""
 
     def __init__(self) -> None:
         self._known: _Meaning | None = None

@@ -1,6 +1,6 @@
 """`pipeline("generative-recommendation", model=…)`: requests in words of the user, answers with items.
 
-A request is a list of item ids, oldest first, or a dict; [`parse_request`] turns it into catalogue rows and [`answer`]
+A request is a list of item ids, oldest first, or a dict; [`parse_request`] turns it into catalog rows and [`answer`]
 lets the recommender search. The batch job shares both. Our modules that import transformers are imported where they
 are used: this one is loaded with `transformers.pipelines`, whose own import one of them may have caused.
 """
@@ -45,7 +45,7 @@ _Found = tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]  # items, scores, w
 
 
 class GenerativeRecommendationPipeline(Pipeline):
-    """Recommends items of the model's catalogue.
+    """Recommends items of the model's catalog.
 
     ```python
     import hf_gr
@@ -177,7 +177,7 @@ class GenerativeRecommendationPipeline(Pipeline):
         return [{"error": str(result)} if isinstance(result, HfGrError) else result for result in results]
 
     def _results(self, batch: list[Any], reading: dict, searching: dict) -> list[list | HfGrError]:
-        served = copy.copy(self)  # one state of the catalogue from the request to the answer
+        served = copy.copy(self)  # one state of the catalog from the request to the answer
         served.recommender = self.recommender.snapshot()
         return served.postprocess(served.forward(served.preprocess(batch, **reading), **searching))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .artifacts import MANIFEST, read_json, write_json
+from .artifacts import read_json, read_manifest, write_json
 from .dataset import Histories
 from .errors import HfGrError
 from .offline import local_folder
@@ -47,11 +47,11 @@ class TrainingData:
         if (folder / TRAINING_DATA_FILE).is_file():
             found = read_json(folder / TRAINING_DATA_FILE)
             return cls(found["split"], tuple(found["events"]))
-        if not (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder)
+        if manifest is None:
             return None
-        manifest = read_json(folder / MANIFEST)
-        trained = manifest.get("station") in ("sft", "grpo", "retrieve")  # which left out what was the default
-        split = manifest.get("settings", {}).get("split", "leave_one_out" if trained else None)
+        trained = manifest["stage"] in ("sft", "grpo", "retrieve")  # which left out what was the default
+        split = manifest["settings"].get("split", "leave_one_out" if trained else None)
         return None if split is None else cls(split)
 
 

@@ -1,4 +1,4 @@
-"""Requests: what a user asks for, in item ids and words, read into rows of the catalogue."""
+"""Requests: what a user asks for, in item ids and words, read into rows of the catalog."""
 
 import logging
 import math
@@ -33,17 +33,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One request in catalogue rows.
+    """One request in catalog rows.
 
     Attributes:
-        history: int64 [n], items of the catalogue, removed ones too, oldest first.
+        history: int64 [n], items of the catalog, removed ones too, oldest first.
         exclude: int64 [e], items that are no answer, with `exclude_seen` those of the history among them.
         allow: int64 [a], items that alone are answers; `None`: all.
         category: Only items that carry one of these categories; none: all.
-        where: Only items where all of these boolean columns of the catalogue's items are true.
+        where: Only items where all of these boolean columns of the catalog's items are true.
         query: Free text put before the history.
-        context: [n], rating (float) or behaviour (str) of every event of `history`; `None` if the model reads none.
-        skipped: Ids that were left out, as the catalogue does not know them.
+        context: [n], rating (float) or behavior (str) of every event of `history`; `None` if the model reads none.
+        skipped: Ids that were left out, as the catalog does not know them.
     """
 
     history: np.ndarray
@@ -67,13 +67,13 @@ def parse_request(
     Args:
         value: Item ids, oldest first, or a dict with any of `history`, `exclude`, `allow` (lists of ids),
             `exclude_seen` (whether the history's items are no answers), `category` (only items of this one, or of one
-            in a list), `where` (a boolean column of the catalogue's items such as "in_stock", or a list of them: only
+            in a list), `where` (a boolean column of the catalog's items such as "in_stock", or a list of them: only
             items where all are true), `query` (words) and, parallel to `history`, `ratings` (numbers) or `behaviors`
             (words). Filters compose. Any of them may be `None`.
         catalog: Whose items count.
         context: The vocabulary's. A model that reads ratings or behaviors needs one for every event of the history, as
             a made-up one would silently shift the answers. It reads a value that no training event had as unknown.
-        strict: Whether ids that the catalogue does not know are refused. Else they are skipped and stand in `skipped`.
+        strict: Whether ids that the catalog does not know are refused. Else they are skipped and stand in `skipped`.
         limits: Of lengths; [`Limits`] if left out.
 
     Raises:
@@ -98,12 +98,12 @@ def parse_request(
         raise HfGrError(f"{_unknown(skipped)}; leave them out, or let them be skipped with strict=False.")
     if ids["history"] and not len(known["history"]):
         raise HfGrError(
-            f"history is {shown(ids['history'])}: no item of the catalogue, whose ids are written as "
+            f"history is {shown(ids['history'])}: no item of the catalog, whose ids are written as "
             f"{catalog.item_ids[0]!r}; give its ids, or an empty history for a new user."
         )
     restricted = fields.get("allow") is not None
     if restricted and not catalog.live[known["allow"]].any():
-        raise HfGrError(f"allow is {shown(ids['allow'])}: no live item of the catalogue, so nothing can be answered.")
+        raise HfGrError(f"allow is {shown(ids['allow'])}: no live item of the catalog, so nothing can be answered.")
     exclude_seen = fields.get("exclude_seen")
     if not isinstance(exclude_seen, bool | np.bool_ | None):
         raise HfGrError(f"exclude_seen is {shown(exclude_seen)}; give true or false.")
@@ -204,7 +204,7 @@ def _is_text(value: Any) -> bool:
 
 def _unknown(ids: Sequence[str]) -> str:
     some = ", ".join(map(repr, ids[:3])) + (", …" if len(ids) > 3 else "")
-    return f"{len(ids)} item id(s) are not in the catalogue: {some}"
+    return f"{len(ids)} item id(s) are not in the catalog: {some}"
 
 
 def warn_skipped(requests: Iterable[Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from .adapters import merged
+from .adapters import merge_adapter
 from .artifacts import (
     MARKER,
     check_output,
@@ -50,14 +50,14 @@ class Run:
     that a changed setting never goes on from a foreign checkpoint.
     """
 
-    station: str
+    stage: str
     output_dir: Path
     settings: dict[str, Any]
     inputs: dict[str, str]
     paths: dict[str, str | Path]
 
     @classmethod
-    def of(cls, station: str, configs: Sequence[Any], inputs: dict[str, str | Path]) -> "Run":
+    def of(cls, stage: str, configs: Sequence[Any], inputs: dict[str, str | Path]) -> "Run":
         """The run of some configs, of which the last is the trainer's: its `output_dir` is the folder the user
         named."""
         found = {name: fingerprint(path) for name, path in inputs.items()}
@@ -68,7 +68,7 @@ class Run:
             for name, value in changed_settings(config).items()
             if not (isinstance(value, str) and value in paths)
         }
-        return cls(station, Path(configs[-1].output_dir), settings, found, inputs)
+        return cls(stage, Path(configs[-1].output_dir), settings, found, inputs)
 
     def arguments(self, config: Arguments) -> Arguments:
         """A trainer's own copy of a config, whose `output_dir` is the run folder: the config that was given may be run
@@ -83,7 +83,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return self.output_dir / f"run-{settings_key(self.station, self.settings, self.inputs)}"
+        return self.output_dir / f"run-{settings_key(self.stage, self.settings, self.inputs)}"
 
     @property
     def base(self) -> Path:
@@ -108,17 +108,17 @@ class Run:
 
         Raises [`HfGrError`], before anything is trained, where something else is that may not be replaced.
         """
-        current = not force and is_current(self.model, self.station, self.settings, self.inputs)
+        current = not force and is_current(self.model, self.stage, self.settings, self.inputs)
         if current:
             self.report(current=True)
         else:
-            check_output(self.model, self.station, self.paths.values())
+            check_output(self.model, self.stage, self.paths.values())
         return current
 
     def report(self, *, current: bool = False) -> None:
         """Says what was read and written, on the main process."""
         if PartialState().is_main_process:
-            report(self.station, self.paths, self.model, current=current)
+            report(self.stage, self.paths, self.model, current=current)
 
     def last_checkpoint(self) -> str | None:
         """The newest whole checkpoint; one that a kill or a full disk has cut short is none, and is told."""
@@ -128,20 +128,20 @@ class Run:
         for checkpoint in sorted(written, key=lambda path: int(path.name.split("-")[1]), reverse=True):
             if is_whole(checkpoint):
                 if main:
-                    print(f"[{self.station}] resuming from {checkpoint}", flush=True)
+                    print(f"[{self.stage}] resuming from {checkpoint}", flush=True)
                 return str(checkpoint)
             if main:
-                print(f"[{self.station}] {checkpoint} was cut short and is left out", flush=True)
+                print(f"[{self.stage}] {checkpoint} was cut short and is left out", flush=True)
         return None
 
     @contextlib.contextmanager
     def finishing(self, log: list[dict[str, Any]]) -> Iterator[Path]:
         """Yields the folder to put the finished model in; it becomes [`model`] atomically, with the log, and what only
         a resume would need is cleared."""
-        with writing(self.model, self.station, self.paths.values()) as folder:
+        with writing(self.model, self.stage, self.paths.values()) as folder:
             yield folder
             write_json(folder / "training_log.json", log)
-            write_manifest(folder, self.station, self.settings, self.inputs)
+            write_manifest(folder, self.stage, self.settings, self.inputs)
         discard(self.folder)  # only its own: another run-… folder may be the user's
 
     def finish(
@@ -159,10 +159,10 @@ class Run:
     ) -> None:
         """Writes the finished model atomically, keeps the log, and clears what only a resume would need.
 
-        `source` is the catalogue or model whose quantizer, if it has one, the model carries on, and so its thinking
+        `source` is the catalog or model whose quantizer, if it has one, the model carries on, and so its thinking
         heads and interests of items, unless `heads` or `interests` are given; `learned` is what taught the model.
         """
-        plain = merged(model, self.base)
+        plain = merge_adapter(model, self.base)
         check_finite(plain)
         with self.finishing(log) as folder:
             save_repo(folder, plain, tokenizer, catalog, vocabulary, base_model=base_model)

@@ -56,7 +56,7 @@ class Explanation:
     """The thoughts behind one recommended item.
 
     Attributes:
-        item: Row of the catalogue.
+        item: Row of the catalog.
         levels: The thought before each code; none on a digit level, whose codes mean nothing.
         interest: The user's global interest; `None` for heads without one.
     """
@@ -82,7 +82,7 @@ class _Points(NamedTuple):
 
 
 class _Words(NamedTuple):
-    """Words of every cluster, by level and for the interest, in the titles and categories of one catalogue."""
+    """Words of every cluster, by level and for the interest, in the titles and categories of one catalog."""
 
     catalog: SidCatalog
     by_level: list[list[list[str]]]
@@ -117,7 +117,7 @@ class Thoughts:
 
         Args:
             histories: Of B users, as [`Recommender.recommend`] has them.
-            items: int64 [B, K], rows of the catalogue; −1 where a list has ended.
+            items: int64 [B, K], rows of the catalog; −1 where a list has ended.
             queries: As there.
 
         Returns:
@@ -136,7 +136,7 @@ class Thoughts:
         return lists
 
     def words(self) -> _Words:
-        """Telling words of every cluster, made once for the catalogue that is served."""
+        """Telling words of every cluster, made once for the catalog that is served."""
         catalog, known = self.recommender.catalog, self._words
         if known is None or known.catalog is not catalog:
             known = self._words = _cluster_words(self.heads, catalog)

@@ -221,14 +221,14 @@ class ValidatedTrainer(FiniteTrainer):
         if self.state.global_step == 0 and self.args.load_best_model_at_end:
             self.state.best_metric = metrics[metric_of(self.args)]
 
-    def start_is_best(self, station: str, remedies: str) -> bool:
+    def start_is_best(self, stage: str, remedies: str) -> bool:
         """Whether a training found no checkpoint better than its start, which was measured; says so."""
         if self.state.best_metric is None or self.state.best_global_step is not None:
             return False
         if self.accelerator.is_main_process:
             name = metric_of(self.args).removeprefix("eval_")
             print(
-                f"[{station}] no checkpoint was better than the start ({name} {self.state.best_metric:.4f}): the "
+                f"[{stage}] no checkpoint was better than the start ({name} {self.state.best_metric:.4f}): the "
                 f"model written is the one that training began with. Try {remedies}.",
                 flush=True,
             )

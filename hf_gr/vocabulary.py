@@ -36,20 +36,20 @@ class SidVocabulary:
     """The new tokens of a model and how histories are written in them.
 
     A history is `<items>` followed, oldest first, by each event's SID and, with `context`, one token for its rating or
-    behaviour. The next tokens after it are the next item's SID.
+    behavior. The next tokens after it are the next item's SID.
 
     Attributes:
         code_ids: Token ids of the codes, one list of K_l per level.
         think_ids: Token ids of the L thinking tokens.
         start_id: Token id of `<items>`.
-        context: What stands after an item: nothing, its rating (rounded), or its behaviour.
+        context: What stands after an item: nothing, its rating (rounded), or its behavior.
         context_ids: Token id of every context value of training events, and of `"unknown"` for all others (models of
             the first releases have none).
         max_history: Events of a history that a prompt keeps, the most recent ones.
-        catalog_fingerprint: The catalogue that these codes belong to.
+        catalog_fingerprint: The catalog that these codes belong to.
         form: How the model writes an item, a name in [`~hf_gr.forms.FORMS`].
         prompt_ids: Token ids of a short text that stands before every history.
-        first_item_id: Of models with an item table the id of the catalogue's first item, above those of all tokens.
+        first_item_id: Of models with an item table the id of the catalog's first item, above those of all tokens.
     """
 
     code_ids: tuple[tuple[int, ...], ...]
@@ -91,7 +91,7 @@ class SidVocabulary:
         return sorted([*codes, *self.think_ids, self.start_id, *self.context_ids.values()])
 
     def grammar(self, catalog: SidCatalog) -> SidGrammar:
-        """What may be written: the live items of a catalogue in this model's tokens."""
+        """What may be written: the live items of a catalog in this model's tokens."""
         return self.sid_form.grammar(self, catalog)
 
     def item_tokens(self, catalog: SidCatalog, items: np.ndarray | slice = slice(None)) -> np.ndarray:
@@ -149,29 +149,29 @@ class SidVocabulary:
         return cls(**data | lists)
 
     def check(self, catalog: SidCatalog, tokenizer: PreTrainedTokenizerBase, where: str | Path) -> None:
-        """Raises [`HfGrError`] unless catalogue, vocabulary and tokenizer of the model at `where` belong together."""
+        """Raises [`HfGrError`] unless catalog, vocabulary and tokenizer of the model at `where` belong together."""
         if catalog.fingerprint != self.catalog_fingerprint:
             raise HfGrError(
-                f"{where}: the catalogue (fingerprint {catalog.fingerprint}) is not the one this model was trained on "
-                f"({self.catalog_fingerprint}); use that catalogue or train again."
+                f"{where}: the catalog (fingerprint {catalog.fingerprint}) is not the one this model was trained on "
+                f"({self.catalog_fingerprint}); use that catalog or train again."
             )
         expected = [START] + [_code_token(level, 0) for level in range(self.num_levels)]
         found = tokenizer.convert_ids_to_tokens([self.start_id] + [level[0] for level in self.code_ids])
         if found != expected or len(tokenizer) <= self.token_ids[-1]:
             raise HfGrError(
-                f"{where}: the tokenizer does not hold the catalogue's tokens (found {found}, expected {expected}); "
+                f"{where}: the tokenizer does not hold the catalog's tokens (found {found}, expected {expected}); "
                 "use the tokenizer that was saved with the model."
             )
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of free text, in which no special token is recognised: `<s0_17>` in a title stays plain characters."""
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def reads_text(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer has words, or is one of SIDs alone, to which all text is unknown."""
-    return encode_text(tokenizer, "a") != [tokenizer.unk_token_id]
+    return text_ids(tokenizer, "a") != [tokenizer.unk_token_id]
 
 
 def context_values(histories: Histories, context: ContextKind) -> np.ndarray:
@@ -197,7 +197,7 @@ def add_vocabulary(
     row_start: RowStart = "random",
     seed: int = 0,
 ) -> SidVocabulary:
-    """Adds the catalogue's tokens to a tokenizer and an LM, in place.
+    """Adds the catalog's tokens to a tokenizer and an LM, in place.
 
     Args:
         tokenizer: Gets `<items>`, `<s{level}_{code}>`, `<think_{level}>` and the context tokens as special tokens.
@@ -286,7 +286,7 @@ def _start_rows(
 def _projected(catalog: SidCatalog, level: int, width: int, generator: torch.Generator) -> torch.Tensor:
     """Code vectors of a level under a random projection to `width` dimensions, float32 [K_l, width]."""
     if not catalog.code_vectors:
-        raise HfGrError("row_start is 'codes', but the catalogue holds no code vectors; use random or text.")
+        raise HfGrError("row_start is 'codes', but the catalog holds no code vectors; use random or text.")
     vectors = torch.from_numpy(catalog.code_vectors[level])
     return vectors @ torch.randn(vectors.shape[1], width, generator=generator) / vectors.shape[1] ** 0.5
 

@@ -3,7 +3,7 @@
     python recipes/quickstart.py --model smollm2      # SmolLM2-135M, all 30 layers, about ten minutes
     python recipes/quickstart.py --model small        # two layers from scratch, about four minutes
 
-Every station below is also a command (`hf-gr sft --config movielens-100k/sft-flat`) and a script for
+Every stage below is also a command (`hf-gr sft --config movielens-100k/sft-flat`) and a script for
 `accelerate launch`. What is up to date is not made again: change a key in `hf_gr/recipes/movielens-100k`, run this
 again, and what depends on it is rebuilt, nothing else. Simplified against a serious run: one pass over part of the
 data, few GRPO steps, no tuning.
@@ -78,7 +78,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["smollm2", "small"], default="smollm2", help="which LM is taught")
     parser.add_argument("--seed", type=int, default=0, help="seed of the codebooks, the training and the bootstrap")
-    parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder of all artefacts")
+    parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder of all artifacts")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     chosen = parser.parse_args()
     with run_reporting_errors(chosen.debug):

@@ -33,7 +33,7 @@ def catalog():
 
 @pytest.fixture
 def tiny_model(tokenizer, catalog):
-    """Model, tokenizer, catalogue and vocabulary that belong together (untrained)."""
+    """Model, tokenizer, catalog and vocabulary that belong together (untrained)."""
     model = tiny_lm()
     vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10)
     return model, tokenizer, catalog, vocabulary

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 import yaml
-from stations import STATIONS, settings_of
+from stages import STAGES, settings_of
 
 from hf_gr.arguments import parse_config
 from hf_gr.cli import app
@@ -104,8 +104,8 @@ def check_names(words: list[str]) -> None:
     if command is None:
         return
     known = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
-    if command.name in STATIONS:
-        known |= {f"--{entry.name}" for entry in settings_of(STATIONS[command.name])} | {"--config", "--from"}
+    if command.name in STAGES:
+        known |= {f"--{entry.name}" for entry in settings_of(STAGES[command.name])} | {"--config", "--from"}
     for word in rest:
         assert not word.startswith("--") or word.split("=")[0] in known | {"--help"}, f"hf-gr {' '.join(words)}"
 
@@ -123,15 +123,15 @@ def _check_hf_gr(words: list[str]) -> None:
     command, rest = _command(words)
     if command is None:
         return
-    if command.name in STATIONS:
-        parse_config(STATIONS[command.name], ["--continue_from" if word == "--from" else word for word in rest])
+    if command.name in STAGES:
+        parse_config(STAGES[command.name], ["--continue_from" if word == "--from" else word for word in rest])
     else:
         command.make_context(command.name, rest)
 
 
 def _check_script(words: list[str]) -> None:
     script = Path(words[0])
-    if script.parent == Path("recipes") and script.stem in STATIONS:
+    if script.parent == Path("recipes") and script.stem in STAGES:
         assert script.is_file(), script
         return _check_hf_gr([script.stem, *words[1:]])
     source = script.read_text()
@@ -153,11 +153,11 @@ def _check_make(words: list[str]) -> None:
 
 
 def check_settings(text: str, scratch: Path) -> None:
-    """Raises unless a YAML text is taken by the parser of a station that has all of its keys."""
+    """Raises unless a YAML text is taken by the parser of a stage that has all of its keys."""
     given = yaml.safe_load(text)
     keys = set(given)
-    kinds = [kind for kind in STATIONS.values() if keys <= {entry.name for entry in settings_of(kind)}]
-    assert kinds, f"no station has {', '.join(sorted(keys))}"
+    kinds = [kind for kind in STAGES.values() if keys <= {entry.name for entry in settings_of(kind)}]
+    assert kinds, f"no stage has {', '.join(sorted(keys))}"
     scratch.write_text(text)
     refused = []
     for kind in kinds:

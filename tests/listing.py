@@ -19,7 +19,7 @@ LONG = [0, 2, 4096]  # every list becomes a mask, some do, none does
 
 @dataclass
 class Listing:
-    """A catalogue, its tokens, and how large the dense tables of its trie may be."""
+    """A catalog, its tokens, and how large the dense tables of its trie may be."""
 
     codes: list[Sid]
     sizes: tuple[int, ...]
@@ -85,7 +85,7 @@ class Listing:
 
 @dataclass
 class Requests:
-    """Filters of a few requests: lists of rows and masks over the catalogue."""
+    """Filters of a few requests: lists of rows and masks over the catalog."""
 
     deny: list[np.ndarray | None]
     allow: list[np.ndarray | None]

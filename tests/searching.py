@@ -1,4 +1,4 @@
-"""What the tests of decoding share: tiny models with a catalogue, and every answer scored by plain forward passes."""
+"""What the tests of decoding share: tiny models with a catalog, and every answer scored by plain forward passes."""
 
 from dataclasses import dataclass, replace
 from itertools import permutations

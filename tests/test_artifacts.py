@@ -31,8 +31,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """An artefact that already stands where the next one is to be written."""
-    folder = tmp_path / "artefact"
+    """An artifact that already stands where the next one is to be written."""
+    folder = tmp_path / "artifact"
     (folder / "sub").mkdir(parents=True)
     (folder / "a.txt").write_text("old a")
     (folder / "sub" / "b.txt").write_text("old b")
@@ -44,13 +44,13 @@ OLD = {"a.txt": "old a", "sub/b.txt": "old b"}
 
 
 def test_a_new_folder_appears_only_at_the_end(tmp_path):
-    target = tmp_path / "deep" / "artefact"
+    target = tmp_path / "deep" / "artifact"
     with writing(target, "test") as folder:
         (folder / "a.txt").write_text("new")
         assert not target.exists()
         assert folder.parent.parent == target.parent  # a rename must not cross file systems
     assert contents(target) == {"a.txt": "new"}
-    assert [p.name for p in target.parent.iterdir()] == ["artefact"]
+    assert [p.name for p in target.parent.iterdir()] == ["artifact"]
     assert target.stat().st_mode & 0o777 == 0o755
 
 
@@ -62,7 +62,7 @@ def test_an_old_folder_is_replaced_whole(old, atomic, monkeypatch):
         (folder / "c.txt").write_text("new c")
         assert contents(old) == OLD
     assert contents(old) == {"c.txt": "new c"}
-    assert [p.name for p in old.parent.iterdir()] == ["artefact"]
+    assert [p.name for p in old.parent.iterdir()] == ["artifact"]
 
 
 @pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="no atomic exchange on this system")
@@ -79,7 +79,7 @@ def test_an_exception_leaves_the_old_folder(old):
         (folder / "a.txt").write_text("new a")
         raise RuntimeError("half way")
     assert contents(old) == OLD
-    assert [p.name for p in old.parent.iterdir()] == ["artefact"]
+    assert [p.name for p in old.parent.iterdir()] == ["artifact"]
 
 
 def test_a_full_disk_leaves_the_old_folder(old, monkeypatch):
@@ -91,7 +91,7 @@ def test_a_full_disk_leaves_the_old_folder(old, monkeypatch):
         monkeypatch.setattr(Path, "write_text", no_space)
         write_json(folder / "a.json", {"new": 1})
     assert contents(old) == OLD
-    assert [p.name for p in old.parent.iterdir()] == ["artefact"]
+    assert [p.name for p in old.parent.iterdir()] == ["artifact"]
 
 
 def test_a_full_disk_leaves_the_old_json(tmp_path, monkeypatch):
@@ -130,11 +130,11 @@ with writing(sys.argv[1], "test") as folder:
 
 
 def test_a_file_in_the_way_is_refused_and_kept(tmp_path):
-    file = tmp_path / "artefact"
+    file = tmp_path / "artifact"
     file.write_text("mine")
-    with pytest.raises(HfGrError, match=r"artefact is a file; .* choose another --out"), writing(file, "test"):
+    with pytest.raises(HfGrError, match=r"artifact is a file; .* choose another --out"), writing(file, "test"):
         pass
-    assert file.read_text() == "mine" and [p.name for p in tmp_path.iterdir()] == ["artefact"]
+    assert file.read_text() == "mine" and [p.name for p in tmp_path.iterdir()] == ["artifact"]
 
 
 def test_fingerprint_follows_names_and_bytes(old):
@@ -152,7 +152,7 @@ def test_fingerprint_follows_names_and_bytes(old):
     assert len(seen) == 5
     seen.add(fingerprint(old / "b.txt"))
     assert len(seen) == 6
-    with pytest.raises(HfGrError, match="nowhere does not exist; run the station"):
+    with pytest.raises(HfGrError, match="nowhere does not exist; run the stage"):
         fingerprint(old / "nowhere")
 
 

@@ -17,7 +17,7 @@ from hf_gr.catalog import SidCatalog
 from hf_gr.cli import main
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
-from hf_gr.models import dense_logits, grown
+from hf_gr.models import dense_logits, grow_items
 from hf_gr.models.bsarec import log_probabilities
 from hf_gr.retrieval import Retriever, retrieve
 from hf_gr.sft import sft
@@ -82,7 +82,7 @@ def test_it_answers_by_name_and_in_sessions(data, blended):
 
 
 def test_items_are_matched_by_their_ids(data, retriever, blended, tmp_path):
-    """A catalogue in another order than the retriever's gets the same rows under the same ids."""
+    """A catalog in another order than the retriever's gets the same rows under the same ids."""
     catalog = SidCatalog.load(data.catalog)
     order = np.random.default_rng(0).permutation(NUM_ITEMS)
     vectors = tuple(np.asarray(own) for own in catalog.code_vectors)
@@ -93,7 +93,7 @@ def test_items_are_matched_by_their_ids(data, retriever, blended, tmp_path):
     settings = TinyData(data.dataset, tmp_path / "catalog").sft(tmp_path / "sft", form="recursive", max_steps=1)
     model = blend(sft(*sft_configs(**settings)), retriever, tmp_path / "blended")
     ours, theirs = (AutoModelForCausalLM.from_pretrained(path).retriever for path in (model, blended))
-    assert torch.equal(ours.catalogue, theirs.catalogue[torch.from_numpy(order)])
+    assert torch.equal(ours.catalog, theirs.catalog[torch.from_numpy(order)])
     assert torch.equal(ours.items.weight[-1], theirs.items.weight[-1])
 
 
@@ -107,7 +107,7 @@ def test_training_leaves_the_retriever_alone(data, blended, tmp_path, finetune):
     settings = data.sft(tmp_path / "on", max_steps=2, finetune=finetune) | {"continue_from": str(blended)}
     trained = AutoModelForCausalLM.from_pretrained(sft(*sft_configs(**settings)))
     before = AutoModelForCausalLM.from_pretrained(blended)
-    assert torch.equal(trained.retriever.catalogue, before.retriever.catalogue)
+    assert torch.equal(trained.retriever.catalog, before.retriever.catalog)
     assert not torch.equal(trained.model.items.embedding.weight, before.model.items.embedding.weight)
     assert trained.config.shares == before.config.shares == pytest.approx((0.42, 0.28, 0.3))
 
@@ -115,7 +115,7 @@ def test_training_leaves_the_retriever_alone(data, blended, tmp_path, finetune):
 def test_new_items_get_rows_of_their_kin(blended):
     model = AutoModelForCausalLM.from_pretrained(blended)
     before, codes = model.retriever.items.weight.clone(), model.model.sids[[3, 8]]
-    grown(model, codes)
+    grow_items(model, codes)
     rows = model.retriever.items.weight
     assert rows.shape[0] == NUM_ITEMS + 3 and model.retriever.config.num_items == NUM_ITEMS + 2
     assert torch.equal(rows[:NUM_ITEMS], before[:NUM_ITEMS]) and torch.equal(rows[-1], before[-1])

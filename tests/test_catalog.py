@@ -35,7 +35,7 @@ def test_what_is_saved_is_loaded(sizes, tmp_path):
     assert json.loads((tmp_path / "new" / "catalog" / "catalog.json").read_text())["live_items"] == 38
 
 
-def test_a_catalogue_says_how_collisions_were_resolved(tmp_path):
+def test_a_catalog_says_how_collisions_were_resolved(tmp_path):
     catalog = tiny_catalog()
     made = SidCatalog.from_codes(catalog.codes, catalog.items, (4, 4, 4), collisions="sinkhorn")
     made.save(tmp_path)
@@ -79,7 +79,7 @@ def test_fingerprint_is_of_ids_and_sids_only():
 
 
 @pytest.mark.parametrize("name", ["items.parquet", "catalog.safetensors"])
-def test_files_of_two_catalogues_are_refused(name, tmp_path):
+def test_files_of_two_catalogs_are_refused(name, tmp_path):
     tiny_catalog(seed=0).save(tmp_path / "one")
     other = SidCatalog.from_codes(
         tiny_catalog(seed=1).codes, tiny_items(40).set_column(0, "item_id", pa.array(map(str, range(40)))), (4, 4, 4)
@@ -88,7 +88,7 @@ def test_files_of_two_catalogues_are_refused(name, tmp_path):
     shutil.copy(tmp_path / "two" / name, tmp_path / "one" / name)
     with pytest.raises(HfGrError, match=r"one: items.parquet and catalog.safetensors do not belong together") as error:
         SidCatalog.load(tmp_path / "one")
-    assert tiny_catalog(seed=0).fingerprint in str(error.value) and "write the catalogue again" in str(error.value)
+    assert tiny_catalog(seed=0).fingerprint in str(error.value) and "write the catalog again" in str(error.value)
 
 
 @pytest.mark.parametrize("part", ["items.parquet", "codes", "popularity", "live", "code_vectors.1"])
@@ -128,7 +128,7 @@ def test_removed_items_are_no_answer_but_keep_their_sid():
     assert np.flatnonzero(~fewer.live).tolist() == [1, 5] and catalog.live.all()
     assert np.array_equal(fewer.codes, catalog.codes) and len(fewer) == 40
     assert fewer.fingerprint == catalog.fingerprint
-    with pytest.raises(HfGrError, match="item 'nobody' is not in the catalogue of 40 items; nothing was changed"):
+    with pytest.raises(HfGrError, match="item 'nobody' is not in the catalog of 40 items; nothing was changed"):
         catalog.removed(["i001", "nobody"])
 
 
@@ -176,7 +176,7 @@ def test_extended_puts_new_items_at_the_end():
     assert more.items.slice(0, 40).equals(catalog.items) and np.array_equal(more.codes[:40], catalog.codes)
     assert np.array_equal(more.popularity[:40], catalog.popularity) and more.collisions == "greedy"
     assert len(more.code_vectors) == 3
-    for bad, message in (("i003", "'i003' are in the catalogue already"), ("a", "outside the codebook sizes")):
+    for bad, message in (("i003", "'i003' are in the catalog already"), ("a", "outside the codebook sizes")):
         with pytest.raises(HfGrError, match=message):
             catalog.extended(pa.table({"item_id": [bad], "title": ["C"]}), np.array([[0, 4, 0]]))
     with pytest.raises(HfGrError, match="column 'categories' holds int64"):
@@ -192,7 +192,7 @@ def test_updated_changes_what_is_given_and_brings_items_back():
     assert now.items.schema == catalog.items.schema and now.categories == catalog.categories
     assert np.flatnonzero(~now.live).tolist() == [2] and np.flatnonzero(~catalog.live).tolist() == [2, 5]
     assert now.fingerprint == catalog.fingerprint
-    with pytest.raises(HfGrError, match="item 'x' is not in the catalogue"):
+    with pytest.raises(HfGrError, match="item 'x' is not in the catalog"):
         catalog.updated(pa.table({"item_id": ["x"], "title": [""]}))
 
 

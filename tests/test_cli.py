@@ -1,4 +1,4 @@
-"""The command line: every bad input gets one line and a non-zero exit, and leaves earlier artefacts whole."""
+"""The command line: every bad input gets one line and a non-zero exit, and leaves earlier artifacts whole."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ ITEMS = "item_id,title\na,Alpha\nb,Beta\nc,Gamma\n"
 
 @dataclasses.dataclass(frozen=True)
 class Road:
-    """A dataset, its vectors, a catalogue and an (untrained) model of it."""
+    """A dataset, its vectors, a catalog and an (untrained) model of it."""
 
     data: TinyData
     vectors: Path
@@ -93,15 +93,15 @@ def refused(capfd):
     return run
 
 
-# Bad input, in the order of the stations
+# Bad input, in the order of the stages
 
 
 def test_a_recipe_cannot_set_the_environment(tmp_path, refused, monkeypatch):
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("env: {HF_ENDPOINT: http://elsewhere}\ndataset: data\noutput_dir: out\n")
-    for station in ("embed", "sft", "evaluate"):
-        assert re.search(r"recipe\.yaml: there is no setting 'env'", refused([station, "--config", recipe]))
+    for stage in ("embed", "sft", "evaluate"):
+        assert re.search(r"recipe\.yaml: there is no setting 'env'", refused([stage, "--config", recipe]))
     assert "HF_ENDPOINT" not in os.environ
 
 
@@ -211,7 +211,7 @@ def test_unknown_ids_in_a_history(road, refused, caplog):
 
 
 def test_a_folder_beside_the_model(road, refused, tmp_path):
-    """The slips that are made most: the run's folder, the catalogue's, the data set's."""
+    """The slips that are made most: the run's folder, the catalog's, the data set's."""
     run, catalog, dataset = road.model.parent, road.data.catalog, road.data.dataset
     for folder, expected in (
         (run, f"its model is {road.model}"),
@@ -227,13 +227,13 @@ def test_a_folder_beside_the_model(road, refused, tmp_path):
     assert f"its model is {road.model}" in line
 
 
-@pytest.mark.parametrize("damage", ["catalogue", "tokenizer", "vocabulary", "half a catalogue"])
+@pytest.mark.parametrize("damage", ["catalog", "tokenizer", "vocabulary", "half a catalog"])
 def test_a_model_whose_parts_do_not_match(damage, tmp_path, road, refused):
     model = tmp_path / "model"
     shutil.copytree(road.model, model)
-    if damage == "catalogue":
+    if damage == "catalog":
         tiny_catalog(seed=5).save(model)
-    elif damage == "half a catalogue":
+    elif damage == "half a catalog":
         tiny_catalog(seed=5).save(tmp_path / "other")
         shutil.copy(tmp_path / "other" / "catalog.safetensors", model)
     elif damage == "tokenizer":
@@ -241,9 +241,9 @@ def test_a_model_whose_parts_do_not_match(damage, tmp_path, road, refused):
     else:
         (model / "vocabulary.json").unlink()
     expected = {
-        "catalogue": r"not the one this model was trained on .*train again|made for catalog \w+, but this is catalog",
-        "half a catalogue": r"do not belong together .*write the catalogue again",
-        "tokenizer": r"tokenizer does not hold the catalogue's tokens .*saved with the model",
+        "catalog": r"not the one this model was trained on .*train again|made for catalog \w+, but this is catalog",
+        "half a catalog": r"do not belong together .*write the catalog again",
+        "tokenizer": r"tokenizer does not hold the catalog's tokens .*saved with the model",
         "vocabulary": r"has no vocabulary.json: .*train one with `hf-gr sft`",
     }[damage]
     out = tmp_path / "out"
@@ -253,8 +253,8 @@ def test_a_model_whose_parts_do_not_match(damage, tmp_path, road, refused):
         swapped(road.grpo(out), {"model": model}),
         swapped(road.evaluate(out), {"model": model}),
     ]
-    if damage != "half a catalogue":  # SFT takes the catalogue that it is given
-        other = model if damage == "catalogue" else road.data.catalog
+    if damage != "half a catalog":  # SFT takes the catalog that it is given
+        other = model if damage == "catalog" else road.data.catalog
         commands.append([*swapped(road.sft(out), {"catalog": other}), "--from", model])
     for command in commands:
         line = refused(command)
@@ -315,14 +315,14 @@ def test_bad_options(command, status, expected, tmp_path, monkeypatch, refused):
     assert expected in refused(command, status=status)
 
 
-STATIONS = ["embed", "mine", "quantize", "label", "sft", "grpo", "retrieve", "evaluate"]
+STAGES = ["embed", "mine", "quantize", "label", "sft", "grpo", "retrieve", "evaluate"]
 
 
-@pytest.mark.parametrize("station", STATIONS)
-def test_the_help_of_a_station_names_its_command(station, capsys):
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_help_of_a_stage_names_its_command(stage, capsys):
     with pytest.raises(SystemExit):
-        main([station, "--help"])
-    assert capsys.readouterr().out.startswith(f"usage: hf-gr {station} ")
+        main([stage, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: hf-gr {stage} ")
 
 
 def test_options_left_out_are_the_defaults_of_the_config():
@@ -370,9 +370,9 @@ def fill(disk: Path, leave: int) -> None:
 )
 @pytest.mark.parametrize("leave", [0, 8_192])
 @pytest.mark.parametrize(
-    "station", ["prepare", "embed", "quantize", "sft", "sft, a checkpoint", "grpo", "evaluate", "recommend"]
+    "stage", ["prepare", "embed", "quantize", "sft", "sft, a checkpoint", "grpo", "evaluate", "recommend"]
 )
-def test_a_full_disk(station, leave, tmp_path, road, refused):
+def test_a_full_disk(stage, leave, tmp_path, road, refused):
     with small_disk(tmp_path / "disk", "24m") as disk:
         out = disk / "made" / "it"
         (tmp_path / "users.csv").write_text("user_id,history\nann,i001 i002\n")
@@ -400,7 +400,7 @@ def test_a_full_disk(station, leave, tmp_path, road, refused):
                 ["recommend", road.model, "--users", road.data.dataset, "--out", batch],
                 batch,
             ),
-        }[station]
+        }[stage]
         main(list(map(str, first)))
         before = fingerprint(whole)
         fill(disk, leave)
@@ -438,7 +438,7 @@ def raising(error: BaseException):
 
 def test_ctrl_c_in_a_command(monkeypatch, refused):
     monkeypatch.setattr(hf_gr.cli, "_ids", raising(KeyboardInterrupt()))
-    assert "interrupted; earlier artefacts are whole" in refused(["recommend", ".", "--history", "a"], status=130)
+    assert "interrupted; earlier artifacts are whole" in refused(["recommend", ".", "--history", "a"], status=130)
 
 
 def test_ctrl_c_while_training(tmp_path, road):
@@ -465,7 +465,7 @@ def test_ctrl_c_while_training(tmp_path, road):
     finally:
         process.kill()
     assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("error: interrupted; earlier artefacts are whole")
+    assert err.splitlines()[-1].startswith("error: interrupted; earlier artifacts are whole")
     assert "Traceback" not in err
     assert fingerprint(out / "model") == before
     assert {path.name.split("-")[0] for path in out.iterdir()} == {"model", "run"}  # the checkpoints to go on from
@@ -501,7 +501,7 @@ def test_help(command, capfd):
     assert all(name in out for name in names)
 
 
-def test_help_of_a_station_documents_every_key(capfd):
+def test_help_of_a_stage_documents_every_key(capfd):
     with pytest.raises(SystemExit) as exit:
         main(["embed", "--help"])
     out = capfd.readouterr().out

@@ -119,7 +119,7 @@ def memory_datasets(draw, min_events: int = 1) -> InteractionDataset:
 
 
 def listed(histories: Histories) -> list[tuple]:
-    """Histories as plain Python: (user, [(item, time, rating, behaviour, session, dwell), …])."""
+    """Histories as plain Python: (user, [(item, time, rating, behavior, session, dwell), …])."""
     ranges = list(pairwise(histories.ptr.tolist()))
     columns = [histories.items, histories.timestamps, histories.ratings, histories.behaviors, histories.sessions]
     columns.append(histories.columns["dwell"].to_numpy())
@@ -365,7 +365,7 @@ def test_the_card_says_where_the_data_is_from(tmp_path):
         assert part in card
 
 
-def test_aligned_counts_in_rows_of_the_catalogue(dataset_folder):
+def test_aligned_counts_in_rows_of_the_catalog(dataset_folder):
     dataset = InteractionDataset.load(dataset_folder)
     assert dataset.aligned(list(dataset.item_ids)) is dataset
     other = ["new", *reversed(dataset.item_ids)]
@@ -373,11 +373,11 @@ def test_aligned_counts_in_rows_of_the_catalogue(dataset_folder):
     assert [other[row] for row in aligned.events.items] == [dataset.item_ids[row] for row in dataset.events.items]
     assert np.array_equal(aligned.events.ptr, dataset.events.ptr)
     taken = dataset.item_ids[dataset.events.items[3]]
-    with pytest.raises(HfGrError, match=f"item '{taken}' is not in the catalogue of 39 items .*hf-gr quantize"):
+    with pytest.raises(HfGrError, match=f"item '{taken}' is not in the catalog of 39 items .*hf-gr quantize"):
         dataset.aligned([item for item in dataset.item_ids if item != taken])
 
 
-def test_an_item_that_nobody_took_may_be_missing_from_the_catalogue():
+def test_an_item_that_nobody_took_may_be_missing_from_the_catalog():
     dataset = InteractionDataset(Path("memory"), tiny_items(3), histories_of([[0, 2]]), "timestamp")
     assert dataset.aligned(["i002", "i000"]).events.items.tolist() == [1, 0]
 

@@ -1,7 +1,7 @@
 """What the pages say holds: code runs, commands and settings exist, links lead somewhere, and the site builds.
 
 Python runs as it stands, block after block, on tiny models in the place of those that a reader would have trained.
-The commands of the page on one's own data run too; all others are held against what the stations take.
+The commands of the page on one's own data run too; all others are held against what the stages take.
 """
 
 import csv
@@ -21,7 +21,7 @@ from docs_blocks import (
     OWN_DATA,
     ROOT,
     SHOWN,
-    STATIONS,
+    STAGES,
     blocks_of,
     check,
     check_names,
@@ -56,19 +56,19 @@ METHOD_PAGES += ["s2gr", "sft"]
 WITH_PYTHON = [page for page in (README, *GUIDES) if any(block.language == "python" for block in blocks_of(page))]
 
 
-def make_models(folder: Path, ids: Sequence[str], stations: dict[str, str]) -> pa.Table:
-    """Untrained models of 200 items in `folder`, by the station that would train each and its form; their items."""
+def make_models(folder: Path, ids: Sequence[str], stages: dict[str, str]) -> pa.Table:
+    """Untrained models of 200 items in `folder`, by the stage that would train each and its form; their items."""
     kinds = [["Comedy"] if number % 2 else ["Drama"] for number in range(200)]
     items = pa.table({"item_id": ids, "title": [f"Film {i}" for i in ids], "categories": kinds})
     random = np.random.default_rng(0)
     codes, vectors = random.integers(0, 8, (200, 3)), tuple(random.normal(size=(3, 8, 5)).astype(np.float32))
     catalog = SidCatalog.from_codes(codes, items, (8, 8, 8), code_vectors=vectors)
-    for station, form in stations.items():
+    for stage, form in stages.items():
         tokenizer, model = tiny_tokenizer(), tiny_lm()
         vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10, form=form)
         if form == RECURSIVE:
             model, vocabulary = recursive(model, vocabulary, catalog)
-        repo = folder / station / "model"
+        repo = folder / stage / "model"
         save_repo(repo, model, tokenizer, catalog, vocabulary)
         if form == "stepwise":
             ThinkingHeads.start(ThinkingConfig(clusters=4), 32, catalog, seed=0).save(repo)
@@ -131,15 +131,15 @@ def test_the_page_on_your_own_data_runs_from_top_to_bottom(tmp_path, monkeypatch
         with open(file, "w", newline="") as written:
             csv.writer(written).writerows([header, *given, *made])
     names: dict = {}
-    stations = []
+    stages = []
     for block in (block for block in blocks if block.kind != "marked"):
         if block.language == "python":
             exec(compile(block.text, str(block), "exec"), names)
         for words in commands_of(block.text) if block.language == "bash" else ():
             if words[0] == "hf-gr":  # not pip
-                stations.append(words[1])
+                stages.append(words[1])
                 main([word for pair in _shortened(words[1:]) for word in pair])
-    assert stations[:7] == ["prepare", "embed", "quantize", "inspect", "sft", "evaluate", "recommend"]
+    assert stages[:7] == ["prepare", "embed", "quantize", "inspect", "sft", "evaluate", "recommend"]
     for made in ("shop/codebook.html", "shop/evaluation-grpo/report.html", "recommendations.parquet"):
         assert Path(made).is_file()
     assert "Rubber mallet" not in capsys.readouterr().err
@@ -215,7 +215,7 @@ def test_commands_of_a_script():
 
 def _known() -> dict[str, list]:
     """Names of settings and of arguments, with their defaults wherever they have one."""
-    configs = [*STATIONS.values(), ThinkingConfig, RecursionConfig, SearchConfig, Call]
+    configs = [*STAGES.values(), ThinkingConfig, RecursionConfig, SearchConfig, Call]
     configs += [method.config_class for method in METHODS.values()]
     found: dict[str, list] = {}
     for kind in configs:

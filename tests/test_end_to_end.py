@@ -15,11 +15,11 @@ from hf_gr.dataset import InteractionDataset
 from hf_gr.evaluation.predictions import read_predictions
 
 
-STATIONS = ["prepare", "embed", "quantize", "sft", "grpo", "evaluate"]
+STAGES = ["prepare", "embed", "quantize", "sft", "grpo", "evaluate"]
 
 
 def commands(folder: Path, codebook_size: int = 4) -> list[list[str]]:
-    """Every station's command line."""
+    """Every stage's command line."""
     dataset, vectors, sids = folder / "dataset", folder / "vectors", folder / "sids"
     model, final = folder / "sft" / "model", folder / "grpo" / "model"
     given = {"dataset": dataset}
@@ -53,14 +53,14 @@ def commands(folder: Path, codebook_size: int = 4) -> list[list[str]]:
 
 
 def run_all(folder: Path, capfd, **changes: int) -> dict[str, str]:
-    """Runs every station; which of them wrote and which were up to date."""
+    """Runs every stage; which of them wrote and which were up to date."""
     verdicts = {}
-    for station, command in zip(STATIONS, commands(folder, **changes), strict=True):
+    for stage, command in zip(STAGES, commands(folder, **changes), strict=True):
         capfd.readouterr()
         main(command)
-        said = re.findall(rf"^\[{station}\] (wrote|up to date)", capfd.readouterr().out, flags=re.MULTILINE)
-        assert len(said) == 1, (station, said)
-        verdicts[station] = said[0]
+        said = re.findall(rf"^\[{stage}\] (wrote|up to date)", capfd.readouterr().out, flags=re.MULTILINE)
+        assert len(said) == 1, (stage, said)
+        verdicts[stage] = said[0]
     return verdicts
 
 
@@ -73,11 +73,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_the_road_and_what_is_made_again(folder, capfd):
-    assert run_all(folder, capfd) == dict.fromkeys(STATIONS, "wrote")
+    assert run_all(folder, capfd) == dict.fromkeys(STAGES, "wrote")
     check_answers(folder, capfd)
-    assert run_all(folder, capfd) == dict.fromkeys(STATIONS, "up to date")
+    assert run_all(folder, capfd) == dict.fromkeys(STAGES, "up to date")
     fresh = {"prepare": "up to date", "embed": "up to date"}
-    assert run_all(folder, capfd, codebook_size=5) == dict.fromkeys(STATIONS, "wrote") | fresh
+    assert run_all(folder, capfd, codebook_size=5) == dict.fromkeys(STAGES, "wrote") | fresh
     check_answers(folder, capfd)
 
 

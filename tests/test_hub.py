@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, constants
 from tiny import tiny_catalog, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
 from transformers import AutoModelForCausalLM, pipeline
 
+from hf_gr.catalog_updates import remove_items
 from hf_gr.dataset import write_dataset
 from hf_gr.decoding import load_thinking
 from hf_gr.errors import HfGrError
@@ -21,7 +22,6 @@ from hf_gr.hub import PIPELINE_TAG, carry, push_to_hub, save_repo, update_card
 from hf_gr.model_card import retriever_card
 from hf_gr.models import BSARecConfig, BSARecModel
 from hf_gr.retrieval import Retriever
-from hf_gr.upkeep import remove_items
 from hf_gr.vocabulary import SidVocabulary, add_vocabulary
 
 
@@ -66,7 +66,7 @@ def write_repo(folder: Path, seed: int = 0, form: str = "flat", **details) -> Pa
 
 @pytest.fixture(scope="module")
 def metrics(tmp_path_factory) -> dict:
-    """What the evaluation station writes, for a tiny model."""
+    """What the evaluation stage writes, for a tiny model."""
     folder = tmp_path_factory.mktemp("evaluated")
     write_dataset(folder / "data", tiny_interactions(), tiny_items(), source="Made for tests.")
     write_repo(folder / "model")

@@ -1,4 +1,4 @@
-"""Only training events teach: whatever held-out events say, every artefact stays the same, byte for byte."""
+"""Only training events teach: whatever held-out events say, every artifact stays the same, byte for byte."""
 
 import re
 from pathlib import Path
@@ -91,7 +91,7 @@ def rewritten(table: pa.Table, mask: np.ndarray, split: str) -> pa.Table:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Everything in an artefact but what only describes how it was made."""
+    """Everything in an artifact but what only describes how it was made."""
     left_out = {"manifest.json", "README.md"}
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in left_out]
     assert files
@@ -105,7 +105,7 @@ def trained_steps(log: bytes) -> bytes:
 
 @pytest.fixture(scope="module", params=SPLITS)
 def worlds(request, tmp_path_factory):
-    """The split, and for the true and for the rewritten held-out events: the data with vectors and catalogue made."""
+    """The split, and for the true and for the rewritten held-out events: the data with vectors and catalog made."""
     table = interactions_on_a_clock()
     mask = held_out_mask(table, request.param)
     made = []
@@ -147,7 +147,7 @@ def test_every_held_out_event_was_rewritten(worlds):
     assert worlds[0] == "leave_one_out" or true.train.lengths.min() < true.train.lengths.max()
 
 
-def test_vectors_quantizer_and_catalogue_do_not_see_held_out_events(worlds):
+def test_vectors_quantizer_and_catalog_do_not_see_held_out_events(worlds):
     true, other = worlds[1]
     for name in ("vectors", "catalog"):
         assert files_of(true.dataset.with_name(name)) == files_of(other.dataset.with_name(name))

@@ -79,7 +79,7 @@ def test_the_recommender(pipe):
         recommend(histories([[1]]), top_k=4, num_beams=8, exclude=[np.zeros(41, np.int64)])
     with pytest.raises(HfGrError, match="a query has a length of 14, above"):
         recommend(histories([[1]]), top_k=4, num_beams=8, queries=["something calm"])
-    with pytest.raises(HfGrError, match=r"histories are \['i001'\] \(list\); give Histories of catalogue rows"):
+    with pytest.raises(HfGrError, match=r"histories are \['i001'\] \(list\); give Histories of catalog rows"):
         recommend(["i001"])
     with pytest.raises(HfGrError, match=r"swap is given 'folder' \(str\); give SidCatalog\.load\(folder\)"):
         pipe.recommender.swap("folder")

@@ -20,10 +20,10 @@ import hf_gr.fingerprints
 from data_prep.cli import app as prepare_app
 from hf_gr.artifacts import MARKER, check_output, claimed, fingerprint, read_manifest, write_manifest, writing
 from hf_gr.catalog import SidCatalog
+from hf_gr.catalog_updates import remove_items
 from hf_gr.cli import app, main
 from hf_gr.dataset import write_dataset
 from hf_gr.errors import HfGrError
-from hf_gr.upkeep import remove_items
 
 
 # What each command is given, to write into `out`; `read` is a folder with files to read, most of which no command gets
@@ -47,7 +47,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list]] = {
     "add-items": lambda read, out: [read / "catalog", read / "items.parquet", "--update", "--out", out],
     "remove-items": lambda read, out: [read / "catalog", "i001", "--out", out],
 }
-STATIONS = {name: "prepare" if name.startswith("prepare") else name for name in COMMANDS}
+STAGES = {name: "prepare" if name.startswith("prepare") else name for name in COMMANDS}
 # The same for commands that write a file.
 FILES: dict[str, Callable[[Path, Path], list]] = {
     "inspect": lambda read, out: [read / "catalog", "--out", out],
@@ -87,27 +87,27 @@ def refused(words: list, capfd) -> str:
     return errors[0]
 
 
-def foreign_folders(folder: Path, station: str) -> Iterator[tuple[Path, str]]:
-    """Folders called `model` that a station did not make, and what is to be said of each."""
-    for kind in ("notes", "another station", "a file added", "another program"):
+def foreign_folders(folder: Path, stage: str) -> Iterator[tuple[Path, str]]:
+    """Folders called `model` that a stage did not make, and what is to be said of each."""
+    for kind in ("notes", "another stage", "a file added", "another program"):
         out = folder / kind / "model"
         (out / "sub").mkdir(parents=True)
         (out / "sub" / "deep.csv").write_text("mine")
-        if kind == "another station":
+        if kind == "another stage":
             write_manifest(out, "import", {}, {})
         elif kind == "a file added":
-            write_manifest(out, station, {}, {})
+            write_manifest(out, stage, {}, {})
             (out / "sub" / "notes.txt").write_text("mine too")
         elif kind == "another program":
             (out / "manifest.json").write_text('{"name": "an extension of a browser"}')
-        told = {"another station": "was written by import", "a file added": r"holds sub/notes\.txt, which"}
+        told = {"another stage": "was written by import", "a file added": r"holds sub/notes\.txt, which"}
         yield out, told.get(kind, "holds files that hf-gr did not write")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder_that_is_not_theirs_is_refused_and_untouched(command, read, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(read)
-    for out, told in foreign_folders(tmp_path, STATIONS[command]):
+    for out, told in foreign_folders(tmp_path, STAGES[command]):
         before = everything(tmp_path)
         line = refused([*command.split(), *COMMANDS[command](read, out)], capfd)
         assert re.search(told, line), line
@@ -168,7 +168,7 @@ def make(folder: Path, text: str = "old") -> Path:
     return folder
 
 
-def test_what_the_same_station_made_is_replaced_also_by_a_manifest_without_files(tmp_path):
+def test_what_the_same_stage_made_is_replaced_also_by_a_manifest_without_files(tmp_path):
     out = make(tmp_path / "out")
     make(out, "new")
     assert (out / "a.txt").read_text() == "new"
@@ -303,7 +303,7 @@ def test_of_two_removals_at_once_none_is_lost(tmp_path, monkeypatch):
     assert [catalog.item_ids[row] for row in range(len(catalog)) if not catalog.live[row]] == ["i001", "i002"]
 
 
-def test_what_upkeep_rewrites_keeps_all_that_lies_there(tmp_path):
+def test_what_an_update_rewrites_keeps_all_that_lies_there(tmp_path):
     folder = tmp_path / "catalog"
     tiny_catalog().save(folder)
     write_manifest(folder, "quantize", {}, {})

@@ -32,7 +32,7 @@ FLOORS = [
         "validation",
         "adapters",
         "runs",
-        "upkeep",
+        "catalog_updates",
         "blend",
         "paths",
         "thoughts",

@@ -20,7 +20,7 @@ from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
 from hf_gr.hub import save_repo
 from hf_gr.models import ThinkingConfig, ThinkingHeads
-from hf_gr.models.feedback import read
+from hf_gr.models.feedback import read_thoughts
 from hf_gr.packing import pack
 from hf_gr.paths import Path, Paths
 from hf_gr.vocabulary import add_vocabulary
@@ -145,7 +145,7 @@ def test_thoughts_that_are_fed_back_are_read_by_rounds():
     answer = [token for pair in zip(vocabulary.think_ids, sid, strict=True) for token in pair]
     alone = Row(input_ids=prompt, attach=[len(prompt)], answers=[answer], labels=[answer], weights=[1.0])
     with torch.no_grad():
-        hidden = read(recommender.model, pack([alone], think_ids=vocabulary.think_ids), feed)[0]
+        hidden = read_thoughts(recommender.model, pack([alone], think_ids=vocabulary.think_ids), feed)[0]
         logits = recommender.model.get_output_embeddings()(hidden)
     for level, step in enumerate(paths.explain(histories_of(HISTORIES), ITEMS)[0][1].steps):
         alike = [
@@ -175,7 +175,7 @@ def test_codes_are_told_by_the_words_of_their_live_items(monkeypatch):
     assert named[1, 2] == []  # a single item is left to it, which tells nothing of the code
 
 
-def test_words_and_categories_are_read_when_first_asked_and_once_for_a_catalogue(monkeypatch):
+def test_words_and_categories_are_read_when_first_asked_and_once_for_a_catalog(monkeypatch):
     paths, made = build(), []
     monkeypatch.setattr("hf_gr.paths._code_words", lambda catalog: made.append(catalog) or [[["x"]] * 5] * 3)
     assert paths.explain(histories_of([[1]]), np.full((1, 0), -1)) == [[]] and made == []
@@ -264,7 +264,7 @@ def test_the_pipeline_gives_every_item_its_path(repo):
             assert [other["sid"][step["codebook"] - 1] for step in other["path"]] == [s["code"] for s in other["path"]]
 
 
-def test_answers_are_explained_by_the_catalogue_they_were_found_in(repo, monkeypatch):
+def test_answers_are_explained_by_the_catalog_they_were_found_in(repo, monkeypatch):
     recommend = pipeline("generative-recommendation", model=str(repo))
 
     def search_while_all_is_removed(*arguments, **settings):

@@ -174,7 +174,7 @@ def test_streams_are_answered_a_batch_at_a_time(recommend):
 def test_a_bad_request_fails_alone(recommend, caplog, batch_size):
     bad = {
         1: ([1, 2], "history holds 1"),
-        3: ({"history": ["zz"]}, "no item of the catalogue"),
+        3: ({"history": ["zz"]}, "no item of the catalog"),
         4: (None, "a request is None"),
         6: ({"history": ["i001"], "category": "evn"}, "no item is of category 'evn'"),
         7: ({"history": ["i001"], "query": "x" * 3000}, "query has a length of 3000"),
@@ -266,7 +266,7 @@ def test_unknown_ids_are_skipped_with_one_warning(recommend, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_gr"):
         answers = recommend([["a", "i001", "i005"], {"history": ["b", "c", "i002"], "exclude": ["a", "i006"]}])
     assert [record.message for record in caplog.records] == [
-        "3 item id(s) are not in the catalogue: 'a', 'b', 'c'; skipped."
+        "3 item id(s) are not in the catalog: 'a', 'b', 'c'; skipped."
     ]
     assert ids(answers[0]) == ids(recommend(["i001", "i005"]))
     with pytest.raises(HfGrError, match=r"1 item id\(s\).*'zz'; leave them out"):
@@ -277,7 +277,7 @@ def test_unknown_ids_are_skipped_with_one_warning(recommend, caplog):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_history_of_which_nothing_is_known_is_no_new_user(recommend, strict):
-    with pytest.raises(HfGrError, match=r"in the catalogue|no item of the catalogue, whose ids are written as 'i000'"):
+    with pytest.raises(HfGrError, match=r"in the catalog|no item of the catalog, whose ids are written as 'i000'"):
         recommend({"history": ["I001", "I002"]}, strict=strict)
     assert len(recommend({"history": ["i005"]}, strict=strict)) == 10  # removed, not unknown
 
@@ -449,7 +449,7 @@ def test_a_model_made_on_the_spot_carries_nothing_of_the_working_folder(recommen
     assert not (tmp_path / "made" / "quantizer").exists()
 
 
-def test_weights_and_catalogue_must_belong_together(repo, tmp_path):
+def test_weights_and_catalog_must_belong_together(repo, tmp_path):
     folder = shutil.copytree(repo, tmp_path / "mixed")
     tiny_catalog(seed=1).save(folder)
     with pytest.raises(HfGrError, match=r"weights were made for catalog .* from one revision"):

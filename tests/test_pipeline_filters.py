@@ -1,4 +1,4 @@
-"""Filters in words of the user (category, columns, what was seen), and catalogues swapped while requests run."""
+"""Filters in words of the user (category, columns, what was seen), and catalogs swapped while requests run."""
 
 import logging
 import sys
@@ -147,7 +147,7 @@ def test_bad_filters_get_one_line(recommend, request_, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_catalogue_without_categories_or_flags_says_so():
+def test_a_catalog_without_categories_or_flags_says_so():
     catalog = replace(shop(), items=tiny_items().select(["item_id", "title"]))
     with pytest.raises(HfGrError, match="no item is of category 'odd'; categories are: none"):
         parse_request({"category": "odd"}, catalog)
@@ -191,7 +191,7 @@ def one_history(rows: list[int]) -> Histories:
     return Histories(np.array(["u"], dtype=object), np.array([0, len(rows)]), items, np.arange(len(rows)))
 
 
-def test_a_swapped_catalogue_answers(served, repo):
+def test_a_swapped_catalog_answers(served, repo):
     def found(**filters):
         request = parse_request({"history": ["i001"]} | filters, served.catalog)
         return {served.catalog.item_ids[row] for row in answer(served, [request], top_k=40)[0][0]}
@@ -214,7 +214,7 @@ def test_a_swapped_catalogue_answers(served, repo):
     assert (served.catalog, served.grammar) == before
 
 
-def test_a_batch_of_requests_finishes_on_the_catalogue_it_began_with(served):
+def test_a_batch_of_requests_finishes_on_the_catalog_it_began_with(served):
     class Swapping(Recommender):
         def recommend(self, *arguments, **settings):
             found = super().recommend(*arguments, **settings)
@@ -230,8 +230,8 @@ def test_a_batch_of_requests_finishes_on_the_catalogue_it_began_with(served):
             assert [{f"i{row:03d}" for row in rows} for rows, _ in found] == [expected] * 2
 
 
-def test_requests_never_see_a_mix_of_two_catalogues(recommend):
-    """Threads ask while the catalogue is swapped to and fro: each list is whole, by the one or by the other state."""
+def test_requests_never_see_a_mix_of_two_catalogs(recommend):
+    """Threads ask while the catalog is swapped to and fro: each list is whole, by the one or by the other state."""
     known = recommend.recommender
     ask = GenerativeRecommendationPipeline(
         known.model, known.tokenizer, catalog=known.catalog, vocabulary=known.vocabulary

@@ -11,14 +11,14 @@ from tiny_runs import QUIET, TinyData, grpo_configs, retrieve_configs, sft_confi
 from hf_gr.artifacts import read_json, write_json
 from hf_gr.blend import blend
 from hf_gr.dataset import InteractionDataset, write_dataset
-from hf_gr.embedding.station import EmbedConfig, embed
+from hf_gr.embedding.stage import EmbedConfig, embed
 from hf_gr.errors import HfGrError
 from hf_gr.evaluation import EvaluateConfig, evaluate
 from hf_gr.grpo import grpo
 from hf_gr.hub import repo_files
 from hf_gr.interests.labelling import LabelConfig, label
 from hf_gr.provenance import TRAINING_DATA_FILE, TrainingData, check_judged, events_fingerprint, learned_from
-from hf_gr.quantizers.station import QuantizeConfig, quantize
+from hf_gr.quantizers.stage import QuantizeConfig, quantize
 from hf_gr.retrieval import retrieve
 from hf_gr.sft import sft
 
@@ -42,7 +42,7 @@ def temporal(tmp_path):
     return folder
 
 
-def stations(data, model, temporal, out):
+def stages(data, model, temporal, out):
     dataset = str(data.dataset)
     catalog = temporal.with_name("catalog")
     shutil.copytree(data.catalog, catalog)
@@ -62,20 +62,20 @@ def stations(data, model, temporal, out):
     }
 
 
-STATIONS = ["embed", "quantize", "label", "sft catalog", "sft model", "sft interests"]
-STATIONS += ["grpo vectors", "grpo model", "evaluate", "blend"]
+STAGES = ["embed", "quantize", "label", "sft catalog", "sft model", "sft interests"]
+STAGES += ["grpo vectors", "grpo model", "evaluate", "blend"]
 
 
-@pytest.mark.parametrize("station", STATIONS)
-def test_what_has_learned_from_another_split_is_refused(data, model, temporal, tmp_path, station, monkeypatch):
-    if station == "label":
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_has_learned_from_another_split_is_refused(data, model, temporal, tmp_path, stage, monkeypatch):
+    if stage == "label":
         monkeypatch.setattr("hf_gr.interests.labelling.Interests.load", lambda _: None)
     with pytest.raises(HfGrError, match=r"has learned from the training part of the split (temporal|leave_one_out)"):
-        stations(data, model, temporal, str(tmp_path / "out"))[station]()
+        stages(data, model, temporal, str(tmp_path / "out"))[stage]()
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("*/config.json"))
 
 
-def test_the_record_travels_from_station_to_station_and_in_the_repo(data, model, tmp_path):
+def test_the_record_travels_from_stage_to_stage_and_in_the_repo(data, model, tmp_path):
     dataset = InteractionDataset.load(data.dataset)
     known = TrainingData("leave_one_out", (events_fingerprint(dataset.split().train, dataset.item_ids),))
     assert TrainingData.of(model) == known
@@ -168,11 +168,11 @@ def test_a_fingerprint_names_events_not_rows(data):
 
 def test_manifests_of_earlier_releases_tell_the_split(tmp_path):
     assert TrainingData.of(tmp_path) is None
-    for station, settings, split in [
+    for stage, settings, split in [
         ("sft", {}, "leave_one_out"),
         ("grpo", {"split": "temporal"}, "temporal"),
         ("quantize", {"split": "temporal"}, "temporal"),
         ("embed", {"sources": ["text"]}, None),
     ]:
-        write_json(tmp_path / "manifest.json", {"station": station, "settings": settings, "inputs": {}})
+        write_json(tmp_path / "manifest.json", {"station": stage, "settings": settings, "inputs": {}})
         assert TrainingData.of(tmp_path) == (None if split is None else TrainingData(split))

@@ -1,8 +1,8 @@
-"""Every recipe is one that its station takes, and the recipes of a data set fit together."""
+"""Every recipe is one that its stage takes, and the recipes of a data set fit together."""
 
 import pytest
 import yaml
-from stations import STATIONS
+from stages import STAGES
 
 from hf_gr.arguments import RECIPES, parse_config
 from hf_gr.embedding import EmbedConfig
@@ -29,9 +29,9 @@ def test_a_recipe_is_named_in_any_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
-def test_a_recipe_is_read_by_its_station(file):
+def test_a_recipe_is_read_by_its_stage(file):
     given = yaml.safe_load(file.read_text())
-    parsed = parse_config(STATIONS[file.stem.split("-")[0]], ["--config", str(file)])
+    parsed = parse_config(STAGES[file.stem.split("-")[0]], ["--config", str(file)])
     configs = parsed if isinstance(parsed, tuple) else (parsed,)
     settings = {key: value for config in configs for key, value in vars(config).items()}
     for key, value in given.items():
@@ -85,8 +85,8 @@ def test_the_recipes_of_sets_fit_together(folder):
 def test_the_recipes_with_interests_fit_together(folder):
     given = {file.stem: yaml.safe_load(file.read_text()) for file in folder.glob("*.yaml")}
     assert given["label"]["interests"] == given["mine"]["output_dir"]
-    stations = ("embed-interests", "sft-interests", "sft-interests-small", "grpo-interests", "grpo-interests-small")
-    assert {given[name]["interests"] for name in stations} == {given["label"]["output_dir"]}
+    stages = ("embed-interests", "sft-interests", "sft-interests-small", "grpo-interests", "grpo-interests-small")
+    assert {given[name]["interests"] for name in stages} == {given["label"]["output_dir"]}
     assert given["quantize-interests"]["embeddings"] == given["embed-interests"]["output_dir"]
     for size in ("", "-small"):
         sft, grpo = given[f"sft-interests{size}"], given[f"grpo-interests{size}"]

@@ -59,10 +59,10 @@ def log_of(model: Path) -> list[dict]:
     return json.loads((model / "training_log.json").read_text())
 
 
-def check_resumed(station: str, settings: dict, unkilled: Path, capsys) -> None:
+def check_resumed(stage: str, settings: dict, unkilled: Path, capsys) -> None:
     """Kills a run, starts it again, and compares its end with that of a run that was left alone."""
     output = Path(settings["output_dir"])
-    command = [station, *arguments(settings)]
+    command = [stage, *arguments(settings)]
     old = fingerprint(output / "model")
     saved = start_and_kill(command, output)
     assert fingerprint(output / "model") == old  # what an earlier run has made stays whole
@@ -71,7 +71,7 @@ def check_resumed(station: str, settings: dict, unkilled: Path, capsys) -> None:
     capsys.readouterr()
     main(command)
     printed = capsys.readouterr().out
-    assert f"[{station}] resuming from {output}" in printed and f"[{station}] wrote {output / 'model'}" in printed
+    assert f"[{stage}] resuming from {output}" in printed and f"[{stage}] wrote {output / 'model'}" in printed
     assert [path.name for path in output.iterdir()] == ["model"]
 
     log, expected = log_of(output / "model"), log_of(unkilled)

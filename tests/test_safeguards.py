@@ -24,33 +24,33 @@ def start(data):
     return sft(*sft_configs(**data.sft(data.dataset.with_name("start"), max_steps=2)))
 
 
-def run(station, data, start, output, **changes):
-    if station == "sft":
+def run(stage, data, start, output, **changes):
+    if stage == "sft":
         return sft(*sft_configs(**data.sft(output, **changes)))
-    if station == "grpo":
+    if stage == "grpo":
         return grpo(*grpo_configs(**data.grpo(output, start, beta=0.1, **changes)))
     given = QUIET | {"dataset": str(data.dataset), "hidden_size": 16, "per_device_train_batch_size": 16, "patience": 0}
     return retrieve(*retrieve_configs(**given | {"output_dir": str(output), "eval_strategy": "no"} | changes))
 
 
-@pytest.mark.parametrize("station", ["sft", "grpo", "retrieve"])
-def test_a_training_that_diverges_stops_and_writes_no_model(data, start, tmp_path, station, capfd):
+@pytest.mark.parametrize("stage", ["sft", "grpo", "retrieve"])
+def test_a_training_that_diverges_stops_and_writes_no_model(data, start, tmp_path, stage, capfd):
     told = r"of step \d is (nan|inf), so training has diverged and no model is written; lower learning_rate \(1e\+20\)"
     with pytest.raises(HfGrError, match=told):
-        run(station, data, start, tmp_path / "run", learning_rate=1e20, max_steps=12, disable_tqdm=False)
+        run(stage, data, start, tmp_path / "run", learning_rate=1e20, max_steps=12, disable_tqdm=False)
     assert not (tmp_path / "run" / "model").exists()
     assert capfd.readouterr().err.endswith("\n")  # the progress bar is closed: an error begins a line of its own
 
 
-@pytest.mark.parametrize("station", ["sft", "retrieve"])
-def test_a_gradient_that_is_not_finite_stops_before_the_step(data, start, tmp_path, station, monkeypatch):
+@pytest.mark.parametrize("stage", ["sft", "retrieve"])
+def test_a_gradient_that_is_not_finite_stops_before_the_step(data, start, tmp_path, stage, monkeypatch):
     steps = []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (steps.append(1), step(self, *a, **k))[1])
     norm = torch.tensor(math.nan)
     monkeypatch.setattr("accelerate.Accelerator.clip_grad_norm_", lambda *_, **__: norm)
     with pytest.raises(HfGrError, match="the gradient's norm of step 1 is nan"):
-        run(station, data, start, tmp_path / "run", max_steps=2)
+        run(stage, data, start, tmp_path / "run", max_steps=2)
     assert not steps and not (tmp_path / "run" / "model").exists()
 
 
@@ -63,10 +63,10 @@ def test_a_last_step_that_breaks_the_weights_writes_no_model(data, start, tmp_pa
         self.param_groups[0]["params"][0].data.view(-1)[0] = math.nan
 
     monkeypatch.setattr(torch.optim.AdamW, "step", broken)
-    for station in ("sft", "retrieve"):
+    for stage in ("sft", "retrieve"):
         with pytest.raises(HfGrError, match="holds NaN or infinity, and no model is written"):
-            run(station, data, start, tmp_path / station, max_steps=1)
-        assert not (tmp_path / station / "model").exists()
+            run(stage, data, start, tmp_path / stage, max_steps=1)
+        assert not (tmp_path / stage / "model").exists()
 
 
 def test_a_validation_loss_that_is_not_finite_stops(data, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Trainers in a script, on histories and a catalog, do what their stations do; settings stand apart and stay."""
+"""Trainers in a script, on histories and a catalog, do what their stages do; settings stand apart and stay."""
 
 import copy
 
@@ -36,9 +36,9 @@ def same_weights(one, other) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_sft_in_a_script_is_that_of_the_station(data, tmp_path):
-    settings = data.sft(tmp_path / "station", max_steps=8, tasks={"next_item": 1, "title_to_sid": 0.5}, **EVALUATED)
-    station = sft(*sft_configs(**settings))
+def test_sft_in_a_script_is_that_of_the_stage(data, tmp_path):
+    settings = data.sft(tmp_path / "stage", max_steps=8, tasks={"next_item": 1, "title_to_sid": 0.5}, **EVALUATED)
+    stage = sft(*sft_configs(**settings))
     _, start, args = sft_configs(**settings | {"output_dir": str(tmp_path / "script")})
     catalog = SidCatalog.load(data.catalog)
     split = InteractionDataset.load(data.dataset).aligned(catalog.item_ids).split()
@@ -48,15 +48,15 @@ def test_sft_in_a_script_is_that_of_the_station(data, tmp_path):
     trainer = SidSFTTrainer(model, args, **given, train_dataset=split.train, eval_dataset=split.validation)
     trainer.train()
     save_repo(tmp_path / "script" / "model", trainer.model, tokenizer, catalog, vocabulary)
-    assert same_weights(tmp_path / "script" / "model", station)
+    assert same_weights(tmp_path / "script" / "model", stage)
     assert settings_of(args) == before
     assert [entry["step"] for entry in trainer.state.log_history if "eval_NDCG@10" in entry] == [4, 8]
 
 
-def test_grpo_in_a_script_is_that_of_the_station(data, tmp_path):
+def test_grpo_in_a_script_is_that_of_the_stage(data, tmp_path):
     start = sft(*sft_configs(**data.sft(tmp_path / "sft", max_steps=20)))
-    settings = data.grpo(tmp_path / "station", start, learning_rate=1e-3, **EVALUATED)
-    station = grpo(*grpo_configs(**settings))
+    settings = data.grpo(tmp_path / "stage", start, learning_rate=1e-3, **EVALUATED)
+    stage = grpo(*grpo_configs(**settings))
     *_, args = grpo_configs(**settings | {"output_dir": str(tmp_path / "script")})
     catalog, vocabulary = SidCatalog.load(start), SidVocabulary.load(start)
     split = InteractionDataset.load(data.dataset).aligned(catalog.item_ids).split()
@@ -68,7 +68,7 @@ def test_grpo_in_a_script_is_that_of_the_station(data, tmp_path):
     folder = tmp_path / "script" / "model"
     save_repo(folder, trainer.model, tokenizer, catalog, vocabulary)
     assert settings_of(args) == before
-    best = station if trainer.state.best_global_step else start
+    best = stage if trainer.state.best_global_step else start
     assert same_weights(folder if trainer.state.best_global_step else start, best)
     assert len([entry for entry in trainer.state.log_history if "eval_NDCG@10" in entry]) == 2
     with pytest.raises(HfGrError, match="train_dataset holds prompts, which say nothing of items; pass items="):

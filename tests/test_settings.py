@@ -1,4 +1,4 @@
-"""Nested settings: numbers, types and keys of every mapping that a station takes."""
+"""Nested settings: numbers, types and keys of every mapping that a stage takes."""
 
 import math
 from dataclasses import fields
@@ -7,11 +7,11 @@ import pytest
 from transformers import PreTrainedConfig
 
 from hf_gr.arguments import parse_config
-from hf_gr.embedding.station import EmbedConfig
+from hf_gr.embedding.stage import EmbedConfig
 from hf_gr.errors import HfGrError
 from hf_gr.interests.mining import KINDS, MineConfig, _check
 from hf_gr.models import RecursionConfig, ScratchConfig, ThinkingConfig
-from hf_gr.quantizers.station import METHODS, QuantizeConfig, new_quantizer
+from hf_gr.quantizers.stage import METHODS, QuantizeConfig, new_quantizer
 from hf_gr.rewards import parse_mix
 from hf_gr.settings import mapping, nested, read_yaml, typed, types_of
 from hf_gr.sft import SFT_CONFIGS, SidSFTConfig

@@ -15,7 +15,7 @@ from hf_gr.dataset import Histories
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
 from hf_gr.models import ThinkingConfig, ThinkingHeads
-from hf_gr.models.feedback import read
+from hf_gr.models.feedback import read_thoughts
 from hf_gr.packing import pack
 from hf_gr.thoughts import Explanation, Thoughts
 from hf_gr.vocabulary import add_vocabulary
@@ -142,7 +142,7 @@ def test_thoughts_that_are_fed_back_are_read_by_rounds():
     alone = Row(input_ids=prompt, attach=[len(prompt)], answers=[answer], labels=[answer], weights=[1.0])
     packed = pack([alone], think_ids=recommender.vocabulary.think_ids)
     with torch.no_grad():
-        hidden = read(recommender.model, packed, heads.feed)[0]
+        hidden = read_thoughts(recommender.model, packed, heads.feed)[0]
     for level, thought in enumerate(found.levels):
         probabilities = heads.points_at(level, hidden[len(prompt) + 2 * level])
         assert thought.own.probability == pytest.approx(probabilities[thought.own.cluster].item(), abs=1e-5)
@@ -181,7 +181,7 @@ def test_clusters_are_told_by_the_words_of_their_live_items():
         assert all(words and words[0] in (*code_words, "thing") for words in level_words)
 
 
-def test_words_are_counted_once_for_a_catalogue_that_is_served():
+def test_words_are_counted_once_for_a_catalog_that_is_served():
     thoughts = build()
     first = thoughts.words()
     assert thoughts.words() is first

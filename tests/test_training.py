@@ -57,12 +57,12 @@ def test_a_config_is_unchanged_by_its_run_and_runs_again_as_up_to_date(tmp_path,
         grpo: grpo_configs(**data.grpo(tmp_path / "grpo", model, max_steps=1)),
         retrieve: retrieve_configs(**quiet, output_dir=str(tmp_path / "retrieve"), eval_strategy="no"),
     }
-    for station, settings in configs.items():
+    for stage, settings in configs.items():
         before = copy.deepcopy(settings_of(settings))
-        made = station(*settings)
+        made = stage(*settings)
         assert settings_of(settings) == before
         capsys.readouterr()
-        assert station(*settings) == made
+        assert stage(*settings) == made
         assert "up to date" in capsys.readouterr().out and settings_of(settings) == before
 
 

@@ -111,8 +111,8 @@ def test_there_are_two_processes_in_every_recipe(two):
 
 def test_only_the_first_process_speaks_and_writes(two):
     printed = (two / "stdout.txt").read_text()
-    for station, output in (("sft", two / "sft" / "model"), ("grpo", two / "grpo" / "model")):
-        assert printed.count(f"[{station}] wrote {output} ") == 1
+    for stage, output in (("sft", two / "sft" / "model"), ("grpo", two / "grpo" / "model")):
+        assert printed.count(f"[{stage}] wrote {output} ") == 1
     assert printed.count("[evaluate] wrote") == 1
     for folder in ("sft", "grpo"):
         assert [path.name for path in (two / folder).iterdir()] == ["model"]  # no staging folder, no run folder

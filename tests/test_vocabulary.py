@@ -14,7 +14,7 @@ from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Histories
 from hf_gr.errors import HfGrError
 from hf_gr.models import from_scratch
-from hf_gr.vocabulary import SidVocabulary, add_vocabulary, context_values, encode_text, reads_text
+from hf_gr.vocabulary import SidVocabulary, add_vocabulary, context_values, reads_text, text_ids
 
 
 OLD_SIZE = 259  # of the tiny tokenizer
@@ -63,7 +63,7 @@ def test_the_new_tokens_are_special_and_stand_at_the_end():
 
 
 @pytest.mark.parametrize("form", ["flat", "stepwise", "unordered", "upfront"])
-def test_the_grammar_writes_the_catalogue_in_the_models_tokens(form):
+def test_the_grammar_writes_the_catalog_in_the_models_tokens(form):
     _, _, catalog, vocabulary = build()
     gone = [row for row in range(40) if row % 3 == 0]
     grammar = replace(vocabulary, form=form).grammar(catalog.removed([f"i{row:03d}" for row in gone]))
@@ -81,7 +81,7 @@ def test_the_grammar_writes_the_catalogue_in_the_models_tokens(form):
         assert {item for item in bucket if item >= 0} == same
 
 
-def test_a_catalogue_without_live_items_has_no_grammar():
+def test_a_catalog_without_live_items_has_no_grammar():
     _, _, catalog, vocabulary = build()
     with pytest.raises(HfGrError, match="no live item; add items"):
         vocabulary.grammar(catalog.removed(catalog.item_ids))
@@ -102,7 +102,7 @@ MIXED = st.lists(st.sampled_from(CONTROL) | st.text(st.characters(exclude_catego
 @settings(max_examples=150, deadline=None)
 @given(MIXED)
 def test_free_text_stays_text(text):
-    ids = encode_text(TOKENIZER, text)
+    ids = text_ids(TOKENIZER, text)
     assert len(ids) == len(text.encode())  # the tokenizer has no merges: one plain token a byte, nothing else
     assert all(3 <= token < OLD_SIZE for token in ids)
     assert not set(ids) & set(VOCABULARY.token_ids)
@@ -111,7 +111,7 @@ def test_free_text_stays_text(text):
 @pytest.mark.parametrize("token", CONTROL)
 def test_the_control_tokens_do_exist(token):
     (token_id,) = TOKENIZER(token, add_special_tokens=False)["input_ids"]
-    assert TOKENIZER.decode([token_id]) == token and token_id not in encode_text(TOKENIZER, f"a {token} b")
+    assert TOKENIZER.decode([token_id]) == token and token_id not in text_ids(TOKENIZER, f"a {token} b")
     assert TOKENIZER(token, add_special_tokens=False)["input_ids"] == [token_id], "text changed the tokenizer"
 
 
@@ -349,7 +349,7 @@ def test_what_is_saved_is_loaded(context, form, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     again = type(tokenizer).from_pretrained(tmp_path)
     loaded.check(catalog, again, tmp_path)
-    assert encode_text(again, "<s0_17>") == encode_text(tokenizer, "<s0_17>")
+    assert text_ids(again, "<s0_17>") == text_ids(tokenizer, "<s0_17>")
 
 
 def test_a_vocabulary_from_before_there_were_forms_is_flat(tmp_path):
@@ -372,11 +372,11 @@ def test_check_refuses_what_does_not_belong():
     vocabulary.check(catalog, tokenizer, "here")
     vocabulary.check(catalog.removed(["i003"]), tokenizer, "here")
     other = tiny_catalog(sizes=SIZES, seed=1)
-    with pytest.raises(HfGrError, match=r"here: the catalogue \(fingerprint .*\) is not the one .*again") as error:
+    with pytest.raises(HfGrError, match=r"here: the catalog \(fingerprint .*\) is not the one .*again") as error:
         vocabulary.check(other, tokenizer, "here")
     assert other.fingerprint in str(error.value) and catalog.fingerprint in str(error.value)
     larger = build(catalog=tiny_catalog(sizes=(30, 3)))[0]  # its level 1 starts at another id
     smaller = build(catalog=tiny_catalog(sizes=(20,)))[0]
     for foreign in (tiny_tokenizer(), larger, smaller):
-        with pytest.raises(HfGrError, match=r"here: the tokenizer does not hold the catalogue's tokens \(found \["):
+        with pytest.raises(HfGrError, match=r"here: the tokenizer does not hold the catalog's tokens \(found \["):
             vocabulary.check(catalog, foreign, "here")

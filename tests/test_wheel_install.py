@@ -79,9 +79,9 @@ def test_from_prepare_to_recommend_in_an_empty_folder(environment, tmp_path):
     roads |= {"grpo": grpo | {"per_device_train_batch_size": 8}, "evaluate": judge}
     run(environment, tmp_path, "hf-gr", "prepare", "table", "ratings.csv", "--items", "titles.csv", "--out", "dataset")
     # one process, since most of a command's time is importing
-    lines = [[station, *arguments({"dataset": "dataset"} | settings)] for station, settings in roads.items()]
+    lines = [[stage, *arguments({"dataset": "dataset"} | settings)] for stage, settings in roads.items()]
     out = run(environment, tmp_path, "python", "-c", f"import hf_gr.cli\nfor line in {lines}: hf_gr.cli.main(line)")
-    assert all(f"[{station}] wrote" in out for station in roads)
+    assert all(f"[{stage}] wrote" in out for stage in roads)
     out = run(environment, tmp_path, "hf-gr", "recommend", "grpo/model", "--history", "i001,i002", "--top-k", "5")
     items = re.findall(r"\bi\d{3}\b", out)
     assert len(items) == len(set(items)) == 5

@@ -1,4 +1,4 @@
-"""Small real things for tests: a data set with a pattern to learn, a tokenizer, language models, a catalogue."""
+"""Small real things for tests: a data set with a pattern to learn, a tokenizer, language models, a catalog."""
 
 import numpy as np
 import pyarrow as pa

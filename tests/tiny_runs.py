@@ -85,7 +85,7 @@ def arguments(settings: dict[str, Any]) -> list[str]:
 
 
 def hit_rate(model: Path, cases: Cases, k: int) -> float:
-    """HR@k of a model folder on cases counted in rows of its catalogue."""
+    """HR@k of a model folder on cases counted in rows of its catalog."""
     items, _ = Recommender.from_pretrained(model).recommend(cases.histories, top_k=k, num_beams=k)
     return float((items == cases.targets[:, None]).any(axis=1).mean())
 

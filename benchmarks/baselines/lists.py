@@ -38,9 +38,9 @@ class Events:
 
     Attributes:
         user_ids: U strings.
-        item_ids: N strings, the catalogue in its own order.
+        item_ids: N strings, the catalog in its own order.
         ptr: int64 [U + 1]; events of user `u` are `ptr[u]:ptr[u + 1]`.
-        items: int64 [E], rows of the catalogue.
+        items: int64 [E], rows of the catalog.
     """
 
     user_ids: list[str]
@@ -81,11 +81,11 @@ def read_events(folder: Path) -> Events:
         if not (folder / name).is_file():
             raise SystemExit(f"error: {folder / name} is missing; write the folder with `hf-gr prepare`.")
     table = pq.read_table(folder / "interactions.parquet", columns=["user_id", "item_id", "timestamp"])
-    catalogue = pq.read_table(folder / "items.parquet", columns=["item_id"])["item_id"].cast(pa.string())
+    catalog = pq.read_table(folder / "items.parquet", columns=["item_id"])["item_id"].cast(pa.string())
     users = table["user_id"].cast(pa.string()).combine_chunks().dictionary_encode()
     codes = users.indices.to_numpy()
     order = np.lexsort((table["timestamp"].to_numpy(), codes))
-    rows = pc.index_in(table["item_id"].cast(pa.string()), catalogue.combine_chunks())
+    rows = pc.index_in(table["item_id"].cast(pa.string()), catalog.combine_chunks())
     if rows.null_count:
         missing = table["item_id"].filter(pc.is_null(rows))[0].as_py()
         raise SystemExit(f"error: {folder}: item {missing!r} is not in items.parquet; prepare the data again.")
@@ -94,7 +94,7 @@ def read_events(folder: Path) -> Events:
     if (lengths < 3).all():
         raise SystemExit(f"error: {folder}: no user has 3 events, which leave-one-out needs; take a longer log.")
     ptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Events(names, catalogue.to_pylist(), ptr, rows.to_numpy().astype(np.int64)[order])
+    return Events(names, catalog.to_pylist(), ptr, rows.to_numpy().astype(np.int64)[order])
 
 
 def rectools_dataset(events: Events) -> Any:
@@ -133,7 +133,7 @@ def answers(model: Any, known: Events, top_k: int, exclude_seen: bool) -> np.nda
 
 def lists_of(model: Any, events: Events, known: Events, top_k: int, exclude_seen: bool) -> np.ndarray:
     """Lists of all users, best first, int64 [U, top_k]: the model's, filled up with what is most popular in the
-    training part; -1 where the catalogue is exhausted."""
+    training part; -1 where the catalog is exhausted."""
     lists = answers(model, known, top_k, exclude_seen)
     popular = np.argsort(-np.bincount(events.known("train").items, minlength=len(events.item_ids)), kind="stable")
     for user in np.flatnonzero((lists < 0).any(axis=1)):

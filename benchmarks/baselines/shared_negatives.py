@@ -12,7 +12,7 @@ from rectools.models.nn.transformers.similarity import DistanceSimilarityModule
 
 
 class SharedSampler(CatalogUniformSampler):
-    """Draws uniformly from the catalogue, once for a batch."""
+    """Draws uniformly from the catalog, once for a batch."""
 
     def get_negatives(
         self, batch_dict: dict, lowest_id: int, highest_id: int, session_len_limit: int | None = None, **kwargs: Any

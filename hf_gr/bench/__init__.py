@@ -37,7 +37,7 @@ def bench(
 
     Args:
         name: A suite's file, or the name of one that ships with the package ([`show_suites`]).
-        out: Folder of all artefacts; the same folder goes on.
+        out: Folder of all artifacts; the same folder goes on.
         data: Folder of raw files, for suites that name `{data}`.
         cells: Patterns of cells such as `beauty/*-s0`; all if left out.
         jobs: Cells at a time.

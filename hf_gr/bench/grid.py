@@ -17,7 +17,7 @@ from ..environment import hardware, versions
 from ..errors import HfGrError
 from ..evaluation.metrics import MISS
 from .results import SHORT, per_user
-from .steps import Places, Station, Step, locked, steps_of
+from .steps import Places, Stage, Step, locked, steps_of
 from .suite import TRAINING, Cell, Suite
 
 
@@ -43,11 +43,11 @@ def run_grid(
     """
     processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    station = Station(max(1, (os.cpu_count() or 1) // (jobs * here)))
+    stage = Stage(max(1, (os.cpu_count() or 1) // (jobs * here)))
     first = rank * len(cells) // processes
 
     def run(cell: Cell) -> Outcome:
-        outcome = _run_cell(suite, cell, places, station)
+        outcome = _run_cell(suite, cell, places, stage)
         say(f"[bench] {cell.name}: {outcome.state}{f' ({outcome.reason})' if outcome.reason else ''}")
         return outcome
 
@@ -56,7 +56,7 @@ def run_grid(
             return list(pool.map(run, [*cells[first:], *cells[:first]]))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            station.stop()
+            stage.stop()
             raise
 
 
@@ -110,7 +110,7 @@ def _folder(cell: Cell, places: Places) -> Path:
     return places.out / cell.data / f"{cell.method}-s{cell.seed}"
 
 
-def _run_cell(suite: Suite, cell: Cell, places: Places, station: Station) -> Outcome:
+def _run_cell(suite: Suite, cell: Cell, places: Places, stage: Stage) -> Outcome:
     folder = _folder(cell, places)
     try:
         with locked(folder / "cell", wait=False) as free:
@@ -119,7 +119,7 @@ def _run_cell(suite: Suite, cell: Cell, places: Places, station: Station) -> Out
             if row_of(suite, cell, places) is not None:
                 return Outcome(cell, "done")
             steps = steps_of(suite, cell, places)
-            costs = [station.run(step, folder / "log.txt") for step in steps]
+            costs = [stage.run(step, folder / "log.txt") for step in steps]
             write_json(folder / ROW, _row(suite, cell, steps, costs, places))
         return Outcome(cell, "done")
     except HfGrError as error:
@@ -133,7 +133,7 @@ def _row(suite: Suite, cell: Cell, steps: list[Step], costs: list[dict[str, Any]
     if suite.exclude_seen:
         ranks = ranks_of(cell, places, unseen=True)[1]
         row |= {f"unseen_{name}": float(per_user(ranks, name).mean()) for name in SHORT}
-    training = [cost for step, cost in zip(steps, costs, strict=True) if step.station in TRAINING] or costs[-1:]
+    training = [cost for step, cost in zip(steps, costs, strict=True) if step.stage in TRAINING] or costs[-1:]
     if next(iter(judged["systems"])) == "item kNN":  # which is chosen and fitted where it is judged
         row["chosen"] = "window {window}, {neighbours} neighbours".format(**judged["item kNN"])
     found = versions()
@@ -153,6 +153,6 @@ def _row(suite: Suite, cell: Cell, steps: list[Step], costs: list[dict[str, Any]
 
 
 def _sum(costs: list[dict[str, Any]], name: str) -> float | None:
-    """What some stations took together; `None` if it was not measured of one."""
+    """What some stages took together; `None` if it was not measured of one."""
     values = [cost[name] for cost in costs]
     return None if None in values else float(sum(values))

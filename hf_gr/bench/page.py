@@ -14,7 +14,7 @@ from .suite import Cell, Suite
 INTRODUCTION = """# Results
 
 Made by `hf-gr bench`, every number from the rows in `results/`; edit nothing here. Leave-one-out: the last event of
-every user is the test. Full ranking over the catalogue, one target a user, items of the history not removed unless a
+every user is the test. Full ranking over the catalog, one target a user, items of the history not removed unless a
 table says so. Mean ± standard deviation over seeds, of codebook and training alike. Differences are user by user over
 shared seeds, with 95 % bootstrap intervals over users; a best value is **bold** only if it is ahead of every other row
 with its interval above 0. The intervals do not hold the noise of training: another seed may move a difference by some
@@ -120,7 +120,7 @@ def _provenance(results: Results) -> str:
     test = _mean(results.rows, "test_seconds", 1, ".0f")
     told = [f"Judged at commits {', '.join(commits)}", when, *("; ".join(names) for names in (machines, packages))]
     return (
-        f"{'; '.join(told)}. Judging a row took {test} s on average. The command lines of every station are in the "
+        f"{'; '.join(told)}. Judging a row took {test} s on average. The command lines of every stage are in the "
         "column `commands` of `results/`.\n"
     )
 
@@ -153,7 +153,7 @@ def _estimate(suite: Suite, results: Results, data: str, method: str) -> str:
 
 
 def _mean(rows: list[dict[str, Any]], name: str, scale: float, told: str) -> str:
-    """Mean of what was measured of some rows; an artefact that was there already has no time."""
+    """Mean of what was measured of some rows; an artifact that was there already has no time."""
     values = [row[name] for row in rows if row[name] is not None]
     return format(float(np.mean(values)) * scale, told) if values else "not measured"
 

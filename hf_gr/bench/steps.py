@@ -1,4 +1,4 @@
-"""What a cell does: a chain of `hf-gr` stations, each a process of its own, none of them run again without need."""
+"""What a cell does: a chain of `hf-gr` stages, each a process of its own, none of them run again without need."""
 
 import fcntl
 import hashlib
@@ -25,21 +25,21 @@ from .suite import Cell, Data, Suite
 
 LAUNCHER = re.compile(r"(GROUP_|ROLE_|LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|(ACCELERATE|TORCHELASTIC)_.*")
 LISTS = Path("benchmarks/baselines/lists.py")  # settings of a system stand beside it, if it has any
-STATIONS = [sys.executable, "-m", "hf_gr.cli"]
+STAGES = [sys.executable, "-m", "hf_gr.cli"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A station of a cell.
+    """A stage of a cell.
 
     Attributes:
-        station: Its name.
+        stage: Its name.
         output: The folder or file that it writes.
         command: The whole command line.
         key: Tells its settings and those of all that it builds on; the output is up to date if made under this key.
     """
 
-    station: str
+    stage: str
     output: Path
     command: list[str]
     key: str
@@ -51,13 +51,11 @@ class Step:
     @property
     def told(self) -> str:
         """The command line as a person types it."""
-        words = self.command[len(STATIONS) :]
-        return " ".join(
-            ["hf-gr", *words] if self.command[: -len(words)] == STATIONS else ["python", *self.command[1:]]
-        )
+        words = self.command[len(STAGES) :]
+        return " ".join(["hf-gr", *words] if self.command[: -len(words)] == STAGES else ["python", *self.command[1:]])
 
     def cost(self) -> dict[str, Any] | None:
-        """What it took, over all attempts: `seconds`, `cpu_seconds`, `peak_bytes` (`None` each where the station found
+        """What it took, over all attempts: `seconds`, `cpu_seconds`, `peak_bytes` (`None` each where the stage found
         its output made and nothing tells); `None` if it did not run to its end under this key."""
         found = self.attempts()
         return found if found.get("finished") and self.output.exists() else None
@@ -73,7 +71,7 @@ class Places:
     """Where a grid reads and writes.
 
     Attributes:
-        out: Folder of all artefacts.
+        out: Folder of all artifacts.
         raw: Folder of the raw data, `{data}` in suites.
         python: Of the environment that the baselines of `lists` run in.
         max_steps: Of trainings, for a trial; 0: the recipes'.
@@ -92,7 +90,7 @@ class Places:
 
 
 def steps_of(suite: Suite, cell: Cell, places: Places) -> list[Step]:
-    """The stations of a cell in order; the last one judges, into `test`."""
+    """The stages of a cell in order; the last one judges, into `test`."""
     return _Chain(suite, cell, places).steps
 
 
@@ -109,7 +107,7 @@ class _Chain:
         self._prepare()
         self._judge(self._train(cell.method))
 
-    def _add(self, station: str, output: Path, arguments: list[str], *read: str, program: str = "") -> Step:
+    def _add(self, stage: str, output: Path, arguments: list[str], *read: str, program: str = "") -> Step:
         """Adds a step. Its key covers its arguments, what YAML files among them say instead of where they are, and the
         keys of the steps that it builds on."""
         told = [
@@ -120,9 +118,9 @@ class _Chain:
         ]
         if self.labelled is not None and str(self.labelled.output) in arguments:
             read = (*read, self.labelled.key)
-        key = hashlib.sha256(json.dumps([station, program, told, read]).encode()).hexdigest()[:12]
-        start = [self.places.python, program] if program else [*STATIONS, station]
-        self.steps.append(Step(station, output, [*start, *arguments], key))
+        key = hashlib.sha256(json.dumps([stage, program, told, read]).encode()).hexdigest()[:12]
+        start = [self.places.python, program] if program else [*STAGES, stage]
+        self.steps.append(Step(stage, output, [*start, *arguments], key))
         return self.steps[-1]
 
     def _prepare(self) -> None:
@@ -132,9 +130,9 @@ class _Chain:
         words = [word.replace("{data}", str(raw)) for word in self.data.prepare]
         self._add("prepare", self.dataset, [*words, "--out", str(self.dataset)])
 
-    def _config(self, method: str, station: str) -> tuple[str, list[str]] | None:
-        """Recipe of a station and its command-line arguments; `None` where the method does not have it."""
-        given = self.suite.station(self.data, method, station)
+    def _config(self, method: str, stage: str) -> tuple[str, list[str]] | None:
+        """Recipe of a stage and its command-line arguments; `None` where the method does not have it."""
+        given = self.suite.stage(self.data, method, stage)
         if not given:
             return None
         recipe = str(given.pop("recipe"))
@@ -171,12 +169,12 @@ class _Chain:
             inputs["sft"] = ["--catalog", str(self._codes(method, prepared))]
         common += ["--disable_tqdm", "true"]
         common += ["--max_steps", str(self.places.max_steps)] if self.places.max_steps else []
-        for station in ("sft", "grpo", "retrieve"):
-            if (found := self._config(method, station)) is not None:
-                output = folder / station
-                words = [*found[1], *self._labels_for(found[0]), *inputs.get(station, []), *common]
+        for stage in ("sft", "grpo", "retrieve"):
+            if (found := self._config(method, stage)) is not None:
+                output = folder / stage
+                words = [*found[1], *self._labels_for(found[0]), *inputs.get(stage, []), *common]
                 words += ["--output_dir", str(output)]
-                self._add(station, output / "model", words, reads.get(station, self.steps[-1].key))
+                self._add(stage, output / "model", words, reads.get(stage, self.steps[-1].key))
                 judged = inputs["grpo"] = ["--model", str(output / "model")]
         if "blend" in own:
             given, made = dict(own["blend"]), self.steps[-1].key
@@ -198,7 +196,7 @@ class _Chain:
         self.labelled = self._add("label", output, words, read.key)
 
     def _labels_for(self, recipe: str) -> list[str]:
-        """The arguments that tell a station of the labelled interests, if its recipe reads any."""
+        """The arguments that tell a stage of the labelled interests, if its recipe reads any."""
         settings = yaml.safe_load((self.data.recipes / f"{recipe}.yaml").read_text(encoding="utf-8"))
         if "interests" not in settings:
             return []
@@ -207,7 +205,7 @@ class _Chain:
         return ["--interests", str(self.labelled.output)]
 
     def _codes(self, method: str, prepared: str) -> Path:
-        """The steps to vectors and codes, which methods of the same settings share, and the catalogue's folder."""
+        """The steps to vectors and codes, which methods of the same settings share, and the catalog's folder."""
         recipe, words = self._config(method, "embed") or ("", [])
         labels = self._labels_for(recipe)
         of = f"-of-{self.labelled.output.name}" if labels and self.labelled else ""
@@ -236,7 +234,7 @@ def _mark(recipe: str, words: list[str]) -> str:
 
 
 def _arguments(settings: Mapping[str, Any]) -> list[str]:
-    """Keys and values as the stations' command lines have them."""
+    """Keys and values as the stages' command lines have them."""
     words = []
     for key, value in settings.items():
         values = value if isinstance(value, list) else [value]
@@ -246,7 +244,7 @@ def _arguments(settings: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
-    """Holds the lock file of an artefact, which the system frees when the process ends, however it ends, and all to
+    """Holds the lock file of an artifact, which the system frees when the process ends, however it ends, and all to
     whom it gave the file descriptor that is yielded.
 
     Yields 0, at once, if another process holds it and this one is not to `wait`.
@@ -261,7 +259,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
         yield file.fileno()
 
 
-class Station:
+class Stage:
     """Runs steps, each as a process; [`stop`] ends those that run, from another thread."""
 
     def __init__(self, threads: int):
@@ -277,14 +275,14 @@ class Station:
     def run(self, step: Step, log: Path) -> dict[str, Any]:
         """Runs a step unless its output is there already, and says what it took ([`Step.cost`]).
 
-        Its output goes to `log`. Two processes never make one artefact at a time, also where the grid of one was
-        killed: its station holds the lock. Raises [`HfGrError`] if it fails.
+        Its output goes to `log`. Two processes never make one artifact at a time, also where the grid of one was
+        killed: its stage holds the lock. Raises [`HfGrError`] if it fails.
         """
         with locked(step.output) as lock:
             if (known := step.cost()) is not None:
                 return known
             if self.stopped:
-                raise HfGrError(f"{step.station} was not begun, as the grid was stopped.")
+                raise HfGrError(f"{step.stage} was not begun, as the grid was stopped.")
             before, took = _stamp(step.output), {"seconds": time.perf_counter()}
             with log.open("a", encoding="utf-8") as file:
                 file.write(f"$ {' '.join(step.command)}\n")
@@ -309,7 +307,7 @@ class Station:
                 if line.startswith("error:")
             ][-1:]
             reason = last[0].removeprefix("error: ") if last else f"exit status {process.returncode}"
-            raise HfGrError(f"{step.station} failed ({reason}); see {log}.")
+            raise HfGrError(f"{step.stage} failed ({reason}); see {log}.")
         return cost
 
 
@@ -325,7 +323,7 @@ def _told(step: Step, took: dict[str, float], made: bool) -> dict[str, Any]:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Of a station: without what a launcher told this process, and on a GPU of its own where several share some."""
+    """Of a stage: without what a launcher told this process, and on a GPU of its own where several share some."""
     environment = {name: value for name, value in os.environ.items() if not LAUNCHER.fullmatch(name)}
     if "LOCAL_RANK" in os.environ and "CUDA_VISIBLE_DEVICES" not in os.environ:
         environment["CUDA_VISIBLE_DEVICES"] = os.environ["LOCAL_RANK"]
@@ -333,6 +331,6 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _stamp(output: Path) -> int:
-    """Tells whether an artefact was written anew; 0 where there is none."""
+    """Tells whether an artifact was written anew; 0 where there is none."""
     file = output / "manifest.json" if output.is_dir() else output
     return file.stat().st_mtime_ns if file.exists() else 0

@@ -15,8 +15,8 @@ from ..errors import HfGrError, first_line
 
 
 TRAINING = ("sft", "grpo", "retrieve", "lists")  # what a method may do after its items have vectors and codes
-STATIONS = ("mine", "label", "embed", "quantize", *TRAINING, "blend", "evaluate")
-METHOD_KEYS = ("title", "seeds", "from", *STATIONS, "estimate_minutes")
+STAGES = ("mine", "label", "embed", "quantize", *TRAINING, "blend", "evaluate")
+METHOD_KEYS = ("title", "seeds", "from", *STAGES, "estimate_minutes")
 SUITES = Path(str(files(__package__) / "suites"))  # those that ship with the package
 
 
@@ -26,10 +26,10 @@ class Data:
 
     Attributes:
         name: What cells and folders call it.
-        recipes: Folder with the stations' YAML files: one beside the suite, or one of the package's by its name.
+        recipes: Folder with the stages' YAML files: one beside the suite, or one of the package's by its name.
         prepare: Arguments of `hf-gr prepare`, with `{data}` for the folder of raw files.
         seeds: Of its cells, in place of the suite's.
-        changes: Method → station → keys that are changed here.
+        changes: Method → stage → keys that are changed here.
     """
 
     name: str
@@ -112,15 +112,15 @@ class Suite:
                 raise HfGrError(f"suite {self.name} has no cell {pattern!r}; --list shows its {len(cells)} cells.")
         return [cell for cell in cells if not patterns or any(fnmatch.fnmatch(cell.name, p) for p in patterns)]
 
-    def station(self, data: Data, method: str, station: str) -> dict[str, Any]:
-        """Recipe (`recipe`) and changed keys of a station of a method; empty where it has no such station."""
-        given = self.methods[method].get(station)
-        if given is None and station == "embed" and "quantize" in self.methods[method]:
+    def stage(self, data: Data, method: str, stage: str) -> dict[str, Any]:
+        """Recipe (`recipe`) and changed keys of a stage of a method; empty where it has no such stage."""
+        given = self.methods[method].get(stage)
+        if given is None and stage == "embed" and "quantize" in self.methods[method]:
             given = "embed"
         if given is None:
             return {}
         named = {"recipe": given} if isinstance(given, str) else dict(given)
-        return named | data.changes.get(method, {}).get(station, {})
+        return named | data.changes.get(method, {}).get(stage, {})
 
 
 def shipped_suites() -> list[str]:
@@ -167,7 +167,7 @@ def load_suite(name: str | Path) -> Suite:
         if ("mine" in own) != ("label" in own):
             raise HfGrError(f"{file}: method {method} has one of mine and label; give both or none.")
         knn = (own.get("evaluate") or {}).get("baselines") is True
-        if not knn and "from" not in own and not any(station in own for station in TRAINING):
+        if not knn and "from" not in own and not any(stage in own for stage in TRAINING):
             raise HfGrError(
                 f"{file}: method {method} does nothing; give it one of {', '.join(TRAINING)}, from, or "
                 "evaluate: {baselines: true} for item kNN."

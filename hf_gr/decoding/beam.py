@@ -18,7 +18,7 @@ from .generate import generate_search
 from .mixing import mixed_ranking, mixture_of
 from .ranking import Ranking, ranked
 from .support import tree_support
-from .tree import merged, tree_search
+from .tree import merge_sets, tree_search
 
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def search(
             raise HfGrError(f"{option} {verb} the tree search, which is not for this model: {reason}; leave it out.")
     beams = generate_search(model, prompts, grammar, config, call)
     merging = config.method == "beam" and config.merge != "none"
-    return merged(beams, grammar) if merging else beams
+    return merge_sets(beams, grammar) if merging else beams
 
 
 def beam_search(

@@ -1,4 +1,4 @@
-"""Every answer scored: the oracle of the searches, and for small catalogues the exact ranking."""
+"""Every answer scored: the oracle of the searches, and for small catalogs the exact ranking."""
 
 from itertools import permutations
 from typing import Any

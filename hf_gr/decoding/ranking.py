@@ -13,7 +13,7 @@ class Ranking:
     """Items for B prompts, best first.
 
     Attributes:
-        items: int64 [B, K], catalogue rows: min(K, live items) distinct ones, then −1.
+        items: int64 [B, K], catalog rows: min(K, live items) distinct ones, then −1.
         scores: float32 [B, K], log-probability of the item's SID under the grammar, whatever the filter, of a model
             with several outputs the mixture of [`mixed_ranking`]; −inf after the last.
         sids: int64 [B, K, C], its SID; −1 likewise.

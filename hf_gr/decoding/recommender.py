@@ -1,4 +1,4 @@
-"""The recommender: a model with its tokenizer, catalogue and vocabulary, and one call that answers with items."""
+"""The recommender: a model with its tokenizer, catalog and vocabulary, and one call that answers with items."""
 
 import logging
 import threading
@@ -22,7 +22,7 @@ from ..models.thinking import THINKING_FILES
 from ..offline import local_folder
 from ..scoring import Scorer
 from ..search_config import Mixture, SearchConfig, check_threshold
-from ..vocabulary import SidVocabulary, encode_text, reads_text
+from ..vocabulary import SidVocabulary, reads_text, text_ids
 from .beam import beam_search
 from .call import Call
 from .graphs import SearchGraphs
@@ -46,7 +46,7 @@ class Answers(NamedTuple):
     """Answers to B histories.
 
     Attributes:
-        items: int64 [B, K], catalogue rows, best first: min(K, live items) distinct ones, then −1.
+        items: int64 [B, K], catalog rows, best first: min(K, live items) distinct ones, then −1.
         scores: float32 [B, K], log-probability of the item's SID under the catalog's grammar, of a model with several
             outputs the mixture of [`mixed_ranking`]; −inf after the last. No filter changes them, so that scores of
             several calls may be compared, and the list without page 1 begins where page 1 ended.
@@ -145,7 +145,7 @@ class Recommender:
         return self._served.grammar
 
     def swap(self, catalog: SidCatalog) -> None:
-        """Serves another state of the catalogue from now on: items removed or live again, other titles or stock.
+        """Serves another state of the catalog from now on: items removed or live again, other titles or stock.
 
         Requests in flight finish on the old one. Ids and SIDs must be those that the model was trained on
         ([`HfGrError`]); where no item is live, nothing is changed.
@@ -156,7 +156,7 @@ class Recommender:
         self._served = _Served(catalog, self.vocabulary.grammar(catalog).to(self.model.device), {}, {})
 
     def snapshot(self) -> Self:
-        """This recommender as it is now, for several calls that must see one catalogue: a later [`swap`] of the
+        """This recommender as it is now, for several calls that must see one catalog: a later [`swap`] of the
         original does not reach it. Costs nothing, shares model and caches."""
         snapshot = object.__new__(type(self))  # not copy.copy, which takes the state for other processes
         vars(snapshot).update(vars(self))
@@ -165,7 +165,7 @@ class Recommender:
     def mask(self, category: str | Sequence[str] = (), where: str | Sequence[str] = ()) -> ItemMask:
         """The items that words pick out, for `recommend(only=…)`; made once for the same words.
 
-        It belongs to the catalogue served now: use a [`snapshot`] where a swap may come between.
+        It belongs to the catalog served now: use a [`snapshot`] where a swap may come between.
 
         Args:
             category, where: A name or several, as for [`SidCatalog.matching`].
@@ -177,7 +177,7 @@ class Recommender:
     def reflection(self, threshold: float) -> Reflection | None:
         """What drops paths that contradict themselves; `None` for 0. Made once for a threshold.
 
-        Raises [`HfGrError`] where the threshold is not between 0 and 1, or the catalogue has no telling categories.
+        Raises [`HfGrError`] where the threshold is not between 0 and 1, or the catalog has no telling categories.
         """
         served = self._served
         check_threshold(threshold)
@@ -220,10 +220,10 @@ class Recommender:
         """The best items after each of B histories, fed as one batch.
 
         Args:
-            histories: Items as catalogue rows, oldest first; the most recent `vocabulary.max_history` are used. An
+            histories: Items as catalog rows, oldest first; the most recent `vocabulary.max_history` are used. An
                 empty history is a cold user.
             search: Settings of the search.
-            exclude: Rows of the catalogue that are no answer, per history.
+            exclude: Rows of the catalog that are no answer, per history.
             allow: Rows that alone are answers, per history (`None` entries: all).
             only: Masks of the items that may be answers, per history ([`mask`]). The three compose.
             queries: Free text put before each history.
@@ -255,7 +255,7 @@ class Recommender:
         """As [`recommend`], with what is known of the search beside the lists."""
         if not isinstance(histories, Histories):
             raise HfGrError(
-                f"histories are {shown(histories)}; give Histories of catalogue rows, or item ids to the pipeline."
+                f"histories are {shown(histories)}; give Histories of catalog rows, or item ids to the pipeline."
             )
         config = SearchConfig.of(search, **options)
         config.check_limits(self.limits)
@@ -299,7 +299,7 @@ class Recommender:
         self.limits.length("the batch", "batch_size", len(histories))
         self.limits.length("a history", "history", int(histories.lengths.max(initial=0)))
         rows = max((len(x) for x in lists if x is not None), default=0)
-        if rows > len(self.catalog):  # a list of the catalogue's own rows is no longer than the catalogue
+        if rows > len(self.catalog):  # a list of the catalog's own rows is no longer than the catalog
             self.limits.length("a list of items", "ids", rows)
         self.limits.length("a query", "query", max((len(query) for query in queries or [] if query), default=0))
 
@@ -332,7 +332,7 @@ class Recommender:
                 "the model was made from SIDs alone and reads no query; train one with text: true, or from a "
                 "pretrained LM."
             )
-        texts = [encode_text(self.tokenizer, query) if query else [] for query in queries]
+        texts = [text_ids(self.tokenizer, query) if query else [] for query in queries]
         longest = max((len(text) + len(prompt) for text, prompt in zip(texts, prompts, strict=True)), default=0)
         check_window(
             self.model, longest + self.grammar.answer_length, "a query with its history and an answer", "shorten it"

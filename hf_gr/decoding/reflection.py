@@ -44,7 +44,7 @@ class Reflection:
 
     @classmethod
     def of(cls, catalog: SidCatalog, threshold: float, by: Agreement = "cosine") -> "Reflection":
-        """Of a catalogue's categories.
+        """Of a catalog's categories.
 
         Raises:
             HfGrError: If θ is not between 0 and 1, or no item has a category that tells it from others.

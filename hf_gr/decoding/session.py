@@ -27,7 +27,7 @@ from .mixing import mixed_ranking, mixture_of
 from .padding import pad_left
 from .ranking import ranked
 from .tree import search_from
-from .trunk import Ends, Trunk
+from .trunk import PromptEnds, Trunk
 
 
 logger = logging.getLogger(__name__)
@@ -62,14 +62,14 @@ class Session:
     block of the oldest ones and reads the rest anew, since keys of later events have seen the dropped ones: the model
     then sees from max_history − block + 1 to max_history events.
 
-    Events of items that were removed from the catalogue are read as any other. After the model's weights were changed
+    Events of items that were removed from the catalog are read as any other. After the model's weights were changed
     in place, or it was moved, make new sessions.
 
     Args:
-        recommender: Of a model of `form: recursive`. A state of the catalogue that it is [`swap`]ped to serves live
+        recommender: Of a model of `form: recursive`. A state of the catalog that it is [`swap`]ped to serves live
             sessions at once.
         history: Item ids, oldest first.
-        context: The rating (number) or behaviour (word) of every event, of a model that reads one; else not looked at.
+        context: The rating (number) or behavior (word) of every event, of a model that reads one; else not looked at.
         block: Events dropped at a time, from 1 to max_history; by default a quarter of max_history, at least 1.
         on_read: Called with the session after every appended event.
 
@@ -77,7 +77,7 @@ class Session:
         nbytes: Of keys, values and the last hidden state: layers × 2 × kv_heads × head_dim × positions + d numbers.
 
     Raises:
-        HfGrError: On other models, and on ids that are not in the catalogue.
+        HfGrError: On other models, and on ids that are not in the catalog.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class Session:
         """Reads a new event: one position (with context two), or the shortened window where it was full.
 
         Args:
-            item_id: An item of the catalogue; [`HfGrError`] else, and nothing was read.
-            context: Its rating or behaviour, of a model that reads one.
+            item_id: An item of the catalog; [`HfGrError`] else, and nothing was read.
+            context: Its rating or behavior, of a model that reads one.
         """
         rows, events = self._tokens([item_id], None if context is None else [context])
         with self._lock:
@@ -175,7 +175,7 @@ class Session:
         )[0]
 
     def state(self) -> tuple[torch.Tensor, np.ndarray, list[int]]:
-        """What the next item is read from, float [1, 1, d], catalogue rows of all events so far, int64 [n], and the
+        """What the next item is read from, float [1, 1, d], catalog rows of all events so far, int64 [n], and the
         tokens of those in the window."""
         with self._lock:
             tokens = [token for event in self._window for token in event]
@@ -184,7 +184,7 @@ class Session:
     def _tokens(
         self, item_ids: Sequence[str], context: Sequence[float | str] | None
     ) -> tuple[np.ndarray, list[list[int]]]:
-        """Catalogue rows int64 [n] of events, and the token ids of each."""
+        """Catalog rows int64 [n] of events, and the token ids of each."""
         vocabulary, catalog = self.recommender.vocabulary, self.recommender.catalog
         rows, values = _rows(item_ids, catalog), [] if context is None else list(context)
         kind = str if vocabulary.context == "behavior" else int | float
@@ -281,7 +281,7 @@ def recommend_many(
     if len(rows) < len(sessions):
         logger.warning("%d session(s) have no item to answer with: their lists are empty.", len(sessions) - len(rows))
     if len(rows):
-        ends = Ends(recommender.model, hidden[torch.from_numpy(rows).to(hidden.device)])
+        ends = PromptEnds(recommender.model, hidden[torch.from_numpy(rows).to(hidden.device)])
         call = replace(recommender.call(config), item_filter=item_filter)
         config = replace(config, num_beams=max(config.num_beams, config.top_k))
         if (mixing := mixture_of(recommender.model, config, call)) is not None:
@@ -305,12 +305,12 @@ def check_lengths(number: int, of: str, **lists: Sized | None) -> None:
 
 
 def _rows(item_ids: Sequence[str], catalog: SidCatalog) -> np.ndarray:
-    """Catalogue rows int64 [n]; [`HfGrError`] on unknown ids."""
+    """Catalog rows int64 [n]; [`HfGrError`] on unknown ids."""
     if isinstance(item_ids, str):
         raise HfGrError(f"item ids are given as {shown(item_ids)}; give a list of them.")
     unknown = [item_id for item_id in item_ids if item_id not in catalog.row_of]
     if unknown:
-        raise HfGrError(f"item {unknown[0]!r} is not in the catalogue of {len(catalog)} items; leave it out.")
+        raise HfGrError(f"item {unknown[0]!r} is not in the catalog of {len(catalog)} items; leave it out.")
     return np.array([catalog.row_of[item_id] for item_id in item_ids], np.int64)
 
 

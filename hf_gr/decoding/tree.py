@@ -96,10 +96,10 @@ def search_from(
     for step in range(grammar.num_codes):
         search.extend(step)
     beams = search.result()
-    return merged(beams, grammar) if config.merge == "end" else beams
+    return merge_sets(beams, grammar) if config.merge == "end" else beams
 
 
-def merged(beams: Beams, grammar: SidGrammar) -> Beams:
+def merge_sets(beams: Beams, grammar: SidGrammar) -> Beams:
     """Answers of an unordered grammar that hold the same codes as one, best first: their probabilities add up."""
     if not isinstance(grammar, UnorderedGrammar):
         return beams

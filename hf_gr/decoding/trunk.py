@@ -57,7 +57,7 @@ class Trunk:
         if prefix_cache is None:
             if reader.branches or tree_support(model, max(map(len, prompts)), training=True)[0]:
                 return cls(model, *pad_left(prompts, 0, model.device))
-            return Ends.read(model, prompts)
+            return PromptEnds.read(model, prompts)
         supported, reason = reader.cache_support()
         if not supported:
             raise HfGrError(f"a prefix cache is not for this model: {reason}; leave it out.")
@@ -110,7 +110,7 @@ class Trunk:
         return output.last_hidden_state
 
 
-class Ends(Trunk):
+class PromptEnds(Trunk):
     """B prompts that were read elsewhere, by their last hidden states alone: enough where a search feeds nothing.
 
     Args:
@@ -123,7 +123,7 @@ class Ends(Trunk):
         self.lengths = torch.zeros(len(hidden), 1, dtype=torch.int64, device=model.device)
 
     @classmethod
-    def read(cls, model: PreTrainedModel, prompts: list[list[int]]) -> "Ends":
+    def read(cls, model: PreTrainedModel, prompts: list[list[int]]) -> "PromptEnds":
         """Reads prompts as training does, padded on the right and without a cache: any backbone takes that."""
         columns = max(map(len, prompts))
         ids = torch.tensor([prompt + [0] * (columns - len(prompt)) for prompt in prompts], device=model.device)

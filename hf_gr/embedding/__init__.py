@@ -1,12 +1,12 @@
-"""Item → vector: what an item says and shows (text, image, file) and how it is used, fused into one artefact."""
+"""Item → vector: what an item says and shows (text, image, file) and how it is used, fused into one artifact."""
 
 from .behavior import behavior_vectors, cooccurrence
 from .fusion import fuse
 from .image import encode_images, item_images
-from .newcomers import RECIPE_FILES, embed_new_items
+from .new_items import RECIPE_FILES, embed_new_items
 from .precomputed import read_vectors
 from .propagation import propagate
-from .station import EmbedConfig, embed
+from .stage import EmbedConfig, embed
 from .store import ItemVectors
 from .text import encode_text, item_texts
 

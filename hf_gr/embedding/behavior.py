@@ -33,7 +33,7 @@ def behavior_vectors(train: Histories, num_items: int, dim: int = 64, window: in
     counts = cooccurrence(train, num_items, window)
     if counts.nnz == 0:
         raise HfGrError(
-            "no two items stand together in the training histories, so behaviour says nothing; "
+            "no two items stand together in the training histories, so behavior says nothing; "
             "use longer histories or sources: [text]."
         )
     return _truncated_svd(ppmi(counts), dim, seed)

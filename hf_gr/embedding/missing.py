@@ -1,6 +1,6 @@
-"""Parts of an item's vector that are not known (no behaviour yet, no image), predicted from its text.
+"""Parts of an item's vector that are not known (no behavior yet, no image), predicted from its text.
 
-An item that nobody has used has no behaviour vector; zeros in its place would make its fused vector shorter than
+An item that nobody has used has no behavior vector; zeros in its place would make its fused vector shorter than
 others and different in kind. Ridge regression from text, learned on the items that have both, gives it a likely one
 [ours].
 """

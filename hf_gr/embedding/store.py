@@ -65,7 +65,7 @@ class ItemVectors:
 
     @classmethod
     def load(cls, folder: str | Path) -> "ItemVectors":
-        """Opens the artefact; the vectors are memory-mapped, checked once for NaN and infinite values.
+        """Opens the artifact; the vectors are memory-mapped, checked once for NaN and infinite values.
 
         Raises:
             HfGrError: If a file is missing, damaged, or holds vectors that are not finite.

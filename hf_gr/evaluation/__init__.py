@@ -1,4 +1,4 @@
-"""Evaluation by full ranking: metrics, baselines, the station and its report."""
+"""Evaluation by full ranking: metrics, baselines, the stage and its report."""
 
 from .baselines import ItemKNN, Popularity
 from .config import EvaluateConfig
@@ -7,7 +7,7 @@ from .judging import compare, judge
 from .metrics import (
     KS,
     bootstrap_interval,
-    catalogue_coverage,
+    catalog_coverage,
     duplicate_rate,
     gini,
     hit_rate,
@@ -30,7 +30,7 @@ __all__ = [
     "ItemKNN",
     "Popularity",
     "bootstrap_interval",
-    "catalogue_coverage",
+    "catalog_coverage",
     "compare",
     "duplicate_rate",
     "evaluate",

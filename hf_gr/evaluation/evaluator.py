@@ -1,4 +1,4 @@
-"""The evaluation station: gets the lists of a model and of its baselines, judges them and writes the report."""
+"""The evaluation stage: gets the lists of a model and of its baselines, judges them and writes the report."""
 
 import json
 from dataclasses import asdict
@@ -39,7 +39,7 @@ from .systems import all_lists
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-STATION = "evaluate"
+STAGE = "evaluate"
 _EXAMPLES = 20
 _DEFINITION = 2  # of what is judged and how: to be raised where the same settings and inputs give other numbers
 
@@ -59,9 +59,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     paths = _inputs(config)
     inputs = {name: fingerprint(path) for name, path in paths.items()}
     settings = _settings(config)
-    current = is_current(output, STATION, settings, inputs)
+    current = is_current(output, STAGE, settings, inputs)
     if not current:
-        check_output(output, STATION, paths.values())
+        check_output(output, STAGE, paths.values())
     dataset = InteractionDataset.load(config.dataset)
     split = dataset.split(config.split)
     # asked before an earlier result is shown again: a release without this check may have made it
@@ -70,7 +70,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if current:
         result = read_json(output / "metrics.json")
         if main:
-            report(STATION, paths, output, current=True)
+            report(STAGE, paths, output, current=True)
             print_table(result, output)
         return result
     cases = _sample(split.test if config.part == "test" else split.validation, config)
@@ -82,14 +82,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     lists, codes, figures = all_lists(config, paths, dataset, split, cases, world)
     if main:
         result = _judge_all(lists, codes, dataset, split.train, cases, config) | figures | {"seen_targets": seen}
-        with writing(output, STATION, paths.values()) as folder:
+        with writing(output, STAGE, paths.values()) as folder:
             write_json(folder / "metrics.json", result)
             first = next(iter(lists.values()))
             write_predictions(folder / "predictions.parquet", first, cases, dataset.item_ids)
             examples = _examples(first, cases, dataset, config.seed)
             write_report(folder / "report.html", result, examples, _read_logs(config))
-            write_manifest(folder, STATION, settings, inputs, cases=len(cases))
-        report(STATION, paths, output)
+            write_manifest(folder, STAGE, settings, inputs, cases=len(cases))
+        report(STAGE, paths, output)
         print_table(result, output)
     if world is not None:
         world.wait_for_everyone()

@@ -30,7 +30,7 @@ def judge(
         recommended: int64 [cases, K], best first, -1 where a list has ended.
         cases: Histories and targets.
         train: Training part; decides on popularity and on what is unseen.
-        num_items: Size of the catalogue.
+        num_items: Size of the catalog.
         codes: int [items, levels], semantic IDs (negative: none), for the SID-level numbers.
         ks: Cut-offs; those above K are left out.
         seed: Seed of the bootstrap over users.
@@ -63,7 +63,7 @@ def judge(
         "targets": int((counts[cases.targets] == 0).sum()),
         "share_of_lists": float(shown[counts == 0].sum() / max(shown.sum(), 1)),
     }
-    result["coverage"] = {str(k): m.catalogue_coverage(recommended[:, :k], num_items) for k in ks}
+    result["coverage"] = {str(k): m.catalog_coverage(recommended[:, :k], num_items) for k in ks}
     result["gini"] = {str(k): m.gini(recommended[:, :k], num_items) for k in ks}
     result["invalid_rate"] = m.invalid_rate(recommended, num_items)
     result["duplicate_rate"] = m.duplicate_rate(recommended)
@@ -80,7 +80,7 @@ def in_history(cases: Cases, items: np.ndarray) -> np.ndarray:
 def popularity_buckets(counts: np.ndarray) -> np.ndarray:
     """Index into `BUCKETS` for every item, int64 [items].
 
-    Items are lined up from the most popular on (ties in the catalogue's order); an item is head, mid or tail as the
+    Items are lined up from the most popular on (ties in the catalog's order); an item is head, mid or tail as the
     share of the training events taken by those before it is below 1/3, below 2/3 or above. Without events: unseen.
     """
     order = np.argsort(-counts, kind="stable")

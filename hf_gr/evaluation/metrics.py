@@ -1,4 +1,4 @@
-"""Ranking metrics over full catalogues, as plain NumPy functions.
+"""Ranking metrics over full catalogs, as plain NumPy functions.
 
 Every case has one target, so with `rank` counted from 0
 
@@ -7,7 +7,7 @@ Every case has one target, so with `rank` counted from 0
     MRR@k  = [rank < k] / (rank + 1)
 
 They are returned per case; the caller averages. Lists are int64 [cases, K], best first: an item is its row in the
-catalogue, `MISSING` (-1) stands where a list has ended, and any other number outside the catalogue is an invalid
+catalog, `MISSING` (-1) stands where a list has ended, and any other number outside the catalog is an invalid
 answer that keeps its rank.
 
 A rank is always a place in a list that could be shown. Where a list is made of scores, equal ones stand in an order
@@ -92,8 +92,8 @@ def exposures(recommended: np.ndarray, num_items: int) -> np.ndarray:
     return np.bincount(recommended[_valid(recommended, num_items)], minlength=num_items)
 
 
-def catalogue_coverage(recommended: np.ndarray, num_items: int) -> float:
-    """Share of the catalogue that is in at least one list."""
+def catalog_coverage(recommended: np.ndarray, num_items: int) -> float:
+    """Share of the catalog that is in at least one list."""
     return float((exposures(recommended, num_items) > 0).mean())
 
 
@@ -110,7 +110,7 @@ def gini(recommended: np.ndarray, num_items: int) -> float:
 
 
 def invalid_rate(recommended: np.ndarray, num_items: int) -> float:
-    """Share of the emitted entries (all but `MISSING`) that are no item of the catalogue."""
+    """Share of the emitted entries (all but `MISSING`) that are no item of the catalog."""
     emitted = recommended != MISSING
     return float((emitted & ~_valid(recommended, num_items)).sum() / max(emitted.sum(), 1))
 

@@ -36,7 +36,7 @@ def redistribution(catalog: SidCatalog, learned: np.ndarray, probability: np.nda
 
     Args:
         catalog: With the SIDs and the popularity (training events) of its items.
-        learned: int [n, L], the codes learned for the n live items, in the catalogue's order.
+        learned: int [n, L], the codes learned for the n live items, in the catalog's order.
         probability: float [n, L], how sure the model is of each of them.
 
     Returns:

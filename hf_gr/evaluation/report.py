@@ -46,7 +46,7 @@ def write_report(
         examples: Cases to show.
         logs: Name of a run → its `log_history` (entries with `step`, `loss`, `eval_loss`, `reward`, …).
     """
-    systems, ks, settings, catalog = result["systems"], result["ks"], result["settings"], result["catalogue"]
+    systems, ks, settings, catalog = result["systems"], result["ks"], result["settings"], result["catalog"]
     main_k = _main_k(ks)
     values = {
         "title": "hf_gr evaluation",

@@ -44,7 +44,7 @@ def all_lists(
     was chosen for item kNN."""
     main = world is None or world.is_main_process
     lists: dict[str, np.ndarray] = {}
-    codes, figures = None, dict[str, Any](catalogue={})
+    codes, figures = None, dict[str, Any](catalog={})
     if world is not None:
         from ..retrieval import is_retriever
 
@@ -85,10 +85,10 @@ def _generated(
     from ..thoughts import Thoughts
 
     recommender = Recommender.from_pretrained(str(folder), dtype=config.dtype, limits=NO_LIMITS)
-    rows = _catalogue_rows(recommender.catalog.item_ids, dataset)
+    rows = _catalog_rows(recommender.catalog.item_ids, dataset)
     codes = np.full((dataset.num_items, recommender.catalog.codes.shape[1]), -1, np.int64)
     codes[rows] = recommender.catalog.codes
-    figures: dict[str, Any] = {"catalogue": _catalogue_figures(recommender, rows, cases, dataset.num_items)}
+    figures: dict[str, Any] = {"catalog": _catalog_figures(recommender, rows, cases, dataset.num_items)}
     lists, pruned = _model_lists(recommender, rows, cases, dataset.num_items, config, world)
     if pruned is not None:
         figures["pruned"] = pruned
@@ -100,8 +100,8 @@ def _generated(
     return lists, codes, figures
 
 
-def _catalogue_figures(recommender: "Recommender", rows: np.ndarray, cases: Cases, num_items: int) -> dict[str, Any]:
-    """Collisions of the model's catalogue, and the items on every code of every level."""
+def _catalog_figures(recommender: "Recommender", rows: np.ndarray, cases: Cases, num_items: int) -> dict[str, Any]:
+    """Collisions of the model's catalog, and the items on every code of every level."""
     from ..quantizers.metrics import collision_report
 
     codes, sizes = recommender.catalog.codes, recommender.catalog.codebook_sizes
@@ -111,13 +111,13 @@ def _catalogue_figures(recommender: "Recommender", rows: np.ndarray, cases: Case
     return figures | {"items_per_code": use}
 
 
-def _catalogue_rows(item_ids: list[str], dataset: InteractionDataset) -> np.ndarray:
-    """Row in the dataset of every item of the model's catalogue, int64 [catalogue]."""
+def _catalog_rows(item_ids: list[str], dataset: InteractionDataset) -> np.ndarray:
+    """Row in the dataset of every item of the model's catalog, int64 [catalog]."""
     row = {item: number for number, item in enumerate(dataset.item_ids)}
     for item in item_ids:
         if item not in row:
             raise HfGrError(
-                f"{dataset.path} lacks item {item!r} of the model's catalogue; evaluate on the dataset that the model "
+                f"{dataset.path} lacks item {item!r} of the model's catalog; evaluate on the dataset that the model "
                 "was made for, or one that contains it."
             )
     return np.array([row[item] for item in item_ids], np.int64)
@@ -156,7 +156,7 @@ def _retriever_lists(
     def answer(batch: Histories, exclude: Exclude) -> tuple[np.ndarray, None]:
         return retriever.recommend(batch, top_k=config.top_k, exclude=exclude).items, None
 
-    rows = _catalogue_rows(retriever.item_ids, dataset)
+    rows = _catalog_rows(retriever.item_ids, dataset)
     return _shared_out(answer, rows, cases, dataset.num_items, config, world)[0]
 
 
@@ -202,7 +202,7 @@ def _judged_thoughts(
 
 
 def _places(rows: np.ndarray, num_items: int) -> np.ndarray:
-    """Row in the model's catalogue of every item of the dataset, -1 where it has none, int64 [items]."""
+    """Row in the model's catalog of every item of the dataset, -1 where it has none, int64 [items]."""
     places = np.full(num_items, -1, np.int64)
     places[rows] = np.arange(len(rows))
     return places

@@ -22,7 +22,7 @@ def judge_thoughts(
 
     Args:
         thoughts: To be judged.
-        cases: Histories and targets in rows of the model's catalogue; −1 for a target that it lacks.
+        cases: Histories and targets in rows of the model's catalog; −1 for a target that it lacks.
         top_items: int64 [cases], the item that the model puts first; −1 for none. Cases without either are left out.
         batch_size: Cases per forward pass.
         seed: Of the sample of cases, of the six users and of the intervals.
@@ -52,7 +52,7 @@ def agreement(
 
     Args:
         thoughts: To be measured.
-        cases: Histories and targets, in rows of the model's catalogue.
+        cases: Histories and targets, in rows of the model's catalog.
         top_items: int64 [cases], the item that the model puts first.
         batch_size: Cases per forward pass.
         seed: Of the 95 % bootstrap intervals over users.

@@ -71,7 +71,7 @@ class SidGrammar(ABC):
     the beams of one request stand together.
 
     Args:
-        codes: int [N, C], SIDs of the catalogue.
+        codes: int [N, C], SIDs of the catalog.
         token_ids: LM token ids of every codebook, C lists of K_c.
         think_ids: Token ids of the C thinking tokens, or none.
         popularity: int [N]; on a shared SID the more popular item is returned first, then the lower row.
@@ -232,14 +232,14 @@ class SidGrammar(ABC):
         """Filters of a batch of requests.
 
         Args:
-            deny: Per request, catalogue rows that are no answer (`None`: nothing is denied).
-            allow: Per request, catalogue rows that alone may be (`None`: all).
+            deny: Per request, catalog rows that are no answer (`None`: nothing is denied).
+            allow: Per request, catalog rows that alone may be (`None`: all).
             only: Per request, a mask of the items that may be (`None`: all); see [`mask`]. The three compose.
         """
 
     @abstractmethod
     def mask(self, live: np.ndarray) -> ItemMask:
-        """A filter that many requests share, from bool [N] over the catalogue's rows (a category, what is in stock).
+        """A filter that many requests share, from bool [N] over the catalog's rows (a category, what is in stock).
 
         It belongs to this grammar, and any other refuses it: after [`with_items`] it has to be made again.
         """

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class ItemMask:
-    """Live items, one flag each: for filters that many requests share or that name a large part of the catalogue.
+    """Live items, one flag each: for filters that many requests share or that name a large part of the catalog.
 
     Attributes:
         grammar: Identity of the grammar that made it ([`SidGrammar.identity`]).
@@ -137,7 +137,7 @@ def ragged(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return rows, np.concatenate([np.empty(0, np.int64), *lists]).astype(np.int64)
 
 
-def padded(rows: np.ndarray, values: np.ndarray, num_rows: int, fill: int, extra: int = 0) -> torch.Tensor:
+def pad_rows(rows: np.ndarray, values: np.ndarray, num_rows: int, fill: int, extra: int = 0) -> torch.Tensor:
     """The inverse of [`ragged`]: int64 [num_rows, longest + extra]; values keep their order."""
     counts = np.bincount(rows, minlength=num_rows)
     table = np.full((num_rows, int(counts.max(initial=0)) + extra), fill, np.int64)

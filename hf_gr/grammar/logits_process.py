@@ -22,7 +22,7 @@ class SidLogitsProcessor(LogitsProcessor):
     repetition penalty inherited from an instruct model, stay changed: [`generation_config`] keeps such things away.
 
     Args:
-        grammar: Of the catalogue and the model.
+        grammar: Of the catalog and the model.
         prompt_length: Columns of `input_ids` that are prompt (padding included).
         eos_token_id: Forced after a complete answer; without one, an answer that is asked to go on raises.
         item_filter: Filter of each prompt; rows of `input_ids` are a multiple of its rows (beams).
@@ -80,7 +80,7 @@ class SidLogitsProcessor(LogitsProcessor):
             row = int((~options.allowed.any(1)).nonzero()[0])
             raise HfGrError(
                 f"row {row}: no live item continues the answer {answer[row].tolist()}; the filter leaves nothing, or "
-                "the tokens are not a SID of this catalogue."
+                "the tokens are not a SID of this catalog."
             )
         read = scores[:, tokens]
         chosen = options.log_probs(read) if self.renormalize else options.masked(read)
@@ -114,7 +114,7 @@ def generation_config(grammar: SidGrammar, **settings: object) -> GenerationConf
     With beams, sequence scores are sums of log-probabilities (no length penalty).
 
     Args:
-        grammar: Of the catalogue and the model.
+        grammar: Of the catalog and the model.
         settings: What to add or to set otherwise (`num_beams`, `do_sample`, `temperature`, …).
     """
     own: dict[str, object] = {

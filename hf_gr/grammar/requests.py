@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..errors import HfGrError
-from .filters import ItemFilter, ItemMask, each, padded, ragged
+from .filters import ItemFilter, ItemMask, each, pad_rows, ragged
 
 
 LONG_LIST = 4096  # longer lists of items become masks
@@ -71,7 +71,7 @@ def make_filter(
         only,
         live=torch.from_numpy(np.where(restricted, counts, base - counts)),
         restricted=torch.from_numpy(restricted),
-        listed=padded(row, position, rows, trie.num_items),
+        listed=pad_rows(row, position, rows, trie.num_items),
         mask_row=torch.tensor([number.get(id(mask), -1) for mask in counted], dtype=torch.int64),
         masks=[torch.stack(nodes) for nodes in zip(*(mask.nodes for mask in distinct.values()), strict=True)],
         tables=[torch.stack(table) for table in zip(*map(tables, distinct.values()), strict=True)],
@@ -163,5 +163,5 @@ def _marked(
         above = trie.parents(depth - 1, kept)
         runs = np.flatnonzero(np.diff(above, prepend=-1) | np.diff(kept_row, prepend=-1))
         widths.append(int(np.diff(runs, append=len(kept)).max(initial=0)))
-        marked.append(padded(kept_row, kept, len(restricted), trie.nodes(depth), extra=widths[-1]))
+        marked.append(pad_rows(kept_row, kept, len(restricted), trie.nodes(depth), extra=widths[-1]))
     return marked[::-1], widths[::-1]

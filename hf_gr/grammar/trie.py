@@ -43,14 +43,14 @@ class TrieGrammar(SidGrammar):
         super().__init__(codes, token_ids, think_ids=think_ids, popularity=popularity, items=items)
         rows = (np.arange(len(codes)) if items is None else np.unique(self._rows(items))).astype(np.int32)
         if not len(rows):
-            raise HfGrError("the catalogue has no live item; add items before asking for recommendations.")
+            raise HfGrError("the catalog has no live item; add items before asking for recommendations.")
         chosen = np.asarray(codes)[rows]
         foreign = ((chosen < 0) | (chosen >= np.array(self.codebook_sizes))).any(1)
         if foreign.any():
             row = int(foreign.argmax())
             raise HfGrError(
                 f"item {rows[row]} has the SID {chosen[row].tolist()}, but the codebooks have "
-                f"{list(self.codebook_sizes)} codes; use the catalogue that the tokens were made for."
+                f"{list(self.codebook_sizes)} codes; use the catalog that the tokens were made for."
             )
         counts = np.zeros(len(rows), np.int64) if popularity is None else np.asarray(popularity, np.int64)[rows]
         order = np.lexsort((-counts, *sort_keys(chosen, self.codebook_sizes)))  # stable: then the lower row
@@ -226,7 +226,7 @@ class TrieGrammar(SidGrammar):
     def mask(self, live: np.ndarray) -> ItemMask:
         if live.dtype != bool or live.shape != (self.catalog_size,):
             raise HfGrError(
-                f"a mask is a bool array of the catalogue's {self.catalog_size} rows; this one is {live.dtype} "
+                f"a mask is a bool array of the catalog's {self.catalog_size} rows; this one is {live.dtype} "
                 f"{list(live.shape)}."
             )
         return make_mask(self, live[self._item.cpu().numpy()])
@@ -243,12 +243,12 @@ class TrieGrammar(SidGrammar):
         return self.num_items if depth == self.num_codes + 1 else len(self._host_children[depth]) - 1
 
     def _rows(self, items: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Rows of the catalogue, int64, checked."""
+        """Rows of the catalog, int64, checked."""
         rows = np.asarray(items, np.int64)
         foreign = (rows < 0) | (rows >= self.catalog_size)
         if foreign.any():
             raise HfGrError(
-                f"{rows[foreign][0]} is no row of the catalogue, which has {self.catalog_size}; count them from 0."
+                f"{rows[foreign][0]} is no row of the catalog, which has {self.catalog_size}; count them from 0."
             )
         return rows
 
@@ -258,7 +258,7 @@ class TrieGrammar(SidGrammar):
         return np.searchsorted(self._host_children[depth], nodes.astype(np.int32), side="right") - 1
 
     def positions(self, items: np.ndarray) -> np.ndarray:
-        """Where rows of the catalogue stand in the order of SIDs; past the end what is no answer."""
+        """Where rows of the catalog stand in the order of SIDs; past the end what is no answer."""
         return self._position[self._rows(items)]
 
     def with_items(
@@ -267,10 +267,10 @@ class TrieGrammar(SidGrammar):
         removed: Sequence[int] = (),
         popularity: np.ndarray | None = None,
     ) -> Self:
-        """The grammar of the catalogue after a change; this one goes on serving.
+        """The grammar of the catalog after a change; this one goes on serving.
 
         Args:
-            added: int [n, C], SIDs of new items; their rows follow the catalogue's last.
+            added: int [n, C], SIDs of new items; their rows follow the catalog's last.
             removed: Rows that are no answer any longer.
             popularity: int [n], of the added items (default: 0).
         """

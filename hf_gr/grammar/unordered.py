@@ -176,7 +176,7 @@ class UnorderedGrammar(SidGrammar):
     def _tabled_counts(
         self, state: torch.Tensor, step: int, item_filter: ItemFilter | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[`_counts`] of no code and of one, from the tables of the catalogue and of masks."""
+        """[`_counts`] of no code and of one, from the tables of the catalog and of masks."""
         number = torch.where(state >= 0, state + self.first_numbers, 0).sum(1)
         counts = self._together[number] if step else self._totals.expand(len(state), -1)
         if item_filter is None or not item_filter.masks:
@@ -276,7 +276,7 @@ class UnorderedGrammar(SidGrammar):
         removed: Sequence[int] = (),
         popularity: np.ndarray | None = None,
     ) -> Self:
-        """The grammar of the catalogue after a change; this one goes on serving.
+        """The grammar of the catalog after a change; this one goes on serving.
 
         Args: as [`TrieGrammar.with_items`].
         """

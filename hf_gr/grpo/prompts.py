@@ -16,7 +16,7 @@ def training_prompts(
     `target` is the event, or with `steps` above 1 the list of it and those after it, −1 where training events have
     ended; `history` are the items before it that the prompt shows.
 
-    Events of items that were removed from the catalogue are left out: no rollout can reach them.
+    Events of items that were removed from the catalog are left out: no rollout can reach them.
     """
     users, ends = [], []
     for user, length in enumerate(train.lengths):

@@ -1,4 +1,4 @@
-"""The station: from a model of `hf_gr.sft` to one that learned from rewards."""
+"""The stage: from a model of `hf_gr.sft` to one that learned from rewards."""
 
 import copy
 from pathlib import Path

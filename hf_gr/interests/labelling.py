@@ -1,4 +1,4 @@
-"""The label station: mined interests → which of them tell what users take next (RLDI of DeepInterestGR)."""
+"""The label stage: mined interests → which of them tell what users take next (RLDI of DeepInterestGR)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ from .subjects import item_subjects
 from .table import Interests
 
 
-STATION = "label"
+STAGE = "label"
 LABELLING_FILE = "labelling.json"
 PAGE_FILE = "labelling.html"
 
@@ -91,7 +91,7 @@ class Labelled:
 
 
 def label(config: LabelConfig) -> Path:
-    """Labels every interest and writes them with the classifier and its figures as one artefact.
+    """Labels every interest and writes them with the classifier and its figures as one artifact.
 
     The folder holds `interests.parquet`, the files of [`InterestClassifier.save`], `labelling.json` (all figures),
     `labelling.html` (the same with plots and examples) and the manifest. Only the training part of the split teaches.
@@ -179,10 +179,10 @@ def _label(config: LabelConfig, output: Path, cache: Path) -> None:
     settings, inputs = _settings(config), {name: fingerprint(path) for name, path in read.items()}
     if Path(config.encoder).is_dir():
         inputs["encoder"] = fingerprint(config.encoder)
-    if not config.force and is_current(output, STATION, settings, inputs):
-        report(STATION, read, output, current=True)
+    if not config.force and is_current(output, STAGE, settings, inputs):
+        report(STAGE, read, output, current=True)
         return
-    check_output(output, STATION, [*read.values(), config.encoder])
+    check_output(output, STAGE, [*read.values(), config.encoder])
     interests, dataset = Interests.load(config.interests), InteractionDataset.load(config.dataset)
     train = dataset.split(config.split).train
     learned = learned_from(config.split, train, dataset.item_ids, config.interests)
@@ -199,15 +199,15 @@ def _label(config: LabelConfig, output: Path, cache: Path) -> None:
         seed=config.seed,
         cache=cache / inputs.get("encoder", "hub"),
     )
-    with writing(output, STATION) as folder:
+    with writing(output, STAGE) as folder:
         found.interests.save(folder)
         found.classifier.save(folder)
         learned.save(folder)
         write_json(folder / LABELLING_FILE, found.figures)
         write_labelling_page(folder / PAGE_FILE, found.figures, settings, *examples(found.interests, dataset))
-        write_manifest(folder, STATION, settings, inputs)
+        write_manifest(folder, STAGE, settings, inputs)
     print_figures(found.figures)
-    report(STATION, read, output)
+    report(STAGE, read, output)
 
 
 def print_figures(figures: dict[str, Any], *, console: Console | None = None) -> None:

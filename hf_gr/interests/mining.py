@@ -1,4 +1,4 @@
-"""The mine station: dataset folder → interests of its items and users, found by one or several miners (MLIM)."""
+"""The mine stage: dataset folder → interests of its items and users, found by one or several miners (MLIM)."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -36,7 +36,7 @@ from .prompts import PROMPT_VERSION
 from .subjects import Finding, Subject, item_subjects, user_subjects
 
 
-STATION = "mine"
+STAGE = "mine"
 ANSWERS_FILE = "answers.sqlite"
 FAILURES_FILE = "failures.jsonl"
 COUNTS_FILE = "mining.json"
@@ -167,11 +167,11 @@ def mine(config: MineConfig) -> Path:
 
 def _mine(config: MineConfig, miners: dict[str, Settings], output: Path) -> None:
     settings, inputs = _settings(config, miners), _inputs(config, miners)
-    if not config.force and is_current(output, STATION, settings, inputs) and read_json(output / MANIFEST)["complete"]:
-        report(STATION, {"dataset": config.dataset}, output, current=True)
+    if not config.force and is_current(output, STAGE, settings, inputs) and read_json(output / MANIFEST)["complete"]:
+        report(STAGE, {"dataset": config.dataset}, output, current=True)
         return
     answers = [config.answers] if config.answers else []
-    check_output(output, STATION, [config.dataset, config.encoder, *answers])
+    check_output(output, STAGE, [config.dataset, config.encoder, *answers])
     subjects, learned = _subjects(config)
     encoder = SentenceEncoder(config.encoder)
     mined = _asked(config, miners, subjects)
@@ -183,16 +183,16 @@ def _mine(config: MineConfig, miners: dict[str, Settings], output: Path) -> None
     _say_what_stopped(mined)
     interests = merge(subjects, {name: one.findings for name, one in mined.items()}, encoder, config.threshold)
     complete = not any(one.missing for one in mined.values())
-    with writing(output, STATION) as folder:
+    with writing(output, STAGE) as folder:
         interests.save(folder)
         learned.save(folder)
         _write_failures(mined, folder / FAILURES_FILE)
         counts = {name: {"findings": sum(map(len, one.findings))} | one.counts for name, one in mined.items()}
         write_json(folder / COUNTS_FILE, {"subjects": len(subjects), "interests": len(interests), "miners": counts})
         runs = {name: one.run for name, one in mined.items()}
-        write_manifest(folder, STATION, settings, inputs, complete=complete, run=runs)
+        write_manifest(folder, STAGE, settings, inputs, complete=complete, run=runs)
     _say_what_is_missing(mined, output)
-    report(STATION, {"dataset": config.dataset}, output)
+    report(STAGE, {"dataset": config.dataset}, output)
 
 
 def _subjects(config: MineConfig) -> tuple[list[Subject], TrainingData]:
@@ -228,7 +228,7 @@ def _asked(config: MineConfig, miners: dict[str, Settings], subjects: list[Subje
                 had[name] = interview_all(name, own, talks[name], cache)
     for name, asker in askers.items():
         if asker.schema_refused:
-            print(f"[{STATION}] miner {name!r}: the server takes no JSON schema; it was asked without.", flush=True)
+            print(f"[{STAGE}] miner {name!r}: the server takes no JSON schema; it was asked without.", flush=True)
     stops = {name: asker.stop for name, asker in askers.items()}
     return {name: _mined(talks[name], own, kept[name], had[name], stops.get(name)) for name, own in models.items()}
 
@@ -274,7 +274,7 @@ def _write_failures(mined: dict[str, _Mined], file: Path) -> None:
 def _say_what_stopped(mined: dict[str, _Mined]) -> None:
     for name, one in mined.items():
         if one.stop is not None:
-            print(f"[{STATION}] miner {name!r} stopped: {one.stop}", flush=True)
+            print(f"[{STAGE}] miner {name!r} stopped: {one.stop}", flush=True)
     if all(one.missing and not one.counts["answered"] for one in mined.values()):  # keep what an earlier run wrote
         name, one = next(iter(mined.items()))
         raise HfGrError(f"no miner had an answer; {name!r}: {one.stop or one.failures[0][1]}")
@@ -284,10 +284,10 @@ def _say_what_is_missing(mined: dict[str, _Mined], output: Path) -> None:
     for name, one in mined.items():
         if one.run:
             facts = ", ".join(f"{key} {value}" for key, value in one.counts.items())
-            print(f"[{STATION}] miner {name!r}: {one.run['answers']} new answers, {facts}", flush=True)
+            print(f"[{STAGE}] miner {name!r}: {one.run['answers']} new answers, {facts}", flush=True)
         if one.missing:
             print(
-                f"[{STATION}] miner {name!r}: {one.missing} subjects have no answer yet; run the same command again "
+                f"[{STAGE}] miner {name!r}: {one.missing} subjects have no answer yet; run the same command again "
                 f"to go on (failures: {output / FAILURES_FILE}).",
                 flush=True,
             )

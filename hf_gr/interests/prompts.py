@@ -27,7 +27,7 @@ _IMAGE_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", 
 Message = dict[str, Any]  # of the Chat Completions API
 
 _WHAT = {
-    "item": "You are given one item of a catalogue: its fields, and what buyers wrote of it, if anything",
+    "item": "You are given one item of a catalog: its fields, and what buyers wrote of it, if anything",
     "user": "You are given the items that one person took, oldest first, and what they wrote of them, if anything",
 }
 _STEPS = {

@@ -5,11 +5,11 @@ from .bsarec import BSARecConfig, BSARecModel
 from .decoder import decoder_of
 from .dense import ItemVectors, dense_logits, dense_loss, histories_in, inner_outputs, shares_of
 from .dropout import add_dropout
-from .feedback import feedback, read
+from .feedback import feedback, read_thoughts
 from .head import add_inner_call, answer_logits, code_logits, is_tied, last_hidden, token_logits
 from .intrr import IntRRForCausalLM, IntRRModel, with_recursion
 from .intrr_config import IntRRConfig, RecursionConfig
-from .newcomers import grown
+from .new_items import grow_items
 from .orders import confident_orders
 from .parts import (
     fixed_parts,
@@ -52,14 +52,14 @@ __all__ = [
     "feedback",
     "fixed_parts",
     "from_scratch",
-    "grown",
+    "grow_items",
     "histories_in",
     "inner_outputs",
     "is_tied",
     "last_hidden",
     "learned_codes",
     "new_parts",
-    "read",
+    "read_thoughts",
     "reader_of",
     "reads_learned_codes",
     "recursion_settings",

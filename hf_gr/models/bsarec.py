@@ -202,7 +202,7 @@ class BSARecModel(PreTrainedModel):
             module.low.copy_(low_pass(config.window, config.cutoff, config.causal))
 
     @property
-    def catalogue(self) -> torch.Tensor:
+    def catalog(self) -> torch.Tensor:
         """Embeddings of the items, float [N, d]."""
         return self.items.weight[: self.config.num_items]
 
@@ -231,7 +231,7 @@ class BSARecModel(PreTrainedModel):
         counted = labels != PADDING
         hidden, targets = x[counted], labels[counted]
         if candidates is None:
-            logits = hidden @ self.catalogue.T
+            logits = hidden @ self.catalog.T
         else:
             logits, targets = hidden @ self.items(candidates).T, torch.searchsorted(candidates, targets)
         return BSARecOutput(loss=F.cross_entropy(logits.float(), targets), last_hidden_state=x)
@@ -243,9 +243,9 @@ def log_probabilities(model: BSARecModel, histories: Sequence[np.ndarray]) -> to
     config = model.config
     rows = history_rows(histories, config.num_items, config.max_history)
     last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
-    hidden = model(padded(rows).to(model.device)).last_hidden_state
+    hidden = model(pad_histories(rows).to(model.device)).last_hidden_state
     latest = hidden[torch.arange(len(rows), device=model.device), last]
-    return (latest @ model.catalogue.T).float().log_softmax(-1)
+    return (latest @ model.catalog.T).float().log_softmax(-1)
 
 
 def history_rows(histories: Iterable[np.ndarray], num_items: int, max_history: int) -> list[np.ndarray]:
@@ -253,7 +253,7 @@ def history_rows(histories: Iterable[np.ndarray], num_items: int, max_history: i
     return [np.concatenate([[num_items], history[-max_history:]]) for history in histories]
 
 
-def padded(rows: Sequence[np.ndarray]) -> torch.Tensor:
+def pad_histories(rows: Sequence[np.ndarray]) -> torch.Tensor:
     """Rows side by side, int64 [B, longest], −1 behind their ends."""
     lengths = np.array([len(row) for row in rows])
     filled = np.full((len(rows), lengths.max()), PADDING, np.int64)

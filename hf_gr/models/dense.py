@@ -32,7 +32,7 @@ def dense_loss(model: IntRRForCausalLM, hidden: torch.Tensor, targets: torch.Ten
     Args:
         model: With `dense` in its config.
         hidden: float [n, d], what each next item is read from.
-        targets: int64 [n], rows of the catalogue.
+        targets: int64 [n], rows of the catalog.
     """
     count, drawn = model.config.num_items, model.config.negatives
     items, place = torch.arange(count, device=targets.device), targets

@@ -18,7 +18,7 @@ def feedback(feed: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
     return feed(hidden.to(feed.weight.dtype)).to(hidden.dtype)
 
 
-def read(model: PreTrainedModel, packed: Packed, feed: nn.Linear) -> torch.Tensor:
+def read_thoughts(model: PreTrainedModel, packed: Packed, feed: nn.Linear) -> torch.Tensor:
     """Last hidden states float [B, T, d] of packed rows whose thoughts are continuous.
 
     Exact and differentiable: gradients go through the cache and the hidden states that were fed back. With a `feed` of

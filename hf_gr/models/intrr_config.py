@@ -22,7 +22,7 @@ class RecursionConfig:
             the released class, 0 in its recipe; 1 is our choice, by validation]
         item_width: Width of the unique-ID table; 0: the backbone's.
         item_rows: Rows of the table. 0: one for every item; else every item is the sum of two hashed rows, for
-            catalogues whose table would not fit.
+            catalogs whose table would not fit.
         hidden: Width of the MLPs' hidden layer, in widths of the backbone.
         read: What the backbone reads of an item: the rows of its `"assigned"` codes [known], or the `"sum"` of its own
             row and the rows of its SID's codes; nothing is pulled then, and `input_weight` not looked at [ours].

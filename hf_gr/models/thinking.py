@@ -85,7 +85,7 @@ class ThinkingConfig:
 
 
 class ThinkingHeads(nn.Module):
-    """The heads of a catalogue with codes on L levels, the first I of which mean something (not a digit level).
+    """The heads of a catalog with codes on L levels, the first I of which mean something (not a digit level).
 
     Their arithmetic is float32, also under autocast. The loss of a step is CE + `align`·Align + `interest`·InfoNCE +
     `agreement`·reg with the terms of [`forward`].
@@ -136,12 +136,12 @@ class ThinkingHeads(nn.Module):
         of the largest cosine, as all codes do.
 
         Raises:
-            HfGrError: If the catalogue has no code vectors, no live item, or no level but a digit.
+            HfGrError: If the catalog has no code vectors, no live item, or no level but a digit.
         """
         vectors = _telling_vectors(catalog)
         live = torch.from_numpy(catalog.codes[catalog.live, : len(vectors)]).long()
         if not len(live):
-            raise HfGrError("the catalogue has no live item whose codes could form clusters; add items to it first.")
+            raise HfGrError("the catalog has no live item whose codes could form clusters; add items to it first.")
         clusters = [
             _coarse(own, own[torch.unique(codes)], config.clusters, seed)
             for own, codes in zip(vectors, live.T, strict=True)
@@ -265,14 +265,14 @@ class ThinkingHeads(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, catalog: SidCatalog) -> "ThinkingHeads":
-        """Reads heads; [`HfGrError`] unless they were made for this catalogue's codebooks."""
+        """Reads heads; [`HfGrError`] unless they were made for this catalog's codebooks."""
         folder = Path(folder)
         description = read_json(folder / THINKING_FILES[0])
         expected = _codebooks_fingerprint(catalog)
         if description["codebooks"] != expected:
             raise HfGrError(
                 f"{folder}: the thinking heads were made for codebooks {description['codebooks']}, but the "
-                f"catalogue's are {expected}; use the catalogue that the model was trained with."
+                f"catalog's are {expected}; use the catalog that the model was trained with."
             )
         try:
             tensors = load_file(folder / THINKING_FILES[1])
@@ -289,7 +289,7 @@ class ThinkingHeads(nn.Module):
 
 
 class _Level(nn.Module):
-    """One level: its code vectors, which belong to the catalogue and are not saved again, and their clusters."""
+    """One level: its code vectors, which belong to the catalog and are not saved again, and their clusters."""
 
     vectors: torch.Tensor  # float32 [K_l, d_l]
     centroids: torch.Tensor  # float32 [Kc, d_l]
@@ -305,10 +305,10 @@ class _Level(nn.Module):
 def _telling_vectors(catalog: SidCatalog) -> list[torch.Tensor]:
     """Code vectors of the levels that mean something."""
     if not catalog.code_vectors:
-        raise HfGrError("the catalogue holds no code vectors to think about; make it with `hf-gr quantize`.")
+        raise HfGrError("the catalog holds no code vectors to think about; make it with `hf-gr quantize`.")
     vectors = catalog.code_vectors[:-1] if catalog.collisions == "digit" else catalog.code_vectors
     if not vectors:
-        raise HfGrError("the catalogue's only level is a digit, which means nothing to think about; add levels.")
+        raise HfGrError("the catalog's only level is a digit, which means nothing to think about; add levels.")
     return [torch.from_numpy(own) for own in vectors]
 
 

@@ -10,7 +10,7 @@ from .opq import OPQ, OPQConfig
 from .r3_vae import R3VAE, R3VAEConfig
 from .rq_kmeans import RQKMeans, RQKMeansConfig
 from .rq_vae import RQVAE, RQVAEConfig
-from .station import METHODS, QuantizeConfig, quantize
+from .stage import METHODS, QuantizeConfig, quantize
 
 
 __all__ = [

@@ -45,7 +45,7 @@ def largest_clusters(
         vectors: float32 [N, d] of its items: typical titles are those nearest to the centroid, else the most popular.
         top: First-level codes.
         below: Second-level codes of each.
-        seed: Of the sample of items that is read of large catalogues.
+        seed: Of the sample of items that is read of large catalogs.
     """
     everything = np.arange(len(catalog))
     rows = sampled(everything, seed)

@@ -132,7 +132,7 @@ def place(
     if len(codes) > places:
         raise HfGrError(
             f"{len(codes)} items do not fit on the {places} free SIDs of codebooks of which "
-            f"{[int(mask.sum()) for mask in allowed]} codes may be given; make a larger catalogue and train again."
+            f"{[int(mask.sum()) for mask in allowed]} codes may be given; make a larger catalog and train again."
         )
     costs = _costs_of(vectors, quantizer, allowed)
     parent = np.zeros(len(codes) + len(taken), np.int64)  # number of everyone's prefix

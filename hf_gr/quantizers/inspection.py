@@ -1,4 +1,4 @@
-"""`hf-gr inspect`: what a catalogue's SIDs are worth, as numbers and in words."""
+"""`hf-gr inspect`: what a catalog's SIDs are worth, as numbers and in words."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -38,19 +38,19 @@ class Inspection:
     """What [`inspect`] found.
 
     Attributes:
-        name: Of the catalogue, as it was given.
-        catalogue: [`codebook_report`] of its SIDs.
+        name: Of the catalog, as it was given.
+        catalog: [`codebook_report`] of its SIDs.
         quantizer: That of the quantizer's own codes, before collisions were resolved; `None` without a quantizer or
             without what it encodes.
         items_per_code: Of every level, how many items each code has.
         clusters: The largest ones, in words.
-        settings: Of the station that made the catalogue, as far as its manifest tells.
+        settings: Of the stage that made the catalog, as far as its manifest tells.
         fit_log: Parts of the loss by epoch; empty for methods without.
         k: Neighbours that overlap was told of.
     """
 
     name: str
-    catalogue: dict[str, Any]
+    catalog: dict[str, Any]
     quantizer: dict[str, Any] | None
     items_per_code: list[list[int]]
     clusters: list[Cluster]
@@ -79,18 +79,18 @@ def inspect(
     k: int = 10,
     seed: int = 0,
 ) -> Inspection:
-    """Looks a catalogue over.
+    """Looks a catalog over.
 
     Args:
-        catalog: Folder that `hf-gr quantize` wrote, or any folder or Hub repo with a catalogue in it.
+        catalog: Folder that `hf-gr quantize` wrote, or any folder or Hub repo with a catalog in it.
         embeddings: Folder with the vectors of its items: for errors, cohesion, discrimination, nearest neighbours.
         dataset: Dataset folder: for co-occurrence and popularity (of its training part) and test targets. Counted in
-            the catalogue's items, of which it may know fewer.
+            the catalog's items, of which it may know fewer.
         k: Neighbours of an item.
-        seed: Of samples, where a catalogue is too large to look at all of it.
+        seed: Of samples, where a catalog is too large to look at all of it.
 
     Raises:
-        HfGrError: If there is no catalogue, or one of the others is not of its items.
+        HfGrError: If there is no catalog, or one of the others is not of its items.
     """
     folder = local_folder(catalog, files=_FILES)
     sids = SidCatalog.load(folder)
@@ -100,7 +100,7 @@ def inspect(
     if vectors is not None and quantizer is not None and vectors.shape[1] != quantizer.config.dim:
         raise HfGrError(
             f"{embeddings} holds vectors of width {vectors.shape[1]}, but the quantizer of {catalog} takes "
-            f"{quantizer.config.dim}; give the embeddings that the catalogue was made from."
+            f"{quantizer.config.dim}; give the embeddings that the catalog was made from."
         )
     evidence = _evidence(dataset, sids, settings)
     graph = evidence["graph"]
@@ -112,7 +112,7 @@ def inspect(
     sizes = list(sids.codebook_sizes)
     return Inspection(
         name=str(catalog),
-        catalogue=judged(sids.codes, sizes),
+        catalog=judged(sids.codes, sizes),
         quantizer=None if own_codes is None else judged(own_codes, sizes[: own_codes.shape[1]]),
         items_per_code=[
             np.bincount(sids.codes[:, level], minlength=size).tolist() for level, size in enumerate(sizes)
@@ -129,7 +129,7 @@ def _load_quantizer(folder: Path, catalog: SidCatalog) -> Quantizer:
     sizes = tuple(quantizer.config.codebook_sizes)
     if catalog.codebook_sizes[: len(sizes)] != sizes:
         raise HfGrError(
-            f"{folder}: the quantizer has codebooks of {list(sizes)} codes, the catalogue of "
+            f"{folder}: the quantizer has codebooks of {list(sizes)} codes, the catalog of "
             f"{list(catalog.codebook_sizes)}; they do not belong together: write both again with `hf-gr quantize`."
         )
     return quantizer
@@ -140,7 +140,7 @@ def _load_vectors(folder: str | Path, catalog: SidCatalog) -> np.ndarray:
     recorded = found.info.get("items_fingerprint")  # vectors from elsewhere need not have it
     if len(found) != len(catalog) or recorded not in (None, items_fingerprint(catalog.item_ids)):
         raise HfGrError(
-            f"{folder} holds the vectors of {len(found)} items, but not of the {len(catalog)} items of the catalogue, "
+            f"{folder} holds the vectors of {len(found)} items, but not of the {len(catalog)} items of the catalog, "
             "in their order; give the embeddings that it was made from."
         )
     return found.vectors
@@ -170,14 +170,14 @@ def print_inspection(found: Inspection, *, console: Console | None = None) -> No
     console = console or Console()
     for line in headline(found):
         console.print(clean(line), highlight=False, markup=False, soft_wrap=True)
-    reports = [found.catalogue] if found.quantizer is None else [found.catalogue, found.quantizer]
-    overall = Table("", "catalogue", *["before resolving"][: len(reports) - 1], title="overall")
+    reports = [found.catalog] if found.quantizer is None else [found.catalog, found.quantizer]
+    overall = Table("", "catalog", *["before resolving"][: len(reports) - 1], title="overall")
     for measure in OVERALL:
         values = [measure.value(report) for report in reports]
         if values[0] is not None:
             overall.add_row(_titled(measure), *(measure.text(value) for value in values))
     console.print(overall)
-    levels = len(found.catalogue["levels"])
+    levels = len(found.catalog["levels"])
     table = Table("", *(str(number) for number in range(1, levels + 1)), title="by level, or first codes")
     for measure in BY_LEVEL:
         cells = level_cells(measure, found)
@@ -193,15 +193,15 @@ def _titled(measure: Measure) -> str:
 
 
 def level_cells(measure: Measure, found: Inspection) -> list[tuple[str, str]]:
-    """By level, the catalogue's value and, where it reads otherwise, that of the quantizer's own codes, else `""`.
+    """By level, the catalog's value and, where it reads otherwise, that of the quantizer's own codes, else `""`.
 
     Empty where the inspection has no such measure.
     """
-    now = measure.value(found.catalogue)
+    now = measure.value(found.catalog)
     if now is None:
         return []
     before = [] if found.quantizer is None else measure.value(found.quantizer) or []
-    levels = len(found.catalogue["levels"])
+    levels = len(found.catalog["levels"])
     texts, earlier = (
         [measure.text(value) for value in [*values, *[None] * (levels - len(values))]] for values in (now, before)
     )
@@ -210,7 +210,7 @@ def level_cells(measure: Measure, found: Inspection) -> list[tuple[str, str]]:
 
 def headline(found: Inspection) -> list[str]:
     """What the numbers say, in sentences."""
-    report, levels = found.catalogue, found.catalogue["levels"]
+    report, levels = found.catalog, found.catalog["levels"]
     sizes = " × ".join(str(level["size"]) for level in levels)
     lines = [
         f"{report['items']:,} items on {report['distinct_sids']:,} SIDs of {sizes} codes: "

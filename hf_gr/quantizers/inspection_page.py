@@ -55,7 +55,7 @@ def _name(measure: Measure) -> Cell:
 
 def _overall(found: Inspection) -> tuple[list[str], list[tuple[Cell, list[str]]]]:
     """The table of the whole catalog, beside that of the quantizer's own codes."""
-    reports = [found.catalogue] if found.quantizer is None else [found.catalogue, found.quantizer]
+    reports = [found.catalog] if found.quantizer is None else [found.catalog, found.quantizer]
     values = {measure: [measure.value(report) for report in reports] for measure in OVERALL}
     rows = [
         (_name(measure), [measure.text(value) for value in told])
@@ -69,7 +69,7 @@ def _by_level(found: Inspection) -> tuple[list[str], list[tuple[Cell, list[Cell]
     """The table by level; small: the quantizer's own codes."""
     cells = {measure: level_cells(measure, found) for measure in BY_LEVEL}
     rows = [(_name(measure), [Cell(now, before) for now, before in told]) for measure, told in cells.items() if told]
-    return ["by level", *(str(number) for number in range(1, len(found.catalogue["levels"]) + 1))], rows
+    return ["by level", *(str(number) for number in range(1, len(found.catalog["levels"]) + 1))], rows
 
 
 def _strip(level: int, items_per_code: list[int]) -> str:
@@ -97,7 +97,7 @@ def _strip(level: int, items_per_code: list[int]) -> str:
 
 
 def _balance(found: Inspection) -> str:
-    levels = found.catalogue["levels"]
+    levels = found.catalog["levels"]
 
     def draw(axes: Axes) -> None:
         at = np.arange(len(levels))
@@ -120,7 +120,7 @@ def _balance(found: Inspection) -> str:
 
 def _buckets(found: Inspection) -> str:
     """How many SIDs hold 1, 2, … items."""
-    kinds = {"catalog": found.catalogue} | ({_BEFORE: found.quantizer} if found.quantizer else {})
+    kinds = {"catalog": found.catalog} | ({_BEFORE: found.quantizer} if found.quantizer else {})
 
     def draw(axes: Axes) -> None:
         for index, (name, report) in enumerate(kinds.items()):
@@ -147,17 +147,17 @@ def _buckets(found: Inspection) -> str:
 def _kept(found: Inspection) -> list[str]:
     """Plots of what codes keep of the items; none where neither vectors nor events are known."""
     plots = []
-    if "error" in found.catalogue:
-        lines = {"catalog": found.catalogue["error"]}
+    if "error" in found.catalog:
+        lines = {"catalog": found.catalog["error"]}
         if found.quantizer is not None:
             lines[_BEFORE] = found.quantizer["error"]
             lines["codes alone"] = found.quantizer["error_of_codes"]
         plots.append(_by_prefix(lines, "error by number of codes", "‖x − x̂‖² ÷ ‖x − mean‖²"))
-    if "semantic_cohesion" in found.catalogue:
-        plots.append(_cohesion(found.catalogue))
+    if "semantic_cohesion" in found.catalog:
+        plots.append(_cohesion(found.catalog))
     for kind, who in (("nearest_overlap", "nearest in vector space"), ("cooccurrence_overlap", "used together")):
-        if kind in found.catalogue:
-            overlap = found.catalogue[kind]
+        if kind in found.catalog:
+            overlap = found.catalog[kind]
             lines = {"catalog": overlap["overlap"]}
             if found.quantizer is not None:
                 lines[_BEFORE] = found.quantizer[kind]["overlap"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from ..artifacts import read_json
 from ..errors import HfGrError
 from .base import Quantizer
-from .station import METHODS
+from .stage import METHODS
 
 
 def load_quantizer(folder: str | Path) -> Quantizer:
@@ -15,7 +15,7 @@ def load_quantizer(folder: str | Path) -> Quantizer:
         folder: `quantizer/` of a folder that `hf-gr quantize` wrote.
 
     Raises:
-        HfGrError: If there is none, or it is of no method of [`~hf_gr.quantizers.station.METHODS`].
+        HfGrError: If there is none, or it is of no method of [`~hf_gr.quantizers.stage.METHODS`].
     """
     folder = Path(folder)
     known = {method.config_class.model_type: method for method in METHODS.values()}

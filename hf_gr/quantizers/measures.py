@@ -30,7 +30,7 @@ def _of_redundancy(name: str) -> Callable[[dict[str, Any]], Any]:
 
 
 OVERALL = (
-    Measure("items", "", "rows of the catalogue", ",", lambda r: r["items"]),
+    Measure("items", "", "rows of the catalog", ",", lambda r: r["items"]),
     Measure("SIDs", "", "different ones that items have", ",", lambda r: r["distinct_sids"]),
     Measure(
         "collision rate",

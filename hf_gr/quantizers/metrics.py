@@ -1,6 +1,6 @@
 """How good a codebook is, told without training a recommender.
 
-Sizes are those of catalogues of 10 million items: vectors may be memory-mapped, and are read in chunks.
+Sizes are those of catalogs of 10 million items: vectors may be memory-mapped, and are read in chunks.
 """
 
 from collections.abc import Iterator, Sequence

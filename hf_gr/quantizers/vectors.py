@@ -33,7 +33,7 @@ def check_vectors(vectors: np.ndarray, dim: int, item_ids: Sequence[str] | None 
 def check_distinct(vectors: np.ndarray, codebook_sizes: Sequence[int], item_ids: Sequence[str] | None = None) -> None:
     """Raises [`HfGrError`] if fewer vectors differ than a codebook has codes; warns of items that are the same.
 
-    A catalogue may well hold one product twice, so equal vectors are refused only when they leave too little to learn
+    A catalog may well hold one product twice, so equal vectors are refused only when they leave too little to learn
     from; of the others the collision resolution makes distinct SIDs.
     """
     largest = max(codebook_sizes)

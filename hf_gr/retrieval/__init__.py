@@ -1,4 +1,4 @@
-"""Dense retrieval: items by their own vectors, the whole catalogue ranked."""
+"""Dense retrieval: items by their own vectors, the whole catalog ranked."""
 
 from ..models import BSARecConfig, BSARecModel
 from .config import RETRIEVE_CONFIGS, RetrieveConfig, RetrieverConfig

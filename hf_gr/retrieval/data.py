@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..dataset import Histories
-from ..models.bsarec import PADDING, padded
+from ..models.bsarec import PADDING, pad_histories
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,8 +16,8 @@ class TrainingRows(Dataset):
     """Rows of training.
 
     Attributes:
-        num_items: Size of the catalogue.
-        inputs: For every row int64 [T]: the number of items (the start), then rows of the catalogue, oldest first.
+        num_items: Size of the catalog.
+        inputs: For every row int64 [T]: the number of items (the start), then rows of the catalog, oldest first.
         labels: For every row int64 [T]: what follows each position, −1 where it does not count.
     """
 
@@ -37,7 +37,7 @@ def training_rows(train: Histories, num_items: int, max_history: int, causal: bo
 
     Args:
         train: Training histories, of E events.
-        num_items: Size of the catalogue.
+        num_items: Size of the catalog.
         max_history: Events that a row holds at most.
         causal: All positions of a row teach: a user is one row or, with a history longer than `max_history` + 1,
             several that overlap by half [ours]. Else every event has a row of its own with what came before it, E rows
@@ -106,4 +106,4 @@ class AlikeLengths(Sampler[int]):
 
 def collate(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     """A batch of [`TrainingRows`]: `input_ids` and `labels`, int64 [B, T]."""
-    return {name: padded([row[name] for row in rows]) for name in ("input_ids", "labels")}
+    return {name: pad_histories([row[name] for row in rows]) for name in ("input_ids", "labels")}

@@ -1,4 +1,4 @@
-"""The retriever: a dense model with its items, and one call that ranks the whole catalogue."""
+"""The retriever: a dense model with its items, and one call that ranks the whole catalog."""
 
 import zlib
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Retrieved(NamedTuple):
     """Answers to B histories.
 
     Attributes:
-        items: int64 [B, K], catalogue rows, best first, distinct; −1 behind the last where filters leave fewer than K.
+        items: int64 [B, K], catalog rows, best first, distinct; −1 behind the last where filters leave fewer than K.
         scores: float32 [B, K], log-probability among all items; −inf behind the last.
     """
 
@@ -81,14 +81,14 @@ class Retriever:
         whenever the same history is asked for.
 
         Args:
-            histories: In rows of the catalogue; an empty one is a cold user.
+            histories: In rows of the catalog; an empty one is a cold user.
             top_k: K.
             exclude: For every history rows of items that are no answer to it.
             only: Rows of the items that may be an answer; all of them if left out.
             batch_size: Histories at a time; their scores are float32 [batch_size, N].
 
         Raises:
-            HfGrError: For an item outside the catalogue, a `top_k` below 1, or scores that are not finite.
+            HfGrError: For an item outside the catalog, a `top_k` below 1, or scores that are not finite.
         """
         if top_k < 1:
             raise HfGrError(f"top_k is {top_k}; it must be at least 1.")

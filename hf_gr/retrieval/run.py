@@ -1,4 +1,4 @@
-"""The station: from a dataset to a trained dense retriever."""
+"""The stage: from a dataset to a trained dense retriever."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""transformers' trainer for dense retrievers, measured by ranking the whole catalogue."""
+"""transformers' trainer for dense retrievers, measured by ranking the whole catalog."""
 
 from typing import Any
 

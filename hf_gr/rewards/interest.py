@@ -80,7 +80,7 @@ def match(rollouts: Rollouts, items: ItemKnowledge) -> np.ndarray:
         HfGrError: If the rollouts come without histories: the dataset has no column `history`.
     """
     if rollouts.taken is None:
-        raise HfGrError("it needs each prompt's history; add a column `history` of catalogue rows to the dataset.")
+        raise HfGrError("it needs each prompt's history; add a column `history` of catalog rows to the dataset.")
     known = rollouts.taken >= 0
     prompt = np.nonzero(known)[0]
     shape = (len(rollouts.taken), len(items))

@@ -18,7 +18,7 @@ from ..interests import Interests
 from ..quantizers.metrics import unit_rows
 
 
-WINDOW = 5  # events apart, as where behaviour vectors are made
+WINDOW = 5  # events apart, as where behavior vectors are made
 
 Reward = Callable[..., np.ndarray]  # reward(rollouts, items, **parameters) -> float64 [P, G]
 
@@ -28,7 +28,7 @@ class Rollouts:
     """What the policy answered to P prompts, G times each.
 
     Attributes:
-        items: int64 [P, G], catalogue rows; −1 where a rollout is no item.
+        items: int64 [P, G], catalog rows; −1 where a rollout is no item.
         targets: int64 [P, n], the next n items that the user took; the first one, *the* target, is always there, later
             ones are −1 where the user has fewer.
         scores: float64 [P, G], log-probability of each rollout when it was drawn.
@@ -64,7 +64,7 @@ class ItemKnowledge:
 
     Attributes:
         catalog: The items and their SIDs.
-        train: Histories of the training part, in rows of the catalogue.
+        train: Histories of the training part, in rows of the catalog.
         embeddings: Folder of `hf-gr embed`, if there is one.
         mined: Mined interests, if there are any; else an item's categories are its interests.
         quality: float64 [N], how good the interests of each item are (q of [`~hf_gr.rewards.interest`]); 1 without
@@ -85,28 +85,28 @@ class ItemKnowledge:
         embeddings: str | Path | None = None,
         interests: Interests | None = None,
     ) -> "ItemKnowledge":
-        """Knowledge of the items of a catalogue.
+        """Knowledge of the items of a catalog.
 
         Args:
             catalog: The items and their SIDs.
-            train: Histories of the training part, and nothing else, in rows of the catalogue.
+            train: Histories of the training part, and nothing else, in rows of the catalog.
             embeddings: Folder of `hf-gr embed` with the vectors of just these items; without it an item's vector is
                 made of its codes.
-            interests: Mined ones, best labelled (`hf-gr label`); those of items that the catalogue lacks are skipped.
+            interests: Mined ones, best labelled (`hf-gr label`); those of items that the catalog lacks are skipped.
 
         Raises:
-            HfGrError: If events name other rows than the catalogue's, or the interests none of its items.
+            HfGrError: If events name other rows than the catalog's, or the interests none of its items.
         """
         if len(train.items) and not 0 <= train.items.min() <= train.items.max() < len(catalog):
             raise HfGrError(
-                f"the training events name item rows {train.items.min()} to {train.items.max()}, but the catalogue "
+                f"the training events name item rows {train.items.min()} to {train.items.max()}, but the catalog "
                 f"has {len(catalog)} items; align the dataset with InteractionDataset.aligned(catalog.item_ids)."
             )
         if interests is None:
             return cls(catalog, train, embeddings, None, np.ones(len(catalog)))
         if not any(interests.of_items(catalog.item_ids)):
             raise HfGrError(
-                "the interests name no item of the catalogue; give those that were mined on the same dataset."
+                "the interests name no item of the catalog; give those that were mined on the same dataset."
             )
         return cls(catalog, train, embeddings, interests.items.accepted, interests.quality(catalog.item_ids))
 
@@ -137,7 +137,7 @@ class ItemKnowledge:
             return unit_rows(self._embedded(self.embeddings))
         if not self.catalog.code_vectors:
             raise HfGrError(
-                "items have no vectors: the catalogue holds no code vectors; name the folder of `hf-gr embed` as "
+                "items have no vectors: the catalog holds no code vectors; name the folder of `hf-gr embed` as "
                 "embeddings, or leave out the rewards that compare vectors."
             )
         meaning = self.catalog.num_levels - (self.catalog.collisions == "digit")
@@ -150,7 +150,7 @@ class ItemKnowledge:
         if len(found) != len(self) or recorded not in (None, items_fingerprint(self.catalog.item_ids)):
             raise HfGrError(
                 f"{folder} holds the vectors of {len(found)} items, but not of the {len(self)} items of the "
-                "catalogue, in their order; give the embeddings that the catalogue was made from."
+                "catalog, in their order; give the embeddings that the catalog was made from."
             )
         return found.vectors
 

@@ -103,7 +103,7 @@ def collaborative(rollouts: Rollouts, items: ItemKnowledge) -> np.ndarray:
 def repeat(rollouts: Rollouts, items: ItemKnowledge) -> np.ndarray:
     """Penalty on what the user has taken already, as the prompt's history tells; blind to the target.
 
-    For catalogues in which nothing is taken twice: models put much of their weight on the very items of the history
+    For catalogs in which nothing is taken twice: models put much of their weight on the very items of the history
     (a quarter of first places on Amazon data), since those are like what comes next [ours].
 
     Returns:
@@ -113,7 +113,7 @@ def repeat(rollouts: Rollouts, items: ItemKnowledge) -> np.ndarray:
         HfGrError: If the rollouts come without histories: the dataset has no column `history`.
     """
     if rollouts.taken is None:
-        raise HfGrError("it needs each prompt's history; add a column `history` of catalogue rows to the dataset.")
+        raise HfGrError("it needs each prompt's history; add a column `history` of catalog rows to the dataset.")
     taken = (rollouts.items[:, :, None] == rollouts.taken[:, None, :]).any(axis=2)
     return -(taken & rollouts.valid).astype(np.float64)
 

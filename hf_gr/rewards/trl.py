@@ -89,7 +89,7 @@ def trl_reward(
 ) -> TrlReward:
     """A reward in TRL's signature.
 
-    It reads `completion_ids`, the dataset columns `target` (a catalogue row, or the list of the next n) and, if there
+    It reads `completion_ids`, the dataset columns `target` (a catalog row, or the list of the next n) and, if there
     is one, `history` (the list of the prompt's items), and `rollout_score`, which the rollouts hand over.
 
     Args:

@@ -33,7 +33,7 @@ _LOSS = ("loss", "eval_loss")
 class SidDataConfig(DataConfig):
     """What SFT reads: events, the catalog of semantic IDs, and interests."""
 
-    catalog: str = field(default="", metadata={"help": "SID catalogue folder, as written by `hf-gr quantize`."})
+    catalog: str = field(default="", metadata={"help": "SID catalog folder, as written by `hf-gr quantize`."})
     interests: str | None = field(
         default=None,
         metadata={
@@ -57,7 +57,7 @@ class SidModelConfig(LmConfig):
     )
     continue_from: str | None = field(
         default=None,
-        metadata={"help": "A model made by hf_gr to go on training, in place of `model`; same catalogue."},
+        metadata={"help": "A model made by hf_gr to go on training, in place of `model`; same catalog."},
     )
     form: str | None = field(
         default=None,

@@ -66,8 +66,8 @@ class OldRows(TrainerCallback):
 
 
 class RowsFirst(OldRows):
-    """For the first steps of a training only new token rows move, as newcomers to a pretrained LM would otherwise
-    upset it (our choice of form; users of such recipes report that it is needed).
+    """For the first steps of a training only new token rows move: drawn at random, they would otherwise upset a
+    pretrained LM (our choice of form; users of such recipes report that it is needed).
 
     What must not move has no gradient when the optimizer steps, so that no moments touch it, and old rows are put back
     after weight decay.

@@ -10,9 +10,9 @@ from ..catalog import SidCatalog
 from ..dataset import Histories
 from ..errors import HfGrError
 from ..interests import Interests
-from ..vocabulary import SidVocabulary, encode_text
+from ..vocabulary import SidVocabulary, text_ids
 from .rows import lists
-from .writing import filled, named, of_items, sids, texts_of
+from .writing import filled, of_items, sids, text_answers, texts_of
 
 
 INTERESTS = "\nInterests:"  # asks for interests after SIDs
@@ -60,9 +60,9 @@ def sid_to_interest(
     own = interests.accepted.of_items(catalog.item_ids)
     words = texts_of(tokenizer, [", ".join(some) for some in own], max_text)
     items = np.flatnonzero(catalog.live & filled(words))
-    marker = encode_text(tokenizer, INTERESTS)
+    marker = text_ids(tokenizer, INTERESTS)
     trunks = lists([[vocabulary.start_id, *sid, *marker] for sid in vocabulary.item_tokens(catalog).tolist()])
-    return of_items(items, trunks, named(words, [], tokenizer, items))
+    return of_items(items, trunks, text_answers(words, [], tokenizer, items))
 
 
 def user_interests_to_sid(

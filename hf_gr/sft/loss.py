@@ -89,7 +89,7 @@ def answer_loss(
 
 def dense_pairs(hidden: torch.Tensor, packed: Packed, grammar: SidGrammar) -> tuple[torch.Tensor, torch.Tensor]:
     """For every answer that is a semantic ID what it is read from, float [n, d], and its item, int64 [n] rows of the
-    catalogue: on a shared semantic ID the first of the bucket."""
+    catalog: on a shared semantic ID the first of the bucket."""
     is_sid = sids_among(packed, grammar)
     states = grammar.walk(packed.labels[is_sid][:, : grammar.answer_length])
     return hidden.flatten(0, 1)[packed.predictors[is_sid][:, 0]], grammar.items(states, limit=1)[:, 0]

@@ -104,23 +104,23 @@ def rows_of(
     trunks = np.insert(flat, np.repeat(read[:-1], opened[kept]), fronts.flatten().to_numpy())
     by_row = offsets(counts[kept])
     columns = {
-        "input_ids": split(trunks, read + offsets(opened[kept])),
-        "attach": split(attach, by_row),
-        "answers": split(answers[0], by_row),
-        "labels": split(answers[1], by_row),
-        "weights": split(np.ones(len(row)) if weights is None else weights, by_row),
+        "input_ids": split_lists(trunks, read + offsets(opened[kept])),
+        "attach": split_lists(attach, by_row),
+        "answers": split_lists(answers[0], by_row),
+        "labels": split_lists(answers[1], by_row),
+        "weights": split_lists(np.ones(len(row)) if weights is None else weights, by_row),
     }
     return Dataset.from_dict(columns, features=FEATURES)
 
 
-def split(values: np.ndarray | pa.Array, begins: np.ndarray) -> pa.LargeListArray:
+def split_lists(values: np.ndarray | pa.Array, begins: np.ndarray) -> pa.LargeListArray:
     """Values cut into lists at [`offsets`]."""
     return pa.LargeListArray.from_arrays(pa.array(begins, pa.int64()), values)
 
 
 def matrix(values: np.ndarray) -> pa.LargeListArray:
     """The rows of an array [n, m] as lists."""
-    return split(values.ravel(), np.arange(len(values) + 1) * values.shape[1])
+    return split_lists(values.ravel(), np.arange(len(values) + 1) * values.shape[1])
 
 
 def lists(values: Iterable[Sequence[int]]) -> pa.LargeListArray:

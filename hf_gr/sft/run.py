@@ -1,4 +1,4 @@
-"""The station: from dataset and catalogue to a fine-tuned model."""
+"""The stage: from dataset and catalog to a fine-tuned model."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..offline import resolve
 from ..provenance import learned_from
 from ..runs import Run
 from ..training import load_lm, trained_model
-from ..vocabulary import SidVocabulary, add_vocabulary, encode_text, reads_text
+from ..vocabulary import SidVocabulary, add_vocabulary, reads_text, text_ids
 from .config import SFT_CONFIGS, SidDataConfig, SidModelConfig, SidSFTConfig, check_together
 from .trainer import SidSFTTrainer
 
@@ -81,7 +81,7 @@ def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run
 def starting_model(
     config: SidModelConfig, catalog: SidCatalog, train: Histories, seed: int = 42
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SidVocabulary]:
-    """The LM with the catalogue's tokens: a plain one that gets them now, or one of ours that is to go on, perhaps in
+    """The LM with the catalog's tokens: a plain one that gets them now, or one of ours that is to go on, perhaps in
     another form."""
     if config.continue_from:
         model, tokenizer = load_lm(config.continue_from, config.attention)
@@ -108,7 +108,7 @@ def starting_model(
     )
     if config.prompt and not reads_text(tokenizer):
         raise HfGrError("prompt is set, but the model is of semantic IDs alone; give it text: true, or no prompt.")
-    vocabulary = replace(vocabulary, prompt_ids=tuple(encode_text(tokenizer, config.prompt)))
+    vocabulary = replace(vocabulary, prompt_ids=tuple(text_ids(tokenizer, config.prompt)))
     if vocabulary.sid_form.item_table:
         codebooks = [[ids[0], len(ids)] for ids in vocabulary.code_ids]
         codes = torch.from_numpy(vocabulary.item_tokens(catalog))
@@ -135,7 +135,7 @@ def _check_going_on(
     """Raises [`HfGrError`] where the config asks for other histories or another recursion than the model that goes on
     has; what it leaves at the default is as in the model."""
     default = SidModelConfig()
-    same_prompt = tuple(encode_text(tokenizer, config.prompt)) == vocabulary.prompt_ids
+    same_prompt = tuple(text_ids(tokenizer, config.prompt)) == vocabulary.prompt_ids
     asked: dict[str, tuple[Any, Any]] = {
         "max_history": (config.max_history, vocabulary.max_history),
         "context": (config.context, vocabulary.context),

@@ -15,9 +15,9 @@ from ..branches import IGNORED
 from ..catalog import SidCatalog
 from ..dataset import Cases, Histories
 from ..errors import HfGrError
-from ..vocabulary import SidVocabulary, encode_text
+from ..vocabulary import SidVocabulary, text_ids
 from .rows import following, lists, matrix, offsets, rows_of, windows_of
-from .writing import answer_tokens, filled, named, of_items, sids, texts_of
+from .writing import answer_tokens, filled, of_items, sids, text_answers, texts_of
 
 
 TITLE = "\nTitle:"  # asks for a title after SIDs
@@ -39,7 +39,7 @@ def next_item(
     left out.
 
     Args:
-        train: Items as catalogue rows.
+        train: Items as catalog rows.
         catalog, vocabulary: Of the model.
         steps: The items of how many events after a position are its targets (within the window).
         decay: The k-th of them weighs decay**(k − 1).
@@ -113,12 +113,12 @@ def sid_to_title(
     end-of-text token, over the whole vocabulary."""
     titles = texts_of(tokenizer, catalog.titles, max_text)
     items = np.flatnonzero(catalog.live & filled(titles))
-    marker = encode_text(tokenizer, TITLE)
+    marker = text_ids(tokenizer, TITLE)
     codes = vocabulary.item_tokens(catalog).tolist()
     return of_items(
         items,
         lists([[vocabulary.start_id, *sid, *marker] for sid in codes]),
-        named(titles, [], tokenizer, items),
+        text_answers(titles, [], tokenizer, items),
     )
 
 
@@ -136,7 +136,7 @@ def title_history_to_sid(
     Windows as in [`next_item`], but of at most `max_titles` + 1 events, since a title takes many more tokens than a
     SID [ours]; at every position but a window's first (where no title was read yet) a branch `<items>` and the SID.
     """
-    titles, line = texts_of(tokenizer, catalog.titles, max_text), encode_text(tokenizer, "\n")
+    titles, line = texts_of(tokenizer, catalog.titles, max_text), text_ids(tokenizer, "\n")
     windows = windows_of(train, min(vocabulary.max_history, max_titles) + 1)
     row, position, target, _ = following(*windows, catalog.live[train.items], 1)
     read = position > windows[0][row]
@@ -163,7 +163,7 @@ def sid_history_to_title(
 ) -> Dataset:
     """The next item's title from a history: rows of [`next_item`], at every position a branch "Title:", the title and
     the end-of-text token."""
-    titles, marker = texts_of(tokenizer, catalog.titles, max_text), encode_text(tokenizer, TITLE)
+    titles, marker = texts_of(tokenizer, catalog.titles, max_text), text_ids(tokenizer, TITLE)
     windows = windows_of(train, vocabulary.max_history + 1)
     row, position, target, _ = following(*windows, (catalog.live & filled(titles))[train.items], 1)
     return rows_of(
@@ -172,7 +172,7 @@ def sid_history_to_title(
         windows,
         row,
         position,
-        named(titles, marker, tokenizer, train.items[target]),
+        text_answers(titles, marker, tokenizer, train.items[target]),
     )
 
 
@@ -192,7 +192,7 @@ def query_to_sid(
     history before it [ours].
 
     Args:
-        train: Items as catalogue rows. Users who took nothing that is live and has words are left out.
+        train: Items as catalog rows. Users who took nothing that is live and has words are left out.
         catalog, vocabulary, tokenizer: Of the model.
         seed: Of the draws.
         max_text: Tokens that a query keeps.

@@ -32,7 +32,7 @@ from ..models import (
     side_losses,
     window_of,
 )
-from ..models.feedback import read
+from ..models.feedback import read_thoughts
 from ..packing import Rows, pack
 from ..training import is_sharded, without_router_loss
 from ..validation import Patience, ValidatedTrainer, Validation, drawn_cases
@@ -221,7 +221,7 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
             if isinstance(grammar, UnorderedGrammar):
                 packed = self._ordered(packed, grammar)
             if self.heads is not None and self.heads.feed is not None:
-                hidden = read(plain, packed, self.heads.feed)
+                hidden = read_thoughts(plain, packed, self.heads.feed)
             else:
                 hidden = last_hidden(plain, **packed.inputs(plain.config._attn_implementation, plain.dtype))
             output = answer_loss(plain, hidden, packed, grammar, self.args.loss, self.heads, self.args.set_credit)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ..branches import IGNORED
 from ..catalog import SidCatalog
 from ..errors import HfGrError
-from ..vocabulary import SidVocabulary, encode_text
+from ..vocabulary import SidVocabulary, text_ids
 from .rows import Answers, lists, matrix, rows_of
 
 
@@ -26,7 +26,7 @@ def answer_tokens(vocabulary: SidVocabulary, catalog: SidCatalog, items: np.ndar
 
 def texts_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_text: int) -> list[list[int]]:
     """Token ids of every text, at most `max_text` each."""
-    found = [encode_text(tokenizer, text)[:max_text] for text in texts]
+    found = [text_ids(tokenizer, text)[:max_text] for text in texts]
     if found and not any(token != tokenizer.unk_token_id for tokens in found for token in tokens):
         raise HfGrError(
             "the task needs texts, but items have none or the model reads none; set text: true or drop it."
@@ -39,7 +39,9 @@ def filled(entries: Sequence[Sequence]) -> np.ndarray:
     return np.array([len(entry) > 0 for entry in entries], bool)
 
 
-def named(texts: list[list[int]], marker: list[int], tokenizer: PreTrainedTokenizerBase, items: np.ndarray) -> Answers:
+def text_answers(
+    texts: list[list[int]], marker: list[int], tokenizer: PreTrainedTokenizerBase, items: np.ndarray
+) -> Answers:
     """Tokens and labels of answers that are texts of some items, after an unlabelled marker and before the end-of-text
     token."""
     end = tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""A suite on a made-up data set whose stations are real but tiny."""
+"""A suite on a made-up data set whose stages are real but tiny."""
 
 from pathlib import Path
 

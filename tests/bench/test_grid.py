@@ -40,14 +40,14 @@ pq.write_table(pa.table(lists), folder / "predictions.parquet")
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Stations that only write what a grid reads, and a log of those that ran."""
-    log, script = tmp_path / "ran.txt", tmp_path / "station.py"
+    """Stages that only write what a grid reads, and a log of those that ran."""
+    log, script = tmp_path / "ran.txt", tmp_path / "stage.py"
 
     def pause(seconds: float) -> None:
         script.write_text(f"LOG, PAUSE = {str(log)!r}, {seconds}\n{STAND_IN}")
 
     pause(0)
-    monkeypatch.setattr("hf_gr.bench.steps.STATIONS", [sys.executable, str(script)])
+    monkeypatch.setattr("hf_gr.bench.steps.STAGES", [sys.executable, str(script)])
     log.touch()
     return log, pause
 
@@ -56,7 +56,7 @@ def ran(log: Path) -> list[str]:
     return log.read_text().splitlines()
 
 
-def test_cells_share_artefacts_and_are_not_run_again(tmp_path, stand_in):
+def test_cells_share_artifacts_and_are_not_run_again(tmp_path, stand_in):
     log, _ = stand_in
     suite, places = load_suite(write_suite(tmp_path, exclude_seen=False)), Places(tmp_path / "out", tmp_path)
     outcomes = run_grid(suite, suite.cells(), places, jobs=2)
@@ -99,7 +99,7 @@ def test_an_interrupted_grid_ends_what_runs_and_begins_nothing_more(tmp_path, st
     assert cost["seconds"] > first["seconds"] + 0.3  # both attempts
 
 
-def test_a_killed_station_is_run_again_and_finished_ones_are_not(tmp_path, stand_in):
+def test_a_killed_stage_is_run_again_and_finished_ones_are_not(tmp_path, stand_in):
     log, pause = stand_in
     file = write_suite(tmp_path, exclude_seen=False)
     suite, places = load_suite(file), Places(tmp_path / "out", tmp_path)

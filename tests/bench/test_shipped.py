@@ -1,20 +1,20 @@
-"""Every command of every suite that is shipped is one that its station takes."""
+"""Every command of every suite that is shipped is one that its stage takes."""
 
 from pathlib import Path
 
 import pytest
-from stations import STATIONS
+from stages import STAGES
 
 from hf_gr.arguments import parse_config
 from hf_gr.bench import Places, Results, load_suite
 from hf_gr.bench.page import write_page
 from hf_gr.bench.results import METRICS, per_user
-from hf_gr.bench.steps import STATIONS as PROGRAM
+from hf_gr.bench.steps import STAGES as PROGRAM
 from hf_gr.bench.steps import steps_of
 from hf_gr.bench.suite import shipped_suites
-from hf_gr.embedding import station as embed
+from hf_gr.embedding import stage as embed
 from hf_gr.interests import labelling, mining
-from hf_gr.quantizers import station as quantize
+from hf_gr.quantizers import stage as quantize
 
 
 CHECKS = {"embed": embed._check, "mine": mining._check, "label": labelling._check, "quantize": quantize._check}
@@ -23,7 +23,7 @@ SHIPPED = shipped_suites()
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_command_of_a_suite_is_read_by_its_station(name, tmp_path, monkeypatch):
+def test_every_command_of_a_suite_is_read_by_its_stage(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     suite = load_suite(name)
     read = set()
@@ -31,10 +31,10 @@ def test_every_command_of_a_suite_is_read_by_its_station(name, tmp_path, monkeyp
         if cell.seed != min(suite.seeds):
             continue
         for step in steps_of(suite, cell, Places(tmp_path, tmp_path)):
-            if step.station in STATIONS and step.key not in read:
-                config = parse_config(STATIONS[step.station], step.command[len(PROGRAM) + 1 :])
-                if step.station in CHECKS:
-                    CHECKS[step.station](config)
+            if step.stage in STAGES and step.key not in read:
+                config = parse_config(STAGES[step.stage], step.command[len(PROGRAM) + 1 :])
+                if step.stage in CHECKS:
+                    CHECKS[step.stage](config)
                 read.add(step.key)
     assert read
 

@@ -1,4 +1,4 @@
-"""Stations of a cell: their order and keys, what they took, and what they hear of a launcher."""
+"""Stages of a cell: their order and keys, what they took, and what they hear of a launcher."""
 
 import json
 import os
@@ -8,14 +8,14 @@ import pytest
 from bench.suites import write_suite
 
 from hf_gr.bench import Places, load_suite
-from hf_gr.bench.steps import LAUNCHER, Station, Step, _environment, steps_of
+from hf_gr.bench.steps import LAUNCHER, Stage, Step, _environment, steps_of
 from hf_gr.errors import HfGrError
 
 
-def test_stations_of_a_cell_and_what_changes_their_keys(tmp_path):
+def test_stages_of_a_cell_and_what_changes_their_keys(tmp_path):
     suite = load_suite(write_suite(tmp_path))
     flat, wide = (steps_of(suite, cell, Places(tmp_path / "out", tmp_path)) for cell in suite.cells())
-    assert [step.station for step in flat] == ["prepare", "embed", "quantize", "sft", "evaluate"]
+    assert [step.stage for step in flat] == ["prepare", "embed", "quantize", "sft", "evaluate"]
     assert [one.key == other.key for one, other in zip(flat, wide, strict=True)] == [True] * 3 + [False] * 2
     assert (
         flat[0].output == tmp_path / "out/circle/dataset" and flat[-1].output == tmp_path / "out/circle/flat-s0/test"
@@ -37,7 +37,7 @@ def test_a_method_goes_on_from_another_ones_model(tmp_path):
     first, second = (steps_of(suite, cell, Places(tmp_path / "out", tmp_path)) for cell in suite.cells())
     assert [step.key for step in second[:4]] == [step.key for step in first[:4]]
     assert second[4].command[second[4].command.index("--model") + 1] == str(first[3].output)
-    assert [step.station for step in second[3:]] == ["sft", "grpo", "evaluate"]
+    assert [step.stage for step in second[3:]] == ["sft", "grpo", "evaluate"]
     assert second[5].command[second[5].command.index("--model") + 1] == str(second[4].output)
 
 
@@ -49,7 +49,7 @@ def test_a_model_is_blended_with_a_retriever(tmp_path):
     }
     suite = load_suite(write_suite(tmp_path, methods=methods))
     flat, dense, both = (steps_of(suite, cell, Places(tmp_path / "out", tmp_path)) for cell in suite.cells())
-    assert [step.station for step in both[3:]] == ["sft", "retrieve", "blend", "evaluate"]
+    assert [step.stage for step in both[3:]] == ["sft", "retrieve", "blend", "evaluate"]
     assert (both[3].key, both[4].key) == (flat[3].key, dense[1].key)
     joined = ["blend", str(flat[3].output), str(dense[1].output), "--share", "0.3", "--out", str(both[5].output)]
     assert both[5].command[-7:] == joined
@@ -73,14 +73,14 @@ def test_interests_are_mined_once_and_told_to_what_reads_them(tmp_path):
         (tmp_path / "circle" / f"{name}.yaml").write_text(json.dumps(reads | {"seed": 0}))
     suite, places = load_suite(file), Places(tmp_path / "out", tmp_path)
     flat, told, tasks, reward = (steps_of(suite, cell, places) for cell in suite.cells())
-    stations = ["prepare", "mine", "label", "embed", "quantize", "sft", "evaluate"]
-    assert [step.station for step in told] == stations
-    assert [step.station for step in reward] == [*stations[:-1], "grpo", "evaluate"]
+    stages = ["prepare", "mine", "label", "embed", "quantize", "sft", "evaluate"]
+    assert [step.stage for step in told] == stages
+    assert [step.stage for step in reward] == [*stages[:-1], "grpo", "evaluate"]
     assert [one.key for one in told[:5]] == [other.key for other in tasks[:5]] and told[5].key != tasks[5].key
     assert {step.key for step in flat[1:]}.isdisjoint(step.key for step in told)
     assert flat[1].output != told[3].output and flat[2].output != told[4].output  # vectors and codes of their own
     readers = {
-        step.station: step.command[step.command.index("--interests") + 1]
+        step.stage: step.command[step.command.index("--interests") + 1]
         for step in reward
         if "--interests" in step.command
     }
@@ -101,17 +101,17 @@ def test_interests_are_mined_once_and_told_to_what_reads_them(tmp_path):
 def test_what_was_measured_stays_where_only_a_key_has_changed(tmp_path):
     output = tmp_path / "made"
     output.mkdir()
-    command = [sys.executable, "-c", "pass"]  # a station that finds its output up to date
+    command = [sys.executable, "-c", "pass"]  # a stage that finds its output up to date
     measured = {"seconds": 5.0, "cpu_seconds": 4.0, "peak_bytes": 3}
     old, new = (Step("sft", output, command, key) for key in ("old", "new"))
     old.cost_file.write_text(json.dumps(measured | {"key": "old", "finished": True}))
     assert new.cost() is None
-    assert Station(1).run(new, tmp_path / "log.txt") == measured and new.cost()["seconds"] == 5.0
+    assert Stage(1).run(new, tmp_path / "log.txt") == measured and new.cost()["seconds"] == 5.0
     old.cost_file.unlink()
-    assert Station(1).run(new, tmp_path / "log.txt") == dict.fromkeys(measured)
+    assert Stage(1).run(new, tmp_path / "log.txt") == dict.fromkeys(measured)
 
 
-def test_stations_hear_nothing_of_a_launcher(monkeypatch):
+def test_stages_hear_nothing_of_a_launcher(monkeypatch):
     for name in (
         "RANK",
         "WORLD_SIZE",
@@ -133,6 +133,6 @@ def test_item_knn_is_judged_without_a_training(tmp_path):
     methods = {"knn": {"evaluate": {"baselines": True}}, "flat": {"quantize": "quantize", "sft": "sft-flat"}}
     suite = load_suite(write_suite(tmp_path, methods=methods))
     steps = steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))
-    assert [step.station for step in steps] == ["prepare", "evaluate"]
+    assert [step.stage for step in steps] == ["prepare", "evaluate"]
     words = steps[1].command
     assert words[words.index("--baselines") + 1] == "true" and "--model" not in words and "--predictions" not in words

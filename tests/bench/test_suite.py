@@ -77,7 +77,7 @@ def test_recipes_stand_beside_a_suite_or_ship_with_the_package(tmp_path, monkeyp
 def test_baselines_are_refused_where_there_is_no_checkout(tmp_path, monkeypatch):
     suite = load_suite(write_suite(tmp_path, methods={"ease": {"lists": "ease"}}, against=""))
     monkeypatch.chdir(ROOT)
-    assert [step.station for step in steps_of(suite, suite.cells()[0], Places(tmp_path, tmp_path))][1] == "lists"
+    assert [step.stage for step in steps_of(suite, suite.cells()[0], Places(tmp_path, tmp_path))][1] == "lists"
     monkeypatch.chdir(tmp_path)
     with pytest.raises(HfGrError, match=r"method ease is computed by .* run the suite in a checkout"):
         steps_of(suite, suite.cells()[0], Places(tmp_path, tmp_path))
@@ -90,4 +90,4 @@ def test_shipped_suites_find_their_recipes(name, tmp_path, monkeypatch):
     assert suite.against in suite.methods
     for cell in suite.cells():
         steps = steps_of(suite, cell, Places(tmp_path, tmp_path))
-        assert steps[0].station == "prepare" and steps[-1].station == "evaluate"
+        assert steps[0].stage == "prepare" and steps[-1].stage == "evaluate"

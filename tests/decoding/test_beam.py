@@ -1,4 +1,4 @@
-"""From prompts to items: whatever the catalogue, the filter and the model, min(K, live) distinct live items."""
+"""From prompts to items: whatever the catalog, the filter and the model, min(K, live) distinct live items."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from hf_gr.decoding import PrefixCache, beam_search, search, tree_search, tree_support
-from hf_gr.decoding.tree import merged
+from hf_gr.decoding.tree import merge_sets
 from hf_gr.errors import HfGrError
 
 
@@ -102,7 +102,7 @@ def test_with_beams_for_all_it_is_the_exhaustive_ranking(form):
 def test_merged_paths_of_all_orders_are_the_exhaustive_ranking():
     case = build(LlamaConfig, "unordered", tiny_catalog(num_items=8, sizes=(3, 3, 3)))
     paths = tree_search(case.model, case.prompts(), case.grammar, num_beams=8 * 6, merge="none")
-    found = merged(paths, case.grammar)
+    found = merge_sets(paths, case.grammar)
     every = beam_search(case.model, case.prompts(), case.grammar, top_k=8, method="exhaustive")
     distinct = case.grammar.num_sids
     assert torch.allclose(found.scores[:, :distinct].sort(1).values, _sid_scores(every, distinct), atol=1e-4)

@@ -85,7 +85,7 @@ def test_where_orders_say_nothing_every_way_to_merge_is_exact():
 def test_merging_at_every_step_keeps_the_top_ten(width, least):
     """The same ten SIDs as the exact sums have, in whatever order, in at least 95 % of random cases at 50 beams.
 
-    A case is a random catalogue, random codes' scores and a random history. Scores are about as far apart as those of
+    A case is a random catalog, random codes' scores and a random history. Scores are about as far apart as those of
     trained models (the best item has half of the probability or more), and orders matter a little.
     """
     same, overlap, best = [], [], []

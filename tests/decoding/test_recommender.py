@@ -273,11 +273,11 @@ def test_parts_of_different_models_are_refused():
     other = tiny_catalog(NUM_ITEMS, SIZES, seed=1)
     with pytest.raises(HfGrError, match="is not the one this model was trained on"):
         Recommender(RECOMMENDER.model, RECOMMENDER.tokenizer, other, RECOMMENDER.vocabulary)
-    with pytest.raises(HfGrError, match="the tokenizer does not hold the catalogue's tokens"):
+    with pytest.raises(HfGrError, match="the tokenizer does not hold the catalog's tokens"):
         Recommender(RECOMMENDER.model, tiny_tokenizer(), CATALOG, RECOMMENDER.vocabulary)
 
 
-def test_one_item_is_a_catalogue_too():
+def test_one_item_is_a_catalog_too():
     catalog = SidCatalog.from_codes(np.array([[0, 0]]), tiny_catalog(1).items, (1, 1))
     tokenizer, model = tiny_tokenizer(), tiny_lm()
     recommender = Recommender(model, tokenizer, catalog, add_vocabulary(tokenizer, model, catalog, max_history=2))
@@ -314,7 +314,7 @@ def test_requests_without_live_items_have_no_share_of_pruned_paths():
     assert np.isnan(answers.pruned).tolist() == [False, True, False]
 
 
-def test_reflections_are_made_once_for_a_catalogue_and_threshold():
+def test_reflections_are_made_once_for_a_catalog_and_threshold():
     recommender = build()
     assert recommender.reflection(0) is None and recommender.reflection(0.0) is None
     first = recommender.reflection(0.5)

@@ -119,7 +119,7 @@ def test_thresholds_are_numbers_from_0_to_1(threshold):
         Reflection(torch.ones(6, 2), threshold)
 
 
-def test_catalogues_without_telling_categories_are_refused():
+def test_catalogs_without_telling_categories_are_refused():
     made = catalog_of(20, (3, 3))
     shared = made.items.set_column(2, "categories", pa.array([["Beauty"]] * 20))
     for items in (made.items.drop_columns("categories"), shared):

@@ -182,7 +182,7 @@ def test_a_session_without_answers_says_so(caplog):
     assert "no item to answer with" in caplog.text
 
 
-def test_a_swapped_catalogue_reaches_live_sessions():
+def test_a_swapped_catalog_reaches_live_sessions():
     recommender = recommender_of()
     session = recommender.session(STREAM[:3])
     best = session.recommend(1)[0][0]
@@ -196,7 +196,7 @@ def test_what_a_session_refuses():
     session = RECOMMENDER.session(STREAM[:3])
     before = session.recommend(10)
     for call in (lambda: session.append("nothing"), lambda: session.recommend(exclude=["nothing"])):
-        with pytest.raises(HfGrError, match="'nothing' is not in the catalogue"):
+        with pytest.raises(HfGrError, match="'nothing' is not in the catalog"):
             call()
     assert session.recommend(10) == before
     for block in (0, WINDOW + 1):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from hf_gr.dataset import InteractionDataset
-from hf_gr.embedding.station import EmbedConfig, embed
+from hf_gr.embedding.stage import EmbedConfig, embed
 from hf_gr.embedding.store import ItemVectors
 from hf_gr.embedding.text import encode_text, item_texts
 from hf_gr.errors import HfGrError

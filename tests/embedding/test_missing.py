@@ -13,7 +13,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def example(num_items: int = 60, unknown: int = 8) -> dict[str, np.ndarray]:
-    """Behaviour is a noisy linear function of text; the last items have none, and one item has no text."""
+    """Behavior is a noisy linear function of text; the last items have none, and one item has no text."""
     random = np.random.default_rng(0)
     text = random.normal(size=(num_items, 6)).astype(np.float32) * 3
     behavior = (unit(text) @ random.normal(size=(6, 4)) + 0.1 * random.normal(size=(num_items, 4)) + 1).astype(
@@ -71,7 +71,7 @@ def test_an_item_without_text_stays_without_the_part():
 
 
 def test_nothing_is_learned_without_text_or_from_few_items():
-    parts = example(17, unknown=6)  # one of the 11 that have behaviour lacks text
+    parts = example(17, unknown=6)  # one of the 11 that have behavior lacks text
     assert list(learn_maps(parts)) == ["behavior"]
     parts["behavior"][5] = 0
     assert learn_maps(parts) == {}

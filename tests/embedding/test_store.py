@@ -67,7 +67,7 @@ def test_vectors_that_became_nan_on_disk_are_refused_on_load(tmp_path: Path):
         (lambda folder: (folder / "embeddings.safetensors").write_bytes(b"x" * 40), "not a safetensors file"),
     ],
 )
-def test_a_broken_artefact_is_refused(tmp_path: Path, damage, message: str):
+def test_a_broken_artifact_is_refused(tmp_path: Path, damage, message: str):
     ItemVectors(np.zeros((4, 2), np.float32)).save(tmp_path)
     damage(tmp_path)
     with pytest.raises(HfGrError, match=message):

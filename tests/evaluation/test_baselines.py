@@ -92,8 +92,8 @@ def test_training_without_a_pair_still_answers():
     assert sorted(lists[0]) == [0, 1, 2] and lists[0, 2] == 2
 
 
-def test_equal_popularity_is_in_no_order_of_the_catalogue():
-    """All items equal: the lists are no better for those whose targets stand first in the catalogue."""
+def test_equal_popularity_is_in_no_order_of_the_catalog():
+    """All items equal: the lists are no better for those whose targets stand first in the catalog."""
     train, targets = histories(range(2000)), np.random.default_rng(0).integers(100, size=400)
     cases = histories(*[[1999]] * 400)
     for baseline in (Popularity(train, 2000), ItemKNN(train, 2000, window=1)):

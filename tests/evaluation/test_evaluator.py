@@ -18,7 +18,7 @@ from hf_gr.evaluation.predictions import read_predictions
 
 
 class StepRecommender:
-    """Recommends the successors of the latest item; its catalogue is the reversed one of the tiny data set."""
+    """Recommends the successors of the latest item; its catalog is the reversed one of the tiny data set."""
 
     def __init__(self, item_ids):
         size = len(item_ids)
@@ -64,7 +64,7 @@ def config(tmp_path, dataset_folder, model):
     return make
 
 
-def test_station_writes_everything_and_judges_in_dataset_rows(config):
+def test_stage_writes_everything_and_judges_in_dataset_rows(config):
     result = evaluate(config())
     output = Path(config().output_dir)
     names = {file.name for file in output.iterdir()}
@@ -78,7 +78,7 @@ def test_station_writes_everything_and_judges_in_dataset_rows(config):
     assert hits.mean() > 0.7
     assert result["systems"]["model"]["sid"]["HR@1"]["value"] > hits.mean() - 1e-9
     assert result["best"]["HR@1"] == "model"
-    assert result["catalogue"]["collision_rate"] == 1.0
+    assert result["catalog"]["collision_rate"] == 1.0
     assert result["systems"]["model"]["invalid_rate"] == 0
 
 
@@ -139,7 +139,7 @@ def test_a_sample_of_users_is_seeded_and_said(config):
     assert temporal["users"] == 10 < temporal["cases"]
 
 
-def test_a_catalogue_with_fewer_items_misses_the_others(config, monkeypatch):
+def test_a_catalog_with_fewer_items_misses_the_others(config, monkeypatch):
     some = StepRecommender([f"i{n:03d}" for n in range(0, 40, 2)])
     monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, **_: some))
     result = evaluate(config(baselines=False))
@@ -149,7 +149,7 @@ def test_a_catalogue_with_fewer_items_misses_the_others(config, monkeypatch):
     assert result["systems"]["model"]["item"]["HR@20"]["value"] == pytest.approx((cases.targets % 2 == 0).mean())
 
 
-def test_a_catalogue_with_foreign_items_is_refused(config, monkeypatch):
+def test_a_catalog_with_foreign_items_is_refused(config, monkeypatch):
     foreign = StepRecommender(["i001", "elsewhere"])
     monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, **_: foreign))
     with pytest.raises(HfGrError, match="lacks item 'elsewhere'"):

@@ -94,7 +94,7 @@ def test_list_qualities_equal_a_loop(case):
                 invalid += 1
             repeated += item >= 0 and item in items[:place]
     total = max(emitted, 1)
-    assert m.catalogue_coverage(recommended, NUM_ITEMS) == sum(c > 0 for c in counts) / NUM_ITEMS
+    assert m.catalog_coverage(recommended, NUM_ITEMS) == sum(c > 0 for c in counts) / NUM_ITEMS
     assert m.invalid_rate(recommended, NUM_ITEMS) == pytest.approx(invalid / total)
     assert m.duplicate_rate(recommended) == pytest.approx(repeated / total)
     differences = sum(abs(a - b) for a in counts for b in counts)  # the definition by mean absolute difference

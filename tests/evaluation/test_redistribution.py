@@ -1,4 +1,4 @@
-"""Where items moved: against counting item by item, in the station's result and on its page."""
+"""Where items moved: against counting item by item, in the stage's result and on its page."""
 
 import json
 import re
@@ -112,7 +112,7 @@ def test_examples_are_the_most_popular_that_moved_and_what_is_nearest():
         assert [other["sid"] for other in example["nearest"]] == catalog.codes[[first, second]].tolist()
 
 
-def test_catalogues_of_few_items_and_models_that_stayed():
+def test_catalogs_of_few_items_and_models_that_stayed():
     catalog = replace(some_catalog(), live=np.arange(NUM_ITEMS) == 3)
     one = catalog.codes[[3]]
     still = redistribution(catalog, one, np.ones((1, 3)))
@@ -140,7 +140,7 @@ def test_a_model_is_asked_in_batches(monkeypatch):
     assert judge_redistribution(recommender_of(flat, flat.catalog)) is None
 
 
-def test_the_station_tells_where_items_moved(dataset_folder, tmp_path, monkeypatch):
+def test_the_stage_tells_where_items_moved(dataset_folder, tmp_path, monkeypatch):
     case = build(Qwen3Config, RECURSIVE)
     real = recommender_of(case, case.catalog)
     monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, **_: real))

@@ -53,7 +53,7 @@ def page(tmp_path_factory):
         "systems": {EVIL: system(0.25), "popularity": system(0.125)},
         "best": dict.fromkeys(names, None) | {"HR@10": EVIL},
         "differences": {"popularity": {name: numbers(0.125) for name in names}},
-        "catalogue": {
+        "catalog": {
             "items": 5,
             "distinct_sids": 4,
             "collision_rate": 0.4,

@@ -84,7 +84,7 @@ def test_heads_without_an_interest_have_none_to_judge():
 
 def test_examples_are_six_users_with_what_was_thought(monkeypatch):
     thoughts, (cases, top_items) = thoughts_of(), some_cases()
-    cases.targets[:4], top_items[4:6] = -1, -1  # what the catalogue lacks, and empty lists
+    cases.targets[:4], top_items[4:6] = -1, -1  # what the catalog lacks, and empty lists
     found = judge_thoughts(thoughts, cases, top_items, seed=1)
     assert json.loads(json.dumps(found)) == found
     assert found["cases"] == 34 and len(found["examples"]) == 6
@@ -111,7 +111,7 @@ def test_examples_are_six_users_with_what_was_thought(monkeypatch):
     assert judge_thoughts(thoughts, cases, np.full(40, -1)) is None
 
 
-def test_the_station_judges_the_thoughts_of_a_model_that_has_some(dataset_folder, tmp_path, monkeypatch):
+def test_the_stage_judges_the_thoughts_of_a_model_that_has_some(dataset_folder, tmp_path, monkeypatch):
     real = thinking_recommender()
     monkeypatch.setattr(recommender_module, "Recommender", SimpleNamespace(from_pretrained=lambda path, **_: real))
     (tmp_path / "model").mkdir()

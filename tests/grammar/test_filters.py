@@ -124,12 +124,12 @@ def test_bad_filters_are_refused():
         (np.ones(5), r"float64 \[5\]"),
         (np.ones((5, 1), bool), r"5, 1"),
     ):
-        with pytest.raises(HfGrError, match=rf"bool array of the catalogue's 5 rows; this one is .*{shown}"):
+        with pytest.raises(HfGrError, match=rf"bool array of the catalog's 5 rows; this one is .*{shown}"):
             grammar.mask(bad)
     for row in (-1, 5):
         for arguments in (([np.array([0, row])],), (None, [np.array([row])])):
             for long_list in (0, 4096):
-                with pytest.raises(HfGrError, match=rf"{row} is no row of the catalogue, which has 5"):
+                with pytest.raises(HfGrError, match=rf"{row} is no row of the catalog, which has 5"):
                     Requests(*(x or [None] for x in (*arguments, None, None)[:3]), long_list).filter(grammar)
     with pytest.raises(HfGrError, match="a mask belongs to the grammar that made it"):
         grammar.with_items(removed=[0]).filter(only=[grammar.mask(np.ones(5, bool))])

@@ -190,7 +190,7 @@ def test_memory_per_item():
 
 @ALL
 @given(listings(), st.data())
-def test_a_changed_catalogue_is_as_one_built_afresh(listing, data):
+def test_a_changed_catalog_is_as_one_built_afresh(listing, data):
     old, size = listing.grammar(), len(listing.codes)
     before = everything(old, listing)
     sid = st.tuples(*[st.integers(0, size - 1) for size in listing.sizes])
@@ -277,10 +277,10 @@ def test_what_is_no_grammar_is_said_in_one_line(tmp_path):
             TrieGrammar.load(file)
 
 
-def test_bad_catalogues_are_refused():
+def test_bad_catalogs_are_refused():
     codes, tokens = np.array([[0, 1], [1, 0]]), [[4, 5], [6, 7]]
     for bad, items in ((np.empty((0, 2), np.int64), None), (codes, np.empty(0, np.int64))):
-        with pytest.raises(HfGrError, match="the catalogue has no live item; add items"):
+        with pytest.raises(HfGrError, match="the catalog has no live item; add items"):
             TrieGrammar(bad, tokens, items=items)
     with pytest.raises(HfGrError, match="SIDs have 2 codes, but tokens are given for 3 codebooks"):
         TrieGrammar(codes, [*tokens, [8]])
@@ -291,9 +291,9 @@ def test_bad_catalogues_are_refused():
             TrieGrammar(np.array([[0, 1], [1, code]]), tokens)
     TrieGrammar(np.array([[0, 1], [1, 2]]), tokens, items=np.array([0]))  # what is no answer may have no SID
     for row in (-1, 2):
-        with pytest.raises(HfGrError, match=rf"{row} is no row of the catalogue, which has 2"):
+        with pytest.raises(HfGrError, match=rf"{row} is no row of the catalog, which has 2"):
             TrieGrammar(codes, tokens, items=np.array([0, row]))
-        with pytest.raises(HfGrError, match=rf"{row} is no row of the catalogue, which has 2"):
+        with pytest.raises(HfGrError, match=rf"{row} is no row of the catalog, which has 2"):
             TrieGrammar(codes, tokens).with_items(removed=[row])
     with pytest.raises(HfGrError, match=r"added SIDs have shape \[1, 1\]; they must be \[n, 2\]"):
         TrieGrammar(codes, tokens).with_items(np.array([[1]]))

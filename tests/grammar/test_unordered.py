@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
 
 from hf_gr.decoding import beam_search, choose, exhaustive_search, generate_search, tree_search
-from hf_gr.decoding.tree import merged
+from hf_gr.decoding.tree import merge_sets
 from hf_gr.errors import HfGrError
 from hf_gr.grammar import DEAD, UnorderedGrammar, unordered
 from hf_gr.vocabulary import add_vocabulary
@@ -240,7 +240,7 @@ def test_drawn_keys_tell_sets_apart():
 
 @settings(max_examples=25, deadline=None)
 @given(listings(), st.data())
-def test_a_changed_catalogue_is_as_one_built_anew(listing, data):
+def test_a_changed_catalog_is_as_one_built_anew(listing, data):
     grammar = listing.grammar()
     sid = st.tuples(*[st.integers(0, size - 1) for size in listing.sizes])
     added = data.draw(st.lists(sid, min_size=1, max_size=4))
@@ -339,7 +339,7 @@ def test_the_grammar_answers_alike_on_a_gpu():
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "thinking"])
 def small(request):
-    """A model, a small catalogue with shared SIDs and a dead item, and prompts that themselves end in SIDs."""
+    """A model, a small catalog with shared SIDs and a dead item, and prompts that themselves end in SIDs."""
     catalog, model = tiny_catalog(14, (3, 2, 3)), tiny_lm()
     vocabulary = add_vocabulary(tiny_tokenizer(), model, catalog, max_history=10)
     think = vocabulary.think_ids if request.param else ()
@@ -372,7 +372,7 @@ def test_all_orders_together_are_the_exhaustive_ranking(small, filtered):
     every = exhaustive_search(model, prompts, grammar, item_filter=rows)
     if not filtered:
         assert torch.isfinite(beams.scores).all(), "every order of every SID is a path"
-    whole = merged(beams, grammar)
+    whole = merge_sets(beams, grammar)
     assert torch.allclose(whole.scores[:, : grammar.num_sids], every.scores, atol=1e-4)
     assert torch.isneginf(whole.scores[:, grammar.num_sids :]).all()
     live = torch.isfinite(every.scores)

@@ -319,7 +319,7 @@ def test_rollouts_are_live_items_g_for_each_prompt(tmp_path, rollout, window, fo
 
 
 @pytest.mark.parametrize(("rollout", "window"), [("beam", None), ("beam", 4), ("gumbel", None)])
-def test_beams_beyond_the_catalogue_repeat_the_first_answer(tmp_path, rollout, window):
+def test_beams_beyond_the_catalog_repeat_the_first_answer(tmp_path, rollout, window):
     catalog = SidCatalog.from_codes(np.array([[0, 0], [0, 1], [1, 1]]), tiny_items(3), (2, 2))
     prompts = [[259, 260, 263]]
     model = tiny_lm(MistralConfig, sliding_window=window)
@@ -433,7 +433,7 @@ def test_the_second_run_trains_nothing_and_says_so(data, half_trained, tmp_path,
     assert SidVocabulary.load(model) == SidVocabulary.load(half_trained)
 
 
-def test_a_model_whose_catalogue_was_swapped_is_refused(data, half_trained, tmp_path):
+def test_a_model_whose_catalog_was_swapped_is_refused(data, half_trained, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     for file in half_trained.iterdir():

@@ -125,7 +125,7 @@ def test_every_row_is_labelled_and_nothing_else_is_changed(data, labelled):
 
 
 def captured(monkeypatch, name):
-    """What a function of the station is called with, and what it returns, in the calls to come."""
+    """What a function of the stage is called with, and what it returns, in the calls to come."""
     calls, inner = [], vars(labelling)[name]
 
     def outer(*given, **settings):
@@ -205,8 +205,8 @@ def test_rows_beyond_the_limit_are_left_to_chance_of_the_seed(data, labelled, mo
 
 
 @pytest.fixture
-def station(data, tmp_path, monkeypatch):
-    """Settings of the station with the toy encoder in place of a model."""
+def stage(data, tmp_path, monkeypatch):
+    """Settings of the stage with the toy encoder in place of a model."""
     monkeypatch.setattr(labelling, "SentenceEncoder", ToyEncoder)
     folder = tmp_path / "mined"
     folder.mkdir()
@@ -218,8 +218,8 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "manifest.json"}
 
 
-def test_the_station_writes_everything_once_and_prints_the_figures(station, labelled, capsys):
-    folder = label(LabelConfig(**station))
+def test_the_stage_writes_everything_once_and_prints_the_figures(stage, labelled, capsys):
+    folder = label(LabelConfig(**stage))
     printed = capsys.readouterr().out
     assert f"{labelled.figures['auc']['value']:.3f}" in printed and "[label] wrote" in printed
     assert contents(folder).keys() == {
@@ -228,24 +228,24 @@ def test_the_station_writes_everything_once_and_prints_the_figures(station, labe
     }  # fmt: skip
     assert Interests.load(folder).table == labelled.interests.table
     assert json.loads((folder / LABELLING_FILE).read_text()) == json.loads(json.dumps(labelled.figures))
-    label(LabelConfig(**station))
+    label(LabelConfig(**stage))
     assert "up to date" in capsys.readouterr().out
     assert not list(folder.parent.glob(".labelled*"))
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_one_others(station):
-    first = contents(label(LabelConfig(**station)))
-    assert contents(label(LabelConfig(**station, force=True))) == first
-    assert contents(label(LabelConfig(**station, seed=1)))["interests.parquet"] != first["interests.parquet"]
+def test_the_same_seed_gives_the_same_bytes_and_another_one_others(stage):
+    first = contents(label(LabelConfig(**stage)))
+    assert contents(label(LabelConfig(**stage, force=True))) == first
+    assert contents(label(LabelConfig(**stage, seed=1)))["interests.parquet"] != first["interests.parquet"]
 
 
-def test_the_page_loads_nothing_and_escapes_names(data, station):
+def test_the_page_loads_nothing_and_escapes_names(data, stage):
     rows = mined(data.split().train).table.to_pylist()
     for row in rows:
         if row["interest"] == "topic1":
             row["interest"] = "<script>topic1</script>"
-    Interests(pa.Table.from_pylist(rows, SCHEMA)).save(station["interests"])
-    text = (label(LabelConfig(**station)) / PAGE_FILE).read_text()
+    Interests(pa.Table.from_pylist(rows, SCHEMA)).save(stage["interests"])
+    text = (label(LabelConfig(**stage)) / PAGE_FILE).read_text()
     assert "<script" not in text and "&lt;script&gt;topic1" in text
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)""", text)
     assert text.count("<svg") == 2 and "calibration error" in text
@@ -264,7 +264,7 @@ def test_the_most_and_the_least_useful_names(data, labelled):
 
 
 @pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
-def test_held_out_events_do_not_reach_the_artefact(split, station, tmp_path):
+def test_held_out_events_do_not_reach_the_artifact(split, stage, tmp_path):
     table = interactions(300)
     users, times = np.array(table["user_id"].to_pylist()), table["timestamp"].to_numpy()
     mask = times >= np.sort(times)[int(0.8 * len(times))]
@@ -278,21 +278,21 @@ def test_held_out_events_do_not_reach_the_artefact(split, station, tmp_path):
         write_dataset(tmp_path / name, events, items(), source="Made for tests.")
         parts = InteractionDataset.load(tmp_path / name).split(split)
         trains.append(parts)
-        mined(parts.train).save(station["interests"])
-        settings = station | {"dataset": str(tmp_path / name), "output_dir": str(tmp_path / f"{name}-out")}
+        mined(parts.train).save(stage["interests"])
+        settings = stage | {"dataset": str(tmp_path / name), "output_dir": str(tmp_path / f"{name}-out")}
         found.append(contents(label(LabelConfig(**settings, split=split))))
     assert (trains[0].test.targets != trains[1].test.targets).all() and len(trains[0].test) > 20
     assert np.array_equal(trains[0].train.items, trains[1].train.items)
     assert found[0] == found[1]
 
 
-def test_what_cannot_be_labelled_is_refused_in_one_line(data, station, tmp_path):
+def test_what_cannot_be_labelled_is_refused_in_one_line(data, stage, tmp_path):
     train = data.split().train
 
     def refused(interests=None, dataset=None, **settings):
         if interests is not None:
-            interests.save(station["interests"])
-        given = station | settings | ({"dataset": str(dataset)} if dataset else {})
+            interests.save(stage["interests"])
+        given = stage | settings | ({"dataset": str(dataset)} if dataset else {})
         with pytest.raises(HfGrError) as error:
             label(LabelConfig(**given))
         assert "\n" not in str(error.value)

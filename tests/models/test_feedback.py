@@ -8,7 +8,7 @@ from transformers import LlamaConfig, Qwen3Config
 
 from hf_gr.branches import Row
 from hf_gr.errors import HfGrError
-from hf_gr.models import add_inner_call, feedback, read
+from hf_gr.models import add_inner_call, feedback, read_thoughts
 from hf_gr.packing import pack
 
 
@@ -67,7 +67,7 @@ def naive(model, feed, rows):
 
 
 def packed_states(model, feed, packed):
-    hidden = read(model, packed, feed)
+    hidden = read_thoughts(model, packed, feed)
     assert hidden.shape == (*packed.input_ids.shape, 32)
     hidden = hidden.flatten(0, 1)
     predicting = [
@@ -105,7 +105,7 @@ def test_a_feed_of_zeros_is_the_plain_forward(config_class):
     model, feed, packed = case(config_class, scale=0.0)
     plain = model.base_model(**packed.inputs("sdpa", torch.float32)).last_hidden_state
     real = packed.trunk >= 0
-    found = read(model, packed, feed)
+    found = read_thoughts(model, packed, feed)
     torch.testing.assert_close(found[real], plain[real], rtol=1e-4, atol=1e-5)
     assert (found[~real] == 0).all() and (~real).any()
 
@@ -115,43 +115,43 @@ def test_rows_without_thoughts_are_the_plain_forward():
     model, feed, packed = case(LlamaConfig, rows)
     plain = model.base_model(**packed.inputs("sdpa", torch.float32)).last_hidden_state
     real = packed.trunk >= 0
-    torch.testing.assert_close(read(model, packed, feed)[real], plain[real], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(read_thoughts(model, packed, feed)[real], plain[real], rtol=1e-4, atol=1e-5)
 
 
 def test_branches_do_not_see_each_other():
     model, feed, packed = case(LlamaConfig)
-    found = read(model, packed, feed).flatten(0, 1)
+    found = read_thoughts(model, packed, feed).flatten(0, 1)
     other = pack([*ROWS[:3], row_of([8, 7], [(2, stepwise([1, 2, 3]))])], think_ids=THINKS)
-    changed = read(model, other, feed).flatten(0, 1)
+    changed = read_thoughts(model, other, feed).flatten(0, 1)
     for mine, theirs in zip(packed.thoughts[:4], other.thoughts[:4], strict=True):
         torch.testing.assert_close(found[mine], changed[theirs], rtol=1e-4, atol=1e-5)
 
 
 def test_it_runs_under_autocast_and_in_half_precision():
     model, feed, packed = case(LlamaConfig)
-    exact = read(model, packed, feed)
+    exact = read_thoughts(model, packed, feed)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = read(model, packed, feed)
+        mixed = read_thoughts(model, packed, feed)
     assert mixed.isfinite().all() and (mixed - exact).abs().mean() < 0.05
-    half = read(model.to(torch.bfloat16), packed, feed)
+    half = read_thoughts(model.to(torch.bfloat16), packed, feed)
     assert half.dtype == torch.bfloat16 and (half - exact).abs().mean() < 0.05
 
 
 def test_it_runs_inside_the_wrapped_forward():
     model, feed, packed = case(LlamaConfig)
-    expected = read(model, packed, feed)
+    expected = read_thoughts(model, packed, feed)
     add_inner_call(model)
-    assert torch.equal(model(inner=lambda: read(model, packed, feed)), expected)
+    assert torch.equal(model(inner=lambda: read_thoughts(model, packed, feed)), expected)
 
 
 def test_gradient_checkpointing_is_refused():
     model, feed, packed = case(LlamaConfig)
-    expected = read(model, packed, feed)
+    expected = read_thoughts(model, packed, feed)
     model.gradient_checkpointing_enable()
-    assert torch.equal(read(model.eval(), packed, feed), expected), "an evaluation recomputes nothing"
+    assert torch.equal(read_thoughts(model.eval(), packed, feed), expected), "an evaluation recomputes nothing"
     model.train()
     with pytest.raises(HfGrError, match="needs a cache, which gradient checkpointing has not; turn one of them off"):
-        read(model, packed, feed)
+        read_thoughts(model, packed, feed)
 
 
 def test_what_is_fed_back_keeps_the_hidden_states_dtype():
@@ -166,6 +166,6 @@ def test_a_pass_for_the_trunks_and_one_for_every_thought(columns):
     model, feed, packed = case(LlamaConfig, columns=columns)
     fed: list[int] = []
     hook = model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: fed.append(inputs[0].shape[1]))
-    read(model, packed, feed)
+    read_thoughts(model, packed, feed)
     hook.remove()
     assert len(fed) == 1 + len(THINKS) and sum(fed) < 2 * packed.input_ids.shape[1]

@@ -90,7 +90,7 @@ def test_inner_is_called_in_the_forward_and_its_answer_is_returned():
     ids = torch.randint(3, 259, (2, 6))
     expected = model(ids, output_hidden_states=True).hidden_states[-1]
     add_inner_call(model)
-    add_inner_call(model)  # a second station may do it again
+    add_inner_call(model)  # a second stage may do it again
     found = model(inner=lambda: {"hidden": last_hidden(model, input_ids=ids, attention_mask=torch.ones_like(ids))})
     assert found.keys() == {"hidden"} and torch.equal(found["hidden"], expected)
     total = model(inner=lambda: code_logits(model, last_hidden(model, input_ids=ids)[:, -1], TOKENS).sum())

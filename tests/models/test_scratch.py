@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from hf_gr.decoding import tree_support
 from hf_gr.errors import HfGrError
 from hf_gr.models import TREE_MODEL_TYPES, byte_tokenizer, from_scratch, sid_tokenizer
-from hf_gr.vocabulary import add_vocabulary, encode_text
+from hf_gr.vocabulary import add_vocabulary, text_ids
 
 
 def scratch(seed=0, **settings):
@@ -41,7 +41,7 @@ def test_text_is_a_choice():
 
 @pytest.mark.parametrize("text", ["", "words", "<pad>", "é <s0_1>"])
 def test_a_tokenizer_of_sids_has_no_words(text):
-    assert encode_text(sid_tokenizer(), text) == [2] * len(text.encode())
+    assert text_ids(sid_tokenizer(), text) == [2] * len(text.encode())
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ TOKENIZER = byte_tokenizer()
 @settings(max_examples=80, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
 def test_any_text_can_be_written_byte_by_byte(text):
-    ids = encode_text(TOKENIZER, text)
+    ids = text_ids(TOKENIZER, text)
     assert len(ids) == len(text.encode()) and all(3 <= token < 259 for token in ids)
-    other = encode_text(TOKENIZER, text + "é")
+    other = text_ids(TOKENIZER, text + "é")
     assert other[:-2] == ids, "a byte must have the same token wherever it stands"
 
 
@@ -99,7 +99,7 @@ def test_all_bytes_have_a_token_of_their_own():
     text = "".join(map(chr, range(0x80))) + "".join(map(chr, range(0x80, 0x800)))
     text += "".join(chr(code) for code in range(0x800, 0x110000, 0x400) if not 0xD800 <= code < 0xE000)
     tokens = {}
-    for byte, token in zip(text.encode(), encode_text(TOKENIZER, text), strict=True):
+    for byte, token in zip(text.encode(), text_ids(TOKENIZER, text), strict=True):
         assert tokens.setdefault(byte, token) == token
     assert len(set(tokens.values())) == len(tokens) == 256 - 13  # 13 bytes never occur in UTF-8
 
@@ -114,7 +114,7 @@ def test_it_takes_a_vocabulary_and_comes_back_from_disk(text, tmp_path):
     ids = torch.tensor([[vocabulary.start_id, *vocabulary.code_ids[0]]])
     assert torch.equal(again(ids).logits, model.eval()(ids).logits)
     loaded = type(tokenizer).from_pretrained(tmp_path)
-    assert len(loaded) == len(tokenizer) and encode_text(loaded, "a <s0_1>") == encode_text(tokenizer, "a <s0_1>")
+    assert len(loaded) == len(tokenizer) and text_ids(loaded, "a <s0_1>") == text_ids(tokenizer, "a <s0_1>")
 
 
 @pytest.mark.parametrize("make", [sid_tokenizer, byte_tokenizer])
@@ -127,4 +127,4 @@ def test_what_the_tokenizer_decodes_it_reads_back(make, tmp_path):
         assert own.decode(ids).startswith("<items><s0_") and own(own.decode(ids))["input_ids"] == ids
         if make is byte_tokenizer:
             text = "Größe 7, <s0_1> and  two blanks"
-            assert own.decode(encode_text(own, text)) == text
+            assert own.decode(text_ids(own, text)) == text

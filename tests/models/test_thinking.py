@@ -329,7 +329,7 @@ def test_heads_of_other_codebooks_and_broken_files_are_refused(tmp_path):
         ThinkingHeads.load(tmp_path, catalog())
 
 
-def test_catalogues_that_mean_nothing_are_refused():
+def test_catalogs_that_mean_nothing_are_refused():
     items = catalog()
     with pytest.raises(HfGrError, match="no code vectors"):
         heads_of(replace(items, code_vectors=()))

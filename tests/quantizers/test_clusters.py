@@ -89,7 +89,7 @@ def test_titles_without_a_word_tell_nothing():
 
 
 @pytest.mark.parametrize("read", [3, 5])
-def test_of_large_catalogues_a_sample_is_read(read: int, monkeypatch: pytest.MonkeyPatch):
+def test_of_large_catalogs_a_sample_is_read(read: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clusters, "_READ", read)
     titles = ["old shoe"] * 8 + ["green tea"] * 4
     codes = [[5, 1]] * 8 + [[2, 3]] * 4

@@ -32,7 +32,7 @@ def config(dataset_folder: Path, tmp_path: Path) -> QuantizeConfig:
     return QuantizeConfig(str(dataset_folder), str(embed(vectors)), str(tmp_path / "sids"), levels=2, codebook_size=8)
 
 
-def test_numbers_are_those_of_the_catalogue_and_of_the_quantizers_own_codes(config: QuantizeConfig):
+def test_numbers_are_those_of_the_catalog_and_of_the_quantizers_own_codes(config: QuantizeConfig):
     folder = quantize(replace(config, window=2))
     found = inspect(folder, config.embeddings, config.dataset, k=3)
     dataset, catalog = InteractionDataset.load(config.dataset), SidCatalog.load(folder)
@@ -45,33 +45,33 @@ def test_numbers_are_those_of_the_catalogue_and_of_the_quantizers_own_codes(conf
         "targets": split.test.targets,
         "popularity": popularity(split.train, dataset.num_items),
     }
-    assert found.catalogue == codebook_report(catalog.codes, [8, 8], **given, k=3)
+    assert found.catalog == codebook_report(catalog.codes, [8, 8], **given, k=3)
     assert found.quantizer == codebook_report(quantizer.encode(vectors), [8, 8], **given, k=3)
-    assert found.catalogue["collision_rate"] != found.quantizer["collision_rate"]
+    assert found.catalog["collision_rate"] != found.quantizer["collision_rate"]
     assert found.items_per_code == [np.bincount(column, minlength=8).tolist() for column in catalog.codes.T]
     assert found.settings["window"] == 2
 
 
 @pytest.mark.parametrize("method", ["rq_kmeans", "rq_vae"])
-def test_a_digit_is_a_level_of_the_catalogue_alone(config: QuantizeConfig, method: str, tmp_path: Path):
+def test_a_digit_is_a_level_of_the_catalog_alone(config: QuantizeConfig, method: str, tmp_path: Path):
     options = {"method_config": {"epochs": 3}} if method == "rq_vae" else {}
     folder = quantize(replace(config, method=method, collisions="digit", **options))
     found = inspect(folder, config.embeddings, config.dataset)
-    assert len(found.catalogue["levels"]) == len(found.items_per_code) == 3
+    assert len(found.catalog["levels"]) == len(found.items_per_code) == 3
     assert len(found.quantizer["levels"]) == 2
-    assert found.catalogue["error"] == found.quantizer["error"]
+    assert found.catalog["error"] == found.quantizer["error"]
     assert len(found.fit_log) == (3 if method == "rq_vae" else 0)
     page = write_inspection_page(tmp_path / "page.html", found).read_text()
     assert ("How it was fitted" in page) == (method == "rq_vae")
     assert printed(found).count("–") > 0  # what a level has no number of
 
 
-def test_a_catalogue_alone_gives_what_codes_allow(config: QuantizeConfig, tmp_path: Path):
+def test_a_catalog_alone_gives_what_codes_allow(config: QuantizeConfig, tmp_path: Path):
     SidCatalog.load(quantize(config)).save(tmp_path / "alone")
     found = inspect(tmp_path / "alone")
     assert found.quantizer is None and found.settings == {} and found.fit_log == []
-    assert "events_on_shared_sid" in found.catalogue  # the catalogue keeps the popularity
-    assert not {"error", "semantic_cohesion", "nearest_overlap", "cooccurrence_overlap"} & found.catalogue.keys()
+    assert "events_on_shared_sid" in found.catalog  # the catalog keeps the popularity
+    assert not {"error", "semantic_cohesion", "nearest_overlap", "cooccurrence_overlap"} & found.catalog.keys()
     page = write_inspection_page(tmp_path / "page.html", found).read_text()
     assert "What codes keep of the items" not in page and "How this came about" not in page
     assert "error" not in printed(found)
@@ -80,7 +80,7 @@ def test_a_catalogue_alone_gives_what_codes_allow(config: QuantizeConfig, tmp_pa
 def test_a_method_that_needs_the_graph_is_judged_with_the_dataset_only(config: QuantizeConfig):
     folder = quantize(replace(config, method="coba", method_config={"epochs": 2}))
     without = inspect(folder, config.embeddings)
-    assert without.quantizer is None and "error" not in without.catalogue and "nearest_overlap" in without.catalogue
+    assert without.quantizer is None and "error" not in without.catalog and "nearest_overlap" in without.catalog
     assert "error" in inspect(folder, config.embeddings, config.dataset).quantizer
 
 
@@ -91,7 +91,7 @@ def test_items_that_came_later_have_no_events(config: QuantizeConfig, tmp_path: 
     codes = np.concatenate([catalog.codes, catalog.codes[:1]])
     SidCatalog.from_codes(codes, items, [8, 8]).save(tmp_path / "more")
     found = inspect(tmp_path / "more", dataset=config.dataset)
-    assert found.catalogue["cooccurrence_overlap"]["items"] <= len(catalog) < found.catalogue["items"]
+    assert found.catalog["cooccurrence_overlap"]["items"] <= len(catalog) < found.catalog["items"]
 
 
 def printed(found) -> str:
@@ -102,16 +102,16 @@ def printed(found) -> str:
 
 def test_the_headline_says_what_is_wrong(config: QuantizeConfig):
     found = inspect(quantize(replace(config, collisions="keep")), config.embeddings)
-    rate, largest = found.catalogue["collision_rate"], found.catalogue["largest_bucket"]
+    rate, largest = found.catalog["collision_rate"], found.catalog["largest_bucket"]
     assert f"{rate:.1%} share theirs, at most {largest} the same one." in headline(found)[0]
     level = {"size": 256, "used": 48, "use": 48 / 256, "perplexity": 20.0, "skew": 31.0}
-    collapsed = replace(found, catalogue=found.catalogue | {"levels": [level]})
+    collapsed = replace(found, catalog=found.catalog | {"levels": [level]})
     lines = headline(collapsed)
     assert "Level 1 uses only 48 of its 256 codes." in lines
     assert (
         "The load of level 1 is uneven: as varied as 20 of 256 codes, and the fullest has 31 times its share." in lines
     )
-    overlap, chance = (found.catalogue["nearest_overlap"][name][0] for name in ("overlap", "chance"))
+    overlap, chance = (found.catalog["nearest_overlap"][name][0] for name in ("overlap", "chance"))
     assert f"{overlap:.0%} of an item's 10 nearest neighbours have its first code; by chance {chance:.1%}." in lines
 
 

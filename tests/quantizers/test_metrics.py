@@ -187,7 +187,7 @@ def test_equal_vectors_are_each_others_neighbours_and_never_their_own():
     )
 
 
-def test_large_catalogues_are_sampled_by_the_seed(monkeypatch: pytest.MonkeyPatch):
+def test_large_catalogs_are_sampled_by_the_seed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(metrics, "_PAIRS", 60 * 20)
     monkeypatch.setattr(metrics, "_QUERIES", 2)
     _, vectors = items()

@@ -80,7 +80,7 @@ def users_at_random(count: int) -> Histories:
 
 
 def test_a_model_whose_scores_are_all_equal_hits_by_chance(retriever):
-    """A dead model: HR@k is k / items for every target, wherever it stands in the catalogue."""
+    """A dead model: HR@k is k / items for every target, wherever it stands in the catalog."""
     for parameter in retriever.model.parameters():
         torch.nn.init.zeros_(parameter)
     many = users_at_random(3000)

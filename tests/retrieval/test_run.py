@@ -1,4 +1,4 @@
-"""The station end to end: it learns, stops, is judged, and never sees test events."""
+"""The stage end to end: it learns, stops, is judged, and never sees test events."""
 
 from pathlib import Path
 

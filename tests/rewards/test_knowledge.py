@@ -34,7 +34,7 @@ def test_rewards_of_the_answer_alone_compute_nothing_else(world):
     assert set(vars(items)) == given | {"codes"}
 
 
-def test_codes_and_categories_are_the_catalogues(world):
+def test_codes_and_categories_are_the_catalogs(world):
     assert world.items.codes.tolist() == world.codes and world.items.codes.dtype == np.int64
     assert world.items.categories == world.categories
 
@@ -67,7 +67,7 @@ def test_embeddings_go_before_codes(make_items, tmp_path):
 def test_vectors_of_other_items_are_refused(make_items, tmp_path, rows, info):
     ItemVectors(np.ones((rows, 2), np.float32), info).save(tmp_path)
     items = make_items([[0], [1]], (2,), embeddings=tmp_path)
-    with pytest.raises(HfGrError, match=f"vectors of {rows} items, but not of the 2 items of the catalogue, in their"):
+    with pytest.raises(HfGrError, match=f"vectors of {rows} items, but not of the 2 items of the catalog, in their"):
         _ = items.vectors
 
 
@@ -137,14 +137,14 @@ def test_mined_interests_stand_in_for_categories(make_items):
     assert items.category.tolist() == plain.category.tolist()  # categories stay what they are
 
 
-def test_interests_of_another_catalogue_are_refused(make_items):
+def test_interests_of_another_catalog_are_refused(make_items):
     plain = make_items([[0], [1]], (2,))
-    with pytest.raises(HfGrError, match="the interests name no item of the catalogue"):
+    with pytest.raises(HfGrError, match="the interests name no item of the catalog"):
         ItemKnowledge.of(plain.catalog, plain.train, interests=mined(MINED[-1:]))
 
 
-def test_events_of_another_catalogue_are_refused(make_items):
-    with pytest.raises(HfGrError, match=r"item rows 1 to 7, but the catalogue has 2 items; align the dataset"):
+def test_events_of_another_catalog_are_refused(make_items):
+    with pytest.raises(HfGrError, match=r"item rows 1 to 7, but the catalog has 2 items; align the dataset"):
         make_items([[0], [1]], (2,), train=[[1, 7]])
 
 

@@ -16,7 +16,7 @@ from hf_gr.interests import Interests
 from hf_gr.interests.table import SCHEMA
 from hf_gr.sft import sft
 from hf_gr.sft.interest_tasks import INTEREST_TASKS, build_of_interests
-from hf_gr.vocabulary import add_vocabulary, encode_text
+from hf_gr.vocabulary import add_vocabulary, text_ids
 
 
 CATALOG = distinct_catalog().removed(["i002"])
@@ -44,7 +44,7 @@ def rows_of(name, **settings):
 
 
 def words(text: str) -> list[int]:
-    return encode_text(TOKENIZER, text)
+    return text_ids(TOKENIZER, text)
 
 
 def sid(item: int) -> list[int]:

@@ -23,7 +23,7 @@ from tiny_runs import (
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 import hf_gr.sft.run
-from hf_gr.adapters import merged, tuned
+from hf_gr.adapters import merge_adapter, tuned
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import InteractionDataset
 from hf_gr.decoding import Recommender
@@ -183,7 +183,7 @@ def test_continue_refuses_other_histories_than_the_model_has(data, trained, tmp_
         sft(*sft_configs(**settings))
 
 
-def test_continue_refuses_a_foreign_catalogue(data, trained, tmp_path):
+def test_continue_refuses_a_foreign_catalog(data, trained, tmp_path):
     other = tiny_catalog(sizes=(4, 4, 4), seed=9)
     other.save(tmp_path / "other")
     settings = data.sft(tmp_path / "more", continue_from=str(trained)) | {"catalog": str(tmp_path / "other")}
@@ -487,7 +487,7 @@ def test_lora_merges_into_the_model_that_was_trained(data, tmp_path, tied):
     source = {} if tied else {"model": str(untied_lm(tmp_path / "lm"))}
     model, base, start, vocabulary, prompts = adapted(data, tmp_path, finetune="lora", **source)
     before = plain_logits(model, prompts)
-    plain = reloaded(merged(model, base), tmp_path / "merged")
+    plain = reloaded(merge_adapter(model, base), tmp_path / "merged")
     assert type(plain.get_output_embeddings()) is torch.nn.Linear  # an ordinary model, nothing of PEFT in it
     assert plain.config.tie_word_embeddings is tied
     assert worst(before, plain_logits(plain, prompts)) < 1e-4
@@ -511,7 +511,7 @@ def test_qlora_merges_into_full_precision_weights(data, tmp_path, tied):
     model, base, start, vocabulary, prompts = adapted(data, tmp_path, finetune="qlora", **source)
     assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
     before = plain_logits(model, prompts)
-    plain = reloaded(merged(model, base), tmp_path / "merged")
+    plain = reloaded(merge_adapter(model, base), tmp_path / "merged")
     assert not any(type(module).__name__ == "Linear4bit" for module in plain.modules())
     after = plain_logits(plain, prompts)
     untrained = plain_logits(AutoModelForCausalLM.from_pretrained(base), prompts)

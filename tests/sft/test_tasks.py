@@ -37,7 +37,7 @@ from hf_gr.vocabulary import add_vocabulary
 
 FORMS = ["flat", "stepwise", "upfront"]
 BEHAVIORS = ["view", "cart", "buy"]
-NAMELESS, TRICKY, LONG, WORDLESS = 3, 4, 5, 6  # rows of the catalogue
+NAMELESS, TRICKY, LONG, WORDLESS = 3, 4, 5, 6  # rows of the catalog
 LEVELS = 3
 
 

@@ -11,7 +11,7 @@ _TOGETHER = 65_536  # items that are trained at once
 _RATE = 0.1  # of Adam, in standard deviations of the table
 
 
-def grown(model: IntRRForCausalLM, codes: torch.Tensor, *, steps: int = 50) -> IntRRForCausalLM:
+def grow_items(model: IntRRForCausalLM, codes: torch.Tensor, *, steps: int = 50) -> IntRRForCausalLM:
     """A model with items at its end that it was not trained with, so that histories may hold them.
 
     The row of a new item starts as the mean row of the items that share the longest prefix of its SID, removed ones
@@ -22,7 +22,7 @@ def grown(model: IntRRForCausalLM, codes: torch.Tensor, *, steps: int = 50) -> I
     A retriever that the model carries gets the mean row of such items as well.
 
     Everything else stays bit for bit, so that histories of old items are read as before. A hashed table
-    (`item_rows` > 0) gets no rows and no training, since its rows are those of other items too: a newcomer is read as
+    (`item_rows` > 0) gets no rows and no training, since its rows are those of other items too: a new item is read as
     the sum of the two that it falls on, and only `sids` and `num_items` grow.
 
     Args:
@@ -43,7 +43,7 @@ def grown(model: IntRRForCausalLM, codes: torch.Tensor, *, steps: int = 50) -> I
         ]
         inner.items.embedding = _table(torch.cat([old, *new]))
     if model.retriever is not None:
-        _with_rows(model.retriever, _start(model.retriever.catalogue.detach(), inner.sids, codes))
+        _with_rows(model.retriever, _start(model.retriever.catalog.detach(), inner.sids, codes))
     inner.sids = torch.cat([inner.sids, codes])
     model.config.num_items = len(inner.sids)
     return model

@@ -1,4 +1,4 @@
-"""The embed station: dataset folder → item vectors."""
+"""The embed stage: dataset folder → item vectors."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ from .store import ItemVectors, items_fingerprint
 from .text import DEFAULT_ENCODER, DEFAULT_FIELDS, DEFAULT_TEMPLATE, SentenceEncoder, encode_text, item_texts
 
 
-STATION = "embed"
+STAGE = "embed"
 INTERESTS_FIELD = "interests"
 SOURCES = ("text", "behavior", "image", "file")
 DEFAULT_SOURCES = ("text", "behavior")
@@ -95,12 +95,12 @@ class EmbedConfig:
         default=5, metadata={"help": "Events of a history at most this far apart count as used together (1/distance)."}
     )
     split: SplitKind = field(
-        default="leave_one_out", metadata={"help": "Split whose training part behaviour and graph are learned from."}
+        default="leave_one_out", metadata={"help": "Split whose training part behavior and graph are learned from."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the decomposition of the behaviour matrix."})
+    seed: int = field(default=0, metadata={"help": "Seed of the decomposition of the behavior matrix."})
     missing: Literal["predict", "zeros"] = field(
         default="predict",
-        metadata={"help": "Parts that an item lacks (behaviour, image, …): predicted from its text, or zeros."},
+        metadata={"help": "Parts that an item lacks (behavior, image, …): predicted from its text, or zeros."},
     )
     propagate: bool = field(
         default=False, metadata={"help": "Mix the vectors of items that are used together (co-occurrence graph)."}
@@ -118,7 +118,7 @@ class EmbedConfig:
 def embed(config: EmbedConfig) -> Path:
     """Writes one vector per item: its parts, normalised, weighted, concatenated and, if asked, propagated.
 
-    Only the training part of the split teaches behaviour and graph. A run that was killed while it encoded goes on
+    Only the training part of the split teaches behavior and graph. A run that was killed while it encoded goes on
     where it stopped (see [`encode_text`] and [`encode_images`]). Of several processes only the main one works and
     writes; the others wait.
 
@@ -138,11 +138,11 @@ def embed(config: EmbedConfig) -> Path:
 
 def _embed(config: EmbedConfig, weights: dict[str, float], output: Path, cache: Path) -> None:
     settings, inputs = _settings(config, weights), _inputs(config)
-    if not config.force and is_current(output, STATION, settings, inputs):
-        report(STATION, {"dataset": config.dataset}, output, current=True)
+    if not config.force and is_current(output, STAGE, settings, inputs):
+        report(STAGE, {"dataset": config.dataset}, output, current=True)
         return
     reads = [config.dataset, config.encoder, config.image_encoder, config.interests, config.vectors_file]
-    check_output(output, STATION, [read for read in reads if read])
+    check_output(output, STAGE, [read for read in reads if read])
     dataset = InteractionDataset.load(config.dataset)
     learned = None
     if "behavior" in config.sources or config.propagate or config.interests is not None:
@@ -164,13 +164,13 @@ def _embed(config: EmbedConfig, weights: dict[str, float], output: Path, cache: 
         vectors = propagate(
             vectors, _graph(config, dataset), config.alpha, config.hops, out=vectors, keep_lengths=True
         )
-    with writing(output, STATION) as folder:
+    with writing(output, STAGE) as folder:
         ItemVectors(vectors, info).save(folder)
         save_maps(maps, folder)
         if learned is not None:
             learned.save(folder)
-        write_manifest(folder, STATION, settings, inputs)
-    report(STATION, {"dataset": config.dataset}, output)
+        write_manifest(folder, STAGE, settings, inputs)
+    report(STAGE, {"dataset": config.dataset}, output)
 
 
 def _part(source: str, config: EmbedConfig, dataset: InteractionDataset, cache: Path, inputs: dict[str, str]) -> _Part:
@@ -280,7 +280,7 @@ def _check(config: EmbedConfig) -> dict[str, float]:
 
 
 def _check_idle(config: EmbedConfig) -> None:
-    """Raises [`HfGrError`] on settings of what is not in use; `split` and `seed` every station may be given alike."""
+    """Raises [`HfGrError`] on settings of what is not in use; `split` and `seed` every stage may be given alike."""
     options = {"text": ("encoder", "fields", "template"), "image": ("image_encoder",), "behavior": ("behavior_dim",)}
     needs = {
         name: (source in config.sources, f"the source {source}") for source, names in options.items() for name in names

@@ -1,4 +1,4 @@
-"""Items come and go: `hf-gr add-items` and `hf-gr remove-items`, on a catalogue or on a trained model.
+"""Items come and go: `hf-gr add-items` and `hf-gr remove-items`, on a catalog or on a trained model.
 
 A new item gets a vector by the recipe of the old ones, and codes from the frozen quantizer among those whose tokens
 are trained. Nobody else's SID moves, so the model needs no training to recommend it. A model that reads every item
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from .artifacts import MANIFEST, claimed, file_names, fingerprint, read_manifest, report, write_json, writing
 from .catalog import CATALOG_FILES, SidCatalog
 from .dataset import check_items
-from .embedding.newcomers import embed_new_items
+from .embedding.new_items import embed_new_items
 from .errors import HfGrError, first_line
 from .hub import update_catalog
 from .offline import local_folder
@@ -41,16 +41,16 @@ def add_items(
     update: bool = False,
     device: str | None = None,
 ) -> Path:
-    """Adds items to a catalogue or trained model, which can then recommend them without training.
+    """Adds items to a catalog or trained model, which can then recommend them without training.
 
     Items that had been removed come back with their old SID, and with the columns given now. New items start with
-    popularity 0 and the catalogue's columns; those they lack are null, others are dropped.
+    popularity 0 and the catalog's columns; those they lack are null, others are dropped.
 
     Args:
         folder: Folder of `hf-gr quantize`, `sft` or `grpo`, replaced in one step when all is done; or, with `out`, a
             Hub repo.
         items: Table or Parquet file with `item_id`, `title`, and what the item vectors are made of.
-        vectors_file: Vectors of new items, where those of the catalogue came from a file.
+        vectors_file: Vectors of new items, where those of the catalog came from a file.
         images_root: Folder that the paths in the column `image` start from.
         out: Folder to write to instead of `folder`.
         update: Whether items that are there already get the columns given now (their SIDs stay).
@@ -61,7 +61,7 @@ def add_items(
 
     Raises:
         HfGrError: On items that are there already, a folder without quantizer or embedder, vectors that cannot be
-            made, or a catalogue whose trained SIDs are used up.
+            made, or a catalog whose trained SIDs are used up.
     """
     source, target = _source(folder, out)
     table = _checked(items if isinstance(items, pa.Table) else _read(Path(items)))
@@ -100,7 +100,7 @@ def _with_items(
 
 
 def remove_items(folder: str | Path, item_ids: Sequence[str], *, out: str | Path | None = None) -> Path:
-    """Makes items of a catalogue or trained model no answer any more; [`add_items`] brings them back.
+    """Makes items of a catalog or trained model no answer any more; [`add_items`] brings them back.
 
     Their SIDs stay theirs, and histories may go on naming them.
 
@@ -113,7 +113,7 @@ def remove_items(folder: str | Path, item_ids: Sequence[str], *, out: str | Path
         The folder written.
 
     Raises:
-        HfGrError: On ids that are not in the catalogue, or if no item would be left.
+        HfGrError: On ids that are not in the catalog, or if no item would be left.
     """
     source, target = _source(folder, out)
     with claimed(target):
@@ -126,28 +126,28 @@ def remove_items(folder: str | Path, item_ids: Sequence[str], *, out: str | Path
 
 
 def new_codes(catalog: SidCatalog, vectors: np.ndarray, quantizer: Quantizer) -> np.ndarray:
-    """SIDs of new items beside those of a catalogue, which stay.
+    """SIDs of new items beside those of a catalog, which stay.
 
-    Only codes that an item of the catalogue carries are given, so that their tokens are trained. Collisions are
-    resolved greedily, except in a `keep` catalogue; a `digit` catalogue gives the next free digit of the bucket, and
+    Only codes that an item of the catalog carries are given, so that their tokens are trained. Collisions are
+    resolved greedily, except in a `keep` catalog; a `digit` catalog gives the next free digit of the bucket, and
     where there is none, the next-best codes before it.
 
     Args:
         catalog: Of `quantizer`.
         vectors: float32 [n, d] of the new items.
-        quantizer: The one that the catalogue was made with.
+        quantizer: The one that the catalog was made with.
 
     Returns:
         int32 [n, L].
 
     Raises:
-        HfGrError: If the quantizer is not the catalogue's, or the items do not fit on free SIDs of trained codes.
+        HfGrError: If the quantizer is not the catalog's, or the items do not fit on free SIDs of trained codes.
     """
     digits = catalog.num_levels - quantizer.num_levels
     sizes = catalog.codebook_sizes[: quantizer.num_levels]
     if list(sizes) != quantizer.config.codebook_sizes or digits != (catalog.collisions == "digit"):
         raise HfGrError(
-            f"the quantizer has codebooks {quantizer.config.codebook_sizes}, but the catalogue (collisions: "
+            f"the quantizer has codebooks {quantizer.config.codebook_sizes}, but the catalog (collisions: "
             f"{catalog.collisions}) {list(catalog.codebook_sizes)}; use the quantizer that it was made with."
         )
     trained = [
@@ -163,7 +163,7 @@ def new_codes(catalog: SidCatalog, vectors: np.ndarray, quantizer: Quantizer) ->
 def _source(folder: str | Path, out: str | Path | None) -> tuple[Path, Path]:
     """The folder to read, and the one to write."""
     if out is None and not Path(folder).is_dir():
-        raise HfGrError(f"{folder} is no folder; give the folder of a catalogue or model, or --out for a Hub repo.")
+        raise HfGrError(f"{folder} is no folder; give the folder of a catalog or model, or --out for a Hub repo.")
     source = local_folder(folder)
     target = Path(folder if out is None else out)
     if source.resolve() in target.resolve().parents:
@@ -177,7 +177,7 @@ def _load(source: Path) -> SidCatalog:
         expected = SidVocabulary.load(source).catalog_fingerprint
         if catalog.fingerprint != expected:
             raise HfGrError(
-                f"{source}: the catalogue (fingerprint {catalog.fingerprint}) is not the one this model was trained "
+                f"{source}: the catalog (fingerprint {catalog.fingerprint}) is not the one this model was trained "
                 f"on ({expected}); bring the model's own files back."
             )
     return catalog
@@ -206,38 +206,38 @@ def _encoder(source: Path) -> tuple[Quantizer, Path]:
     for name in ("quantizer", "embedder"):
         if not (source / name).is_dir():
             raise HfGrError(
-                f"{source / name} is missing, which new items need; copy it from the catalogue folder, or run "
+                f"{source / name} is missing, which new items need; copy it from the catalog folder, or run "
                 "`hf-gr quantize` again and train on what it writes."
             )
     return load_quantizer(source / "quantizer"), source / "embedder"
 
 
-def _write(station: str, source: Path, target: Path, catalog: SidCatalog, counts: dict[str, int]) -> Path:
+def _write(stage: str, source: Path, target: Path, catalog: SidCatalog, counts: dict[str, int]) -> Path:
     in_place = target.resolve() == source.resolve()
-    with writing(target, station, [source], rewrite=in_place) as folder:
+    with writing(target, stage, [source], rewrite=in_place) as folder:
         _copy(source, folder, linked=in_place)
         if (folder / VOCABULARY_FILE).is_file():
             update_catalog(folder, catalog)
         else:
             catalog.save(folder)
-        _write_manifest(station, source, folder, in_place, counts)
+        _write_manifest(stage, source, folder, in_place, counts)
     done = ", ".join(f"{count} {name}" for name, count in counts.items())
-    print(f"[{station}] {done}; {int(catalog.live.sum())} of {len(catalog)} items live", flush=True)
-    report(station, {}, target)
+    print(f"[{stage}] {done}; {int(catalog.live.sum())} of {len(catalog)} items live", flush=True)
+    report(stage, {}, target)
     return target
 
 
-def _write_manifest(station: str, source: Path, folder: Path, in_place: bool, counts: dict[str, int]) -> None:
+def _write_manifest(stage: str, source: Path, folder: Path, in_place: bool, counts: dict[str, int]) -> None:
     """Of a folder changed in place, what made it and which files are not its own stay as they were; a copy is this
-    station's. What came from the Hub has no manifest."""
+    stage's. What came from the Hub has no manifest."""
     manifest = read_manifest(source)
     if manifest is None and in_place:
         return
     manifest = manifest or {"settings": {}, "inputs": {}}
     changed: dict[str, Any] = {"fingerprint": fingerprint(folder)}
-    changed["upkeep"] = [*manifest.get("upkeep", []), {"station": station} | counts]
+    changed["catalog_updates"] = [*manifest.get("catalog_updates", []), {"stage": stage} | counts]
     if not in_place:
-        changed |= {"station": station, "files": file_names(folder)}
+        changed |= {"stage": stage, "files": file_names(folder)}
     elif "files" in manifest:
         before, now = set(file_names(source)), set(file_names(folder))
         changed["files"] = sorted(set(manifest["files"]) & now | now - before)

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from tiny import tiny_interactions, tiny_items
 
 from hf_gr.dataset import InteractionDataset, write_dataset
-from hf_gr.embedding.newcomers import RECIPE_FILES, embed_new_items
-from hf_gr.embedding.station import EmbedConfig, embed
+from hf_gr.embedding.new_items import RECIPE_FILES, embed_new_items
+from hf_gr.embedding.stage import EmbedConfig, embed
 from hf_gr.embedding.store import ItemVectors
 from hf_gr.errors import HfGrError
 
@@ -54,7 +54,7 @@ def items_of(config: EmbedConfig, rows: list[int]) -> pa.Table:
 
 @pytest.mark.parametrize("missing", ["predict", "zeros"])
 @pytest.mark.parametrize("propagate", [False, True])
-def test_an_old_item_without_behaviour_passed_as_new_gets_its_own_vector(config, missing: str, propagate: bool):
+def test_an_old_item_without_behavior_passed_as_new_gets_its_own_vector(config, missing: str, propagate: bool):
     folder = embed(replace(config, missing=missing, propagate=propagate))
     rows = ItemVectors.load(folder).vectors[COLD]
     new = embed_new_items(folder, items_of(config, COLD), config.dataset, config.vectors_file, "cpu")
@@ -97,7 +97,7 @@ def test_columns_that_the_old_items_lacked_are_not_read(config: EmbedConfig):
     )
 
 
-def test_an_artefact_of_behaviour_alone_gives_zeros(config: EmbedConfig):
+def test_an_artifact_of_behavior_alone_gives_zeros(config: EmbedConfig):
     folder = embed(replace(config, sources=["behavior"], **UNUSED, encoder=EmbedConfig.encoder))
     assert not (folder / "missing.safetensors").exists()
     new = embed_new_items(folder, items_of(config, COLD))
@@ -132,7 +132,7 @@ def test_vectors_of_another_width_are_refused(config: EmbedConfig, tmp_path: Pat
         )
 
 
-def test_an_older_artefact_is_one_line(tmp_path: Path):
+def test_an_older_artifact_is_one_line(tmp_path: Path):
     (tmp_path / "embeddings.json").write_text('{"sources": ["text"], "weights": [1.0], "encoder": "e"}')
     with pytest.raises(
         HfGrError, match="does not say dims, encoder_fingerprint, fields, predicted, template"

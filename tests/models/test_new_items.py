@@ -9,7 +9,7 @@ from searching import Case, recursive
 from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from hf_gr.models import dense_logits, grown
+from hf_gr.models import dense_logits, grow_items
 from hf_gr.vocabulary import add_vocabulary
 
 
@@ -53,7 +53,7 @@ def test_rows_start_as_the_mean_of_the_longest_prefix(settings):
     before = weights_of(case.model)
     sids = case.model.model.sids.tolist()
     table = before["model.items.embedding.weight"].numpy()
-    rows = grown(case.model, codes, steps=0).model.items.embedding.weight.detach().numpy()
+    rows = grow_items(case.model, codes, steps=0).model.items.embedding.weight.detach().numpy()
     for row, sid in zip(rows[OLD:], codes.tolist(), strict=True):
         np.testing.assert_allclose(row, listed_start(table, sids, sid), atol=1e-6)
     assert np.ptp(rows[OLD : OLD + 2], axis=0).max() == 0  # both have no prefix: the mean of all
@@ -65,7 +65,7 @@ def test_new_items_are_read_as_their_sids_and_nothing_else_changes(dtype):
     case, codes = case_of()
     model = case.model.to(dtype)
     before = weights_of(model)
-    assert grown(model, codes, steps=200) is model
+    assert grow_items(model, codes, steps=200) is model
     assert model.config.num_items == OLD + NEW == len(model.model.sids)
     assert torch.equal(learned(model, torch.arange(OLD, OLD + NEW)), codes)
     for name, value in model.state_dict().items():
@@ -80,7 +80,7 @@ def test_steps_lead_down():
     losses = []
     for steps in (0, 5, 50):
         case, codes = case_of()
-        model = grown(case.model, codes, steps=steps).model
+        model = grow_items(case.model, codes, steps=steps).model
         losses.append(model.input_loss(torch.arange(OLD, OLD + NEW)).sum().item())
     assert losses[0] > losses[1] > losses[2]
 
@@ -88,17 +88,17 @@ def test_steps_lead_down():
 def test_every_item_is_fitted_by_itself(monkeypatch):
     """However many are trained together, and wherever gradients are off."""
     (case, codes), (other, _) = case_of(), case_of()
-    together = grown(case.model, codes).model.items.embedding.weight
-    monkeypatch.setattr("hf_gr.models.newcomers._TOGETHER", 4)
+    together = grow_items(case.model, codes).model.items.embedding.weight
+    monkeypatch.setattr("hf_gr.models.new_items._TOGETHER", 4)
     with torch.no_grad():
-        apart = grown(other.model, codes).model.items.embedding.weight
+        apart = grow_items(other.model, codes).model.items.embedding.weight
     assert torch.allclose(together, apart, atol=1e-5)
 
 
 def test_hashed_rows_are_left_as_they_are():
     case, codes = case_of(item_rows=16)
     before = weights_of(case.model)
-    grown(case.model, codes)
+    grow_items(case.model, codes)
     now = weights_of(case.model)
     assert torch.equal(now.pop("model.sids")[OLD:], codes) and case.model.config.num_items == OLD + NEW
     assert all(torch.equal(value, before[name]) for name, value in now.items())
@@ -107,7 +107,7 @@ def test_hashed_rows_are_left_as_they_are():
 
 def test_a_grown_model_is_loaded_again(tmp_path):
     case, codes = case_of()
-    grown(grown(case.model, codes[:2]), codes[2:]).save_pretrained(tmp_path)
+    grow_items(grow_items(case.model, codes[:2]), codes[2:]).save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.tensor([[case.vocabulary.start_id, *(case.vocabulary.first_item_id + item for item in (3, 39, 35))]])
     assert torch.equal(again(ids).logits, case.model.eval()(ids).logits)
@@ -117,7 +117,7 @@ def test_of_items_read_as_sums_nothing_is_pulled():
     case, codes = case_of(read="sum", dense=1.0)
     before = weights_of(case.model)
     sids, table = case.model.model.sids.tolist(), before["model.items.embedding.weight"].numpy()
-    model = grown(case.model, codes)
+    model = grow_items(case.model, codes)
     rows = model.model.items.embedding.weight.detach().numpy()
     for row, sid in zip(rows[OLD:], codes.tolist(), strict=True):
         np.testing.assert_allclose(row, listed_start(table, sids, sid), atol=1e-6)

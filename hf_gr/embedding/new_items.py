@@ -1,4 +1,4 @@
-"""Vectors of items that came after the artefact was made, in the very way its own were made."""
+"""Vectors of items that came after the artifact was made, in the very way its own were made."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from .store import INFO_FILE
 from .text import SentenceEncoder, encode_text, item_texts
 
 
-# What must travel with a catalogue so that items can be added to it; the second is there only if parts are predicted.
+# What must travel with a catalog so that items can be added to it; the second is there only if parts are predicted.
 RECIPE_FILES = (INFO_FILE, MAPS_FILE)
 
 
@@ -27,21 +27,21 @@ def embed_new_items(
     vectors_file: str | Path | None = None,
     device: str | None = None,
 ) -> np.ndarray:
-    """Makes vectors with the encoders, fields, template and weights of an artefact.
+    """Makes vectors with the encoders, fields, template and weights of an artifact.
 
-    Nobody has used a new item, so its behaviour is predicted from its text, or zeros, as for items of the artefact
+    Nobody has used a new item, so its behavior is predicted from its text, or zeros, as for items of the artifact
     without a co-occurrence; likewise images and precomputed vectors that it lacks. It has no neighbours, so
     propagation leaves it as it is.
 
     Args:
         recipe: Folder of item vectors, or any folder with their `RECIPE_FILES`.
-        items: n new items, with the columns that the artefact's text and image parts were made of.
+        items: n new items, with the columns that the artifact's text and image parts were made of.
         images_root: Folder that relative paths of the column `image` start from; the working folder if left out.
-        vectors_file: Precomputed vectors of new items, when the artefact was made of such (see [`read_vectors`]).
+        vectors_file: Precomputed vectors of new items, when the artifact was made of such (see [`read_vectors`]).
         device: Device of the encoders; chosen if left out.
 
     Returns:
-        float32 [n, d], d the width of the artefact's vectors.
+        float32 [n, d], d the width of the artifact's vectors.
 
     Raises:
         HfGrError: If the recipe is incomplete, an encoder cannot be had or has changed, or vectors have another width.

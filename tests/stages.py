@@ -1,4 +1,4 @@
-"""The stations that read YAML files, and the config of each, or its configs."""
+"""The stages that read YAML files, and the config of each, or its configs."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from hf_gr.retrieval import RETRIEVE_CONFIGS
 from hf_gr.sft import SFT_CONFIGS
 
 
-STATIONS: dict[str, type | tuple[type, ...]] = {
+STAGES: dict[str, type | tuple[type, ...]] = {
     "mine": MineConfig,
     "label": LabelConfig,
     "embed": EmbedConfig,
@@ -25,5 +25,5 @@ STATIONS: dict[str, type | tuple[type, ...]] = {
 
 
 def settings_of(kind: type | tuple[type, ...]) -> list[dataclasses.Field]:
-    """Fields of a station's config, or of its configs together."""
+    """Fields of a stage's config, or of its configs together."""
     return [entry for part in (kind if isinstance(kind, tuple) else (kind,)) for entry in dataclasses.fields(part)]

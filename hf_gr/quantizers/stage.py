@@ -1,4 +1,4 @@
-"""The quantize station: item vectors → quantizer and SID catalogue."""
+"""The quantize stage: item vectors → quantizer and SID catalog."""
 
 import shutil
 from dataclasses import dataclass, field, fields
@@ -22,7 +22,7 @@ from ..artifacts import (
 from ..catalog import SidCatalog
 from ..dataset import InteractionDataset, popularity
 from ..embedding.behavior import cooccurrence
-from ..embedding.newcomers import RECIPE_FILES
+from ..embedding.new_items import RECIPE_FILES
 from ..embedding.store import ItemVectors, items_fingerprint
 from ..errors import HfGrError
 from ..options import check_idle
@@ -42,7 +42,7 @@ from .rq_kmeans import RQKMeans
 from .rq_vae import RQVAE
 
 
-STATION = "quantize"
+STAGE = "quantize"
 
 
 @dataclass
@@ -51,7 +51,7 @@ class QuantizeConfig:
 
     dataset: str = field(metadata={"help": "Dataset folder to read."})
     embeddings: str = field(metadata={"help": "Folder with the item vectors of that dataset."})
-    output_dir: str = field(metadata={"help": "Folder to write the quantizer and the SID catalogue to."})
+    output_dir: str = field(metadata={"help": "Folder to write the quantizer and the SID catalog to."})
     method: str = field(
         default="rq_kmeans", metadata={"help": "Quantizer: rq_kmeans, opq, rq_vae, coba, r3_vae, mpq."}
     )
@@ -101,7 +101,7 @@ METHODS: dict[str, type[Quantizer]] = {
 
 
 def quantize(config: QuantizeConfig) -> Path:
-    """Fits a quantizer, gives every item a SID, and writes both as one artefact.
+    """Fits a quantizer, gives every item a SID, and writes both as one artifact.
 
     The folder holds `quantizer/` (a transformers model), `embedder/` (what says how the vectors were made, for items
     that come later), the files of [`SidCatalog.save`], `fit_log.json` of a method that is trained by gradients, and
@@ -125,10 +125,10 @@ def quantize(config: QuantizeConfig) -> Path:
 def _quantize(config: QuantizeConfig, output: Path, states: Path) -> None:
     read = {"dataset": config.dataset, "embeddings": config.embeddings}
     settings, inputs = _settings(config), {name: fingerprint(path) for name, path in read.items()}
-    if not config.force and is_current(output, STATION, settings, inputs):
-        report(STATION, read, output, current=True)
+    if not config.force and is_current(output, STAGE, settings, inputs):
+        report(STAGE, read, output, current=True)
         return
-    check_output(output, STATION, read.values())
+    check_output(output, STAGE, read.values())
     dataset = InteractionDataset.load(config.dataset)
     split = dataset.split(config.split)
     learned = learned_from(config.split, split.train, dataset.item_ids, config.embeddings)
@@ -137,7 +137,7 @@ def _quantize(config: QuantizeConfig, output: Path, states: Path) -> None:
     quantizer = new_quantizer(config, item_vectors.dim).to(_device())
     graph = cooccurrence(split.train, dataset.num_items, config.window) if quantizer.uses_graph else None
     vectors = quantizer.align(item_vectors.vectors, graph)
-    checkpoint = states / f"{settings_key(STATION, settings, inputs)}.pt"
+    checkpoint = states / f"{settings_key(STAGE, settings, inputs)}.pt"
     quantizer.fit(vectors, item_ids=dataset.item_ids, seed=config.seed, checkpoint=checkpoint)
     codes, sizes = resolve_collisions(
         quantizer.encode(vectors, item_ids=dataset.item_ids),
@@ -153,15 +153,15 @@ def _quantize(config: QuantizeConfig, output: Path, states: Path) -> None:
         codes, dataset.items, sizes, popularity=counts, code_vectors=code_vectors, collisions=config.collisions
     )
     found = collision_report(codes, list(sizes), targets=split.test.targets, popularity=counts)
-    with writing(output, STATION) as folder:
+    with writing(output, STAGE) as folder:
         quantizer.save_pretrained(folder / "quantizer")
         _copy_recipe(Path(config.embeddings), folder / "embedder")
         catalog.save(folder)
         learned.save(folder)
         if isinstance(quantizer, NeuralQuantizer):
             write_json(folder / "fit_log.json", quantizer.fit_log)
-        write_manifest(folder, STATION, settings, inputs, collisions=found)
-    report(STATION, read, output)
+        write_manifest(folder, STAGE, settings, inputs, collisions=found)
+    report(STAGE, read, output)
     print_collisions(found)
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from hf_gr.arguments import parse_config
 from hf_gr.dataset import InteractionDataset, write_dataset
-from hf_gr.embedding import station
+from hf_gr.embedding import stage
 from hf_gr.embedding.behavior import behavior_vectors, cooccurrence
 from hf_gr.embedding.fusion import fuse
 from hf_gr.embedding.image import encode_images
 from hf_gr.embedding.propagation import propagate
-from hf_gr.embedding.station import EmbedConfig, embed
+from hf_gr.embedding.stage import EmbedConfig, embed
 from hf_gr.embedding.store import ItemVectors
 from hf_gr.embedding.text import encode_text, item_texts
 from hf_gr.errors import HfGrError
@@ -32,7 +32,7 @@ def config(dataset_folder: Path, tiny_encoder: Path, tmp_path: Path) -> EmbedCon
     )
 
 
-def test_the_artefact_is_text_and_behaviour_of_the_training_part(config: EmbedConfig):
+def test_the_artifact_is_text_and_behavior_of_the_training_part(config: EmbedConfig):
     loaded = ItemVectors.load(embed(config))
     dataset = InteractionDataset.load(config.dataset)
     text = encode_text(item_texts(dataset.items), config.encoder, device="cpu", progress=False)
@@ -54,7 +54,7 @@ def test_the_width_of_behavior_follows_a_small_catalog_and_is_refused_before_tex
     assert loaded.info["dims"] == {"behavior": items - 1}
     with pytest.raises(HfGrError, match="behavior_dim 0 must be between 1 and"):  # 0 is not "left out"
         embed(replace(behavior_only, behavior_dim=0))
-    monkeypatch.setattr(station, "encode_text", lambda *_, **__: pytest.fail("texts were encoded"))
+    monkeypatch.setattr(stage, "encode_text", lambda *_, **__: pytest.fail("texts were encoded"))
     with pytest.raises(HfGrError, match=f"behavior_dim {items} must be between 1 and"):
         embed(replace(config, behavior_dim=items))
 
@@ -129,11 +129,11 @@ def test_images_are_read_from_the_dataset_folder_and_cached(config, pictures, ti
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(station, "fuse", killed)
+        patch.setattr(stage, "fuse", killed)
         with pytest.raises(KeyboardInterrupt):
             embed(config)
     with monkeypatch.context() as patch:
-        patch.setattr(station.VisionEncoder, "__call__", killed)  # all chunks are there
+        patch.setattr(stage.VisionEncoder, "__call__", killed)  # all chunks are there
         loaded = ItemVectors.load(embed(config))
     expected = encode_images(pictures, str(tiny_vision), device="cpu", progress=False)
     assert np.allclose(loaded.vectors[:7], fuse({"image": expected}, {"image": 1.0}), atol=1e-6)
@@ -167,17 +167,15 @@ def test_a_run_killed_after_the_texts_resumes_and_leaves_no_cache(config: EmbedC
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(station, "behavior_vectors", killed)
+        patch.setattr(stage, "behavior_vectors", killed)
         with pytest.raises(KeyboardInterrupt):
             embed(config)
     cache = tmp_path / ".vectors.cache"
     assert list(cache.rglob("*.npy"))
     assert not Path(config.output_dir).exists()
     calls = []
-    encode = station.SentenceEncoder.__call__
-    monkeypatch.setattr(
-        station.SentenceEncoder, "__call__", lambda self, texts: calls.append(1) or encode(self, texts)
-    )
+    encode = stage.SentenceEncoder.__call__
+    monkeypatch.setattr(stage.SentenceEncoder, "__call__", lambda self, texts: calls.append(1) or encode(self, texts))
     embed(config)
     assert not calls
     assert not cache.exists()
@@ -232,7 +230,7 @@ def rewrite_held_out(events: pa.Table, items: pa.Table) -> pa.Table:
         ),
     ],
 )
-def test_what_cannot_work_is_refused_and_leaves_the_old_artefact(config: EmbedConfig, change: dict, message: str):
+def test_what_cannot_work_is_refused_and_leaves_the_old_artifact(config: EmbedConfig, change: dict, message: str):
     before = (embed(config) / "manifest.json").read_bytes()
     with pytest.raises(HfGrError, match=message):
         embed(replace(config, **change))

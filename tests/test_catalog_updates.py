@@ -1,4 +1,4 @@
-"""Items that come and go, on a catalogue and on a trained model."""
+"""Items that come and go, on a catalog and on a trained model."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from transformers import pipeline
 
 from hf_gr.artifacts import MANIFEST, fingerprint, write_manifest
 from hf_gr.catalog import SidCatalog
+from hf_gr.catalog_updates import add_items, new_codes, remove_items
 from hf_gr.cli import main
 from hf_gr.dataset import write_dataset
 from hf_gr.decoding import Recommender
@@ -29,7 +30,6 @@ from hf_gr.hub import carry, repo_files, save_repo
 from hf_gr.models import IntRRForCausalLM
 from hf_gr.quantizers import QuantizeConfig, load_quantizer, quantize
 from hf_gr.sft import sft
-from hf_gr.upkeep import add_items, new_codes, remove_items
 from hf_gr.vocabulary import SidVocabulary, add_vocabulary
 
 
@@ -38,7 +38,7 @@ METHODS = ["keep", "greedy", "sinkhorn", "digit"]
 
 
 def new_items(ids: list[str]) -> pa.Table:
-    """With a column that the catalogue lacks, and without its categories."""
+    """With a column that the catalog lacks, and without its categories."""
     return pa.table({"item_id": ids, "title": [f"New {item_id}" for item_id in ids], "color": ["red"] * len(ids)})
 
 
@@ -55,7 +55,7 @@ def vectors_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, vectors_file: Path) -> dict[str, Path]:
-    """A catalogue for every collision method."""
+    """A catalog for every collision method."""
     folder = tmp_path_factory.mktemp("made")
     write_dataset(folder / "data", tiny_interactions(), tiny_items(), source="Made for tests.")
     vectors = embed(
@@ -84,7 +84,7 @@ def catalogs(made: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
 
 
 def write_model(folder: Path, source: Path, recursion: dict[str, int] | None = None) -> Path:
-    """An untrained model of a catalogue, as a run leaves it; one of one position an item, if `recursion` is given."""
+    """An untrained model of a catalog, as a run leaves it; one of one position an item, if `recursion` is given."""
     model, tokenizer, catalog = tiny_lm(), tiny_tokenizer(), SidCatalog.load(source)
     vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=10)
     if recursion is not None:
@@ -148,9 +148,9 @@ def test_the_same_items_get_the_same_sids_and_two_calls_are_as_valid_as_one(cata
     assert two.item_ids == SidCatalog.load(one).item_ids
     assert len(np.unique(two.codes, axis=0)) == len(two)
     manifest = json.loads((first / MANIFEST).read_text())
-    assert [entry["new"] for entry in manifest["upkeep"]] == [5, 7]
+    assert [entry["new"] for entry in manifest["catalog_updates"]] == [5, 7]
     assert manifest["fingerprint"] == fingerprint(first)
-    assert manifest["settings"]["collisions"] == "greedy"  # the station still finds it up to date
+    assert manifest["settings"]["collisions"] == "greedy"  # the stage still finds it up to date
 
 
 def test_a_code_that_no_item_carries_is_not_given(catalogs, vectors_file):
@@ -178,7 +178,7 @@ def test_when_a_bucket_has_no_digit_left_the_level_before_decides(catalogs):
     assert at_home == digits  # the bucket is full, and the rest is elsewhere
 
 
-def test_a_full_catalogue_says_so(catalogs):
+def test_a_full_catalog_says_so(catalogs):
     catalog, quantizer = SidCatalog.load(catalogs["greedy"]), load_quantizer(catalogs["greedy"] / "quantizer")
     with pytest.raises(HfGrError, match="25 items do not fit on the 24 free SIDs"):
         new_codes(catalog, np.zeros((25, 6), np.float32), quantizer)
@@ -210,7 +210,7 @@ def test_removed_items_come_back_with_their_sid(catalogs):
     assert_kept(back, gone)
     assert np.flatnonzero(~back.live).tolist() == [3]
     assert back.titles[7] == "New i007" and back.fingerprint == gone.fingerprint
-    counts = json.loads((folder / MANIFEST).read_text())["upkeep"]
+    counts = json.loads((folder / MANIFEST).read_text())["catalog_updates"]
     assert [list(entry.values()) for entry in counts] == [[2, "remove-items"], [1, 0, "add-items", 0]]
 
 
@@ -242,7 +242,7 @@ def test_other_mistakes_get_one_line(catalogs, tmp_path):
             add_items(folder, new_items(["n0"]).drop_columns(name))
     with pytest.raises(HfGrError, match=r"column 'categories' holds string .*give every item a list of strings"):
         add_items(folder, new_items(["i003"]).append_column("categories", pa.array(["toys"])), update=True)
-    with pytest.raises(HfGrError, match="'nobody' is not in the catalogue"):
+    with pytest.raises(HfGrError, match="'nobody' is not in the catalog"):
         remove_items(folder, ["i001", "nobody"])
     with pytest.raises(HfGrError, match="no item would be left"):
         remove_items(folder, SidCatalog.load(folder).item_ids)
@@ -333,7 +333,7 @@ def test_what_new_items_need_is_of_the_repo(model):
 
 
 def test_training_carries_on_what_new_items_need(catalogs, made, vectors_file, tmp_path):
-    """From the catalogue into the model of SFT, from there into that of GRPO, which then takes new items."""
+    """From the catalog into the model of SFT, from there into that of GRPO, which then takes new items."""
     data = TinyData(made["greedy"].with_name("data"), catalogs["greedy"])
     first = sft(*sft_configs(**data.sft(tmp_path / "sft", max_steps=1)))
     final = grpo(*grpo_configs(**data.grpo(tmp_path / "grpo", first, max_steps=1)))
@@ -361,7 +361,7 @@ def test_a_run_that_dies_leaves_the_old_model(model, vectors_file, monkeypatch):
     def dies(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_gr.hub.SidVocabulary.save", dies)  # after the catalogue's files are written
+    monkeypatch.setattr("hf_gr.hub.SidVocabulary.save", dies)  # after the catalog's files are written
     with pytest.raises(KeyboardInterrupt):
         add_items(model, new_items(NEW), vectors_file=vectors_file)
     assert contents(model) == before and sorted(model.parent.iterdir()) == beside

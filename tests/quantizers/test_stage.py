@@ -28,7 +28,7 @@ def _embed(dataset: Path, output: Path) -> Path:
     return embed(EmbedConfig(str(dataset), str(output), sources=["behavior"], weights=[1.0], behavior_dim=8))
 
 
-def test_the_artefact_holds_quantizer_and_catalogue(config: QuantizeConfig):
+def test_the_artifact_holds_quantizer_and_catalog(config: QuantizeConfig):
     folder = quantize(config)
     dataset = InteractionDataset.load(config.dataset)
     catalog = SidCatalog.load(folder)
@@ -143,7 +143,7 @@ def rewrite_held_out(events: pa.Table, items: pa.Table) -> pa.Table:
         ({"embeddings": "nowhere"}, "nowhere does not exist"),
     ],
 )
-def test_what_cannot_work_is_refused_and_leaves_the_old_artefact(config: QuantizeConfig, change: dict, message: str):
+def test_what_cannot_work_is_refused_and_leaves_the_old_artifact(config: QuantizeConfig, change: dict, message: str):
     before = (quantize(config) / "manifest.json").read_bytes()
     with pytest.raises(HfGrError, match=message):
         quantize(replace(config, **change))
