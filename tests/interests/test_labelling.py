@@ -307,7 +307,8 @@ def test_what_cannot_be_labelled_is_refused_in_one_line(data, stage, tmp_path):
     stranger = Interests(pa.Table.from_pylist([*rows, rows[-1] | {"user_id": "nobody"}], SCHEMA))
     assert "user 'nobody'" in refused(stranger)
     assert "no interests to label" in refused(Interests(SCHEMA.empty_table()))
-    write_json(tmp_path / "mined" / "manifest.json", {"settings": {"split": "temporal"}})
+    manifest = {"stage": "mine", "settings": {"split": "temporal"}, "inputs": {}}
+    write_json(tmp_path / "mined" / "manifest.json", manifest)
     assert "has learned from the training part of the split temporal" in refused(mined(train))
     (tmp_path / "mined" / "manifest.json").unlink()
     write_dataset(tmp_path / "few", interactions(3), items(), source="Made for tests.")
