@@ -146,6 +146,14 @@ class InteractionDataset:
         """
         return split_events(self.events, read_split(kind), self.time, self.path)
 
+    def training_exposures(self, split: Split) -> pa.Table | None:
+        """The exposures that belong to the training part of a split of this dataset, as [`Split.teaches`] says; `None`
+        without the file. Whatever learns from exposures takes these: later ones show what is held out."""
+        if self.exposures is None:
+            return None
+        known = split.teaches(self.exposures["user_id"], self.exposures["timestamp"].to_numpy())
+        return self.exposures.filter(pa.array(known))
+
 
 def popularity(train: Histories, num_items: int) -> np.ndarray:
     """Training events per item, int64 [num_items]."""

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from .errors import HfGrError
 from .histories import Cases, Histories
-from .tables import TimeKind, texts
+from .tables import TimeKind, row_of, texts
 
 
 SplitKind = str  # as in the table above
@@ -30,15 +30,41 @@ _SHARES = (0.8, 0.1)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?)?")
 _PARTS = {"train": 0, "validation": 1, "test": 2}
 _DAY = 86_400 * 10**6
+_NEVER = int(np.iinfo(np.int64).min)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """`train` is all that may teach; `validation` and `test` are only ever predicted."""
+    """`train` is all that may teach; `validation` and `test` are only ever predicted.
+
+    Attributes:
+        train: Events of the users who have any in training.
+        validation: Cases that choose.
+        test: Cases that judge.
+        until: The last moment that training may know of every user of the events, int64 [U]: that of a temporal split
+            is the same for all, in the others it is that of the user's last training event, and before the first one
+            held out. The smallest number there is where a user has no training event.
+        until_others: The same for users without events.
+    """
 
     train: Histories
     validation: Cases
     test: Cases
+    until: np.ndarray
+    until_others: int
+
+    def teaches(self, user_ids: pa.ChunkedArray, timestamps: np.ndarray) -> np.ndarray:
+        """Tells which of E things that happened to users belong to the training part, such as what they were shown.
+
+        Args:
+            user_ids: E strings; users without events may be among them.
+            timestamps: int64 [E], as those of the events.
+
+        Returns:
+            bool [E], whether the moment is not later than the user's `until`.
+        """
+        rows = row_of(user_ids, pa.chunked_array([pa.array(self.validation.events.user_ids, pa.string())]))
+        return timestamps <= np.append(self.until, self.until_others)[rows]  # row -1, unknown, is the one appended
 
 
 @dataclass(frozen=True)
@@ -145,12 +171,13 @@ def split_events(events: Histories, rule: SplitRule, time: TimeKind, where: obje
     Raises:
         HfGrError: If the events do not allow the split, or a part of it is empty.
     """
-    targets = _targets(events, rule.targets, where)
+    targets, first = _targets(events, rule.targets, where), None
     match rule.kind:
         case "leave_one_out":
             part = _leave_one_out(events, targets, rule, where)
         case "temporal":
-            part = _temporal(events, rule, time, where)
+            first, second = _moments(events, rule, time, where)
+            part = (events.timestamps >= first).astype(np.int64) + (events.timestamps >= second)
         case "session":
             part = _by_session(events, where)
         case "column":
@@ -173,7 +200,19 @@ def split_events(events: Histories, rule: SplitRule, time: TimeKind, where: obje
             )
         return Cases(events, events.items[rows], owners[rows], before)
 
-    return Split(events.cut(taught, known[taught]), cases("validation"), cases("test"))
+    until = _last_known(events, known) if first is None else np.full(len(events), first - 1)
+    others = _NEVER if first is None else first - 1
+    return Split(events.cut(taught, known[taught]), cases("validation"), cases("test"), until, others)
+
+
+def _last_known(events: Histories, known: np.ndarray) -> np.ndarray:
+    """Time of every user's last training event, int64 [U]; just before it where the first one held out is of the same
+    time. What a user is shown between the two may be what led to the event held out: it does not teach."""
+    until = np.full(len(events), _NEVER)
+    taught, judged = np.flatnonzero(known), np.flatnonzero(known < events.lengths)
+    until[taught] = events.timestamps[events.ptr[taught] + known[taught] - 1]
+    until[judged] = np.minimum(until[judged], events.timestamps[events.ptr[judged] + known[judged]] - 1)
+    return until
 
 
 _REMEDIES = {
@@ -225,9 +264,8 @@ def _leave_one_out(events: Histories, targets: np.ndarray, rule: SplitRule, wher
     return part
 
 
-def _temporal(events: Histories, rule: SplitRule, time: TimeKind, where: object) -> np.ndarray:
-    """Events before the first moment teach, those from the second on are the test; events at one time stay together,
-    in the later part. Part of every event, int64 [E]."""
+def _moments(events: Histories, rule: SplitRule, time: TimeKind, where: object) -> tuple[int, int]:
+    """When validation and test of a temporal split begin: events at one time stay together, in the later part."""
     if time == "position":
         raise HfGrError(
             f"{where} has only positions, no clock: a temporal split would mix users' times; use the leave_one_out "
@@ -241,15 +279,15 @@ def _temporal(events: Histories, rule: SplitRule, time: TimeKind, where: object)
             raise HfGrError(f"{where}: the events are of {span}; let validation and test of {rule.base} begin within.")
     else:
         ordered, (train, validation) = np.sort(times), rule.shares
-        first = ordered[int(train * len(ordered))]
-        second = ordered[int((train + validation) * len(ordered))]
+        first = int(ordered[int(train * len(ordered))])
+        second = int(ordered[int((train + validation) * len(ordered))])
         if first == ordered[0]:
             pile = float((times == first).mean())
             raise HfGrError(
                 f"{where}: the temporal split leaves nothing for training, as the first {pile:.1%} of the events are "
                 "at one time; give training a larger share (--split temporal:TRAIN,VALIDATION), or use leave_one_out."
             )
-    return (times >= first).astype(np.int64) + (times >= second)
+    return first, second
 
 
 def _by_session(events: Histories, where: object) -> np.ndarray:

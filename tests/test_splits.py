@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_items
 
-from hf_gr.dataset import Histories, InteractionDataset
+from hf_gr.dataset import Histories, InteractionDataset, write_dataset
 from hf_gr.errors import HfGrError
 from hf_gr.splits import check_split, read_split, split_name
 from hf_gr.tables import texts
@@ -127,6 +127,47 @@ def test_the_reference_splits_something():
             assert cases_of(found.test) == test and cases_of(found.validation) == validation
     assert [target for _, _, target in reference(frame, "leave_one_out@view")[2]] == [10]
     assert [target for _, _, target in reference(frame, "session@buy")[2]] == [9, 11]
+
+
+@pytest.mark.parametrize("base", BASES)
+@settings(max_examples=25, deadline=None)
+@given(frame=frames(), targets=st.sampled_from(TARGETS))
+def test_what_training_may_know_of_exposures_equals_its_definition(base, frame, targets):
+    """Of no user anything at or after the first event held out, nor after the last that teaches; by one date for all
+    where there is one. Asked of every user at every time, and of one user without events."""
+    try:
+        split = dataset_of(frame).split(base + targets)
+    except HfGrError:
+        return
+    times = [START + 6 * HOURS * step for step in range(-1, 22)]
+    train, _, _ = reference(frame, base + targets)
+    taught = frame.index.isin([row for rows in train.values() for row in rows])
+    expected = []
+    for user in ("u0", "u1", "u2", "u3", "nobody"):
+        own = frame.user == user
+        for time in times:
+            if base.startswith("temporal"):
+                dates = base.startswith("temporal:2014")
+                expected.append(time < (START + 24 * HOURS if dates else min(frame.time[~taught])))
+            else:
+                known, held_out = frame.time[own & taught].tolist(), frame.time[own & ~taught].tolist()
+                expected.append(bool(known) and time <= max(known) and all(time < later for later in held_out))
+    users = pa.chunked_array([pa.array(np.repeat(["u0", "u1", "u2", "u3", "nobody"], len(times)), pa.string())])
+    assert split.teaches(users, np.tile(times, 5)).tolist() == expected
+
+
+def test_the_training_part_of_exposures_keeps_their_columns_and_order(tmp_path):
+    log = pa.table({"user_id": ["a"] * 4 + ["b"] * 2, "item_id": list("xyzxyz"), "timestamp": [1, 2, 3, 4, 2, 9]})
+    items = pa.table({"item_id": list("xyz"), "title": list("xyz")})
+    shown = {"user_id": list("abaaacb"), "item_id": list("xyzxyzx"), "timestamp": [2, 9, 1, 3, 4, 1, 10]}
+    exposures = pa.table(shown | {"clicked": [True, False] * 3 + [True], "slot": range(7)})
+    write_dataset(tmp_path / "with", log, items, exposures=exposures, source="")
+    dataset = InteractionDataset.load(tmp_path / "with")
+    for kind, rows in [("leave_one_out", [0, 1, 2]), ("temporal:0.5,0.3", [0, 2, 5])]:
+        assert dataset.training_exposures(dataset.split(kind)).to_pylist() == exposures.take(rows).to_pylist()
+    write_dataset(tmp_path / "without", log, items, source="")
+    dataset = InteractionDataset.load(tmp_path / "without")
+    assert dataset.training_exposures(dataset.split()) is None
 
 
 FRAME = pd.DataFrame(
