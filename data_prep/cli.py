@@ -37,6 +37,13 @@ Columns = Annotated[
 ItemColumns = Annotated[
     list[str] | None, typer.Option("--item-column", help="OURS=THEIRS, where the items file calls it differently.")
 ]
+UserColumns = Annotated[
+    list[str] | None, typer.Option("--user-column", help="OURS=THEIRS, where the users file calls it differently.")
+]
+ExposureColumns = Annotated[
+    list[str] | None,
+    typer.Option("--exposure-column", help="OURS=THEIRS, where the exposures file calls it differently."),
+]
 Separator = Annotated[str | None, typer.Option(help="What parts the categories in a text cell; | if left out.")]
 Keep = Annotated[list[str] | None, typer.Option(help="Further column of the log to keep, such as device; repeat it.")]
 Licence = Annotated[str, typer.Option(help="Licence of the data, for the dataset card.")]
@@ -87,15 +94,11 @@ def table(
     column: Columns = None,
     item_column: ItemColumns = None,
     users: Annotated[Path | None, typer.Option(help="Table of users: user_id and whatever is known of them.")] = None,
-    user_column: Annotated[
-        list[str] | None, typer.Option(help="OURS=THEIRS, where the users file calls it differently.")
-    ] = None,
+    user_column: UserColumns = None,
     exposures: Annotated[
         Path | None, typer.Option(help="Table of what users were shown: user_id, item_id, timestamp, clicked, …")
     ] = None,
-    exposure_column: Annotated[
-        list[str] | None, typer.Option(help="OURS=THEIRS, where the exposures file calls it differently.")
-    ] = None,
+    exposure_column: ExposureColumns = None,
     time_unit: Unit = "auto",
     any_year: AnyYear = False,
     drop_empty: DropEmpty = False,
@@ -183,9 +186,15 @@ def hub(
     items_dataset: Annotated[str | None, typer.Option(help="Dataset that holds the items.")] = None,
     items_config: Annotated[str | None, typer.Option(help="Config that holds the items.")] = None,
     items_split: Annotated[str, typer.Option(help="Split that holds the items.")] = "train",
+    users_config: Annotated[str | None, typer.Option(help="Config that holds what is known of users.")] = None,
+    users_split: Annotated[str, typer.Option(help="Split that holds the users.")] = "train",
+    exposures_config: Annotated[str | None, typer.Option(help="Config that holds what users were shown.")] = None,
+    exposures_split: Annotated[str, typer.Option(help="Split that holds the exposures.")] = "train",
     revision: Annotated[str | None, typer.Option(help="Revision of the dataset.")] = None,
     column: Columns = None,
     item_column: ItemColumns = None,
+    user_column: UserColumns = None,
+    exposure_column: ExposureColumns = None,
     time_unit: Unit = "auto",
     any_year: AnyYear = False,
     drop_empty: DropEmpty = False,
@@ -207,9 +216,15 @@ def hub(
         items_dataset=items_dataset,
         items_config=items_config,
         items_split=items_split,
+        users_config=users_config,
+        users_split=users_split,
+        exposures_config=exposures_config,
+        exposures_split=exposures_split,
         revision=revision,
         columns=_mapping(column),
         item_columns=_mapping(item_column),
+        user_columns=_mapping(user_column),
+        exposure_columns=_mapping(exposure_column),
         time_unit=time_unit,
         any_year=any_year,
         drop_empty=drop_empty,

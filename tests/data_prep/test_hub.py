@@ -31,6 +31,40 @@ def test_our_own_folder_goes_round(tmp_path):
     assert second.events.columns == first.events.columns == pa.table({"dwell": [3, None]})
 
 
+SHOWN = "user_id,item_id,timestamp,clicked,slot\na,x,5,1,2\na,x,2,0,1\nnobody,x,1,1,1\n"
+
+
+@pytest.mark.parametrize("time", ["timestamp", "position"])
+def test_users_and_exposures_are_read_as_the_table_route_reads_them(tmp_path, time):
+    """First from CSV files under names of their own, then round from the folder that was written."""
+    texts = {"interactions": "user_id,item_id,timestamp\na,x,3\na,y,6\n", "shown": SHOWN}
+    texts["people"] = "uid,age,zip\na,31,007\nghost,,7\n"
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name, text in texts.items():
+        (raw / f"{name}.csv").write_text(text.replace("timestamp", time))
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.csv\n" for name in texts)
+    (raw / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    files = [raw / "interactions.csv", None, raw / "people.csv", raw / "shown.csv"]
+    prepare_table(tmp_path / "table", *files, user_columns={"user_id": "uid"})
+    given = {"config": "interactions", "users_config": "people", "exposures_config": "shown"}
+    prepare_hub(tmp_path / "hub", str(raw), **given, user_columns={"user_id": "uid"})
+    given = {"config": "interactions", "items_config": "items", "users_config": "users"}
+    prepare_hub(tmp_path / "round", str(tmp_path / "hub"), **given, exposures_config="exposures")
+    wanted = InteractionDataset.load(tmp_path / "table")
+    assert wanted.time == time and wanted.users.num_rows == 1 and wanted.exposures["slot"].to_pylist() == [1, 2]
+    for name in ("hub", "round"):
+        found = InteractionDataset.load(tmp_path / name)
+        assert (found.time, found.users, found.exposures) == (time, wanted.users, wanted.exposures), name
+        assert found.events.timestamps.tolist() == wanted.events.timestamps.tolist()
+
+
+def test_a_map_without_its_config_is_refused(tmp_path):
+    for name in ("user", "exposure"):
+        with pytest.raises(HfGrError, match=rf"--{name}-column maps .* {name}s, but .*; give --{name}s-config NAME"):
+            prepare_hub(tmp_path / "out", str(tmp_path), **{f"{name}_columns": {"user_id": "x"}})
+
+
 def test_column_map_splits_and_categoricals(tmp_path):
     (tmp_path / "raw").mkdir()
     for split, user in (("train", "a"), ("test", "b")):
