@@ -186,10 +186,13 @@ def _load(source: Path) -> SidCatalog:
 def _read(file: Path) -> pa.Table:
     if file.suffix in (".csv", ".tsv", ".json", ".jsonl", ".xlsx"):  # types of columns are not told there
         raise HfGrError(f"{file} is no Parquet file; write the items as one, as pandas' df.to_parquet does.")
+    if not file.is_file():
+        raise HfGrError(f"{file} is missing; give a Parquet file of items.")
     try:
         return pq.read_table(file)
     except (OSError, pa.ArrowException) as error:
-        raise HfGrError(f"cannot read {file} ({first_line(error)}); give a Parquet file of items.") from None
+        reason = first_line(error).replace(f" '{file}'", "")  # Arrow names the file too
+        raise HfGrError(f"cannot read {file} ({reason}); give a Parquet file of items.") from None
 
 
 def _checked(items: pa.Table) -> pa.Table:

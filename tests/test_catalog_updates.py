@@ -235,6 +235,12 @@ def test_other_mistakes_get_one_line(catalogs, tmp_path):
     (tmp_path / "items.csv").write_text("item_id,title")
     with pytest.raises(HfGrError, match=r"items\.csv is no Parquet file; write the items as one"):
         add_items(folder, tmp_path / "items.csv")
+    with pytest.raises(HfGrError, match=r"nothing\.parquet is missing; give a Parquet file of items"):
+        add_items(folder, tmp_path / "nothing.parquet")
+    (tmp_path / "text.parquet").write_text("item_id,title")
+    with pytest.raises(HfGrError, match=r"cannot read .*text\.parquet \(.*Parquet.*\); give a") as error:
+        add_items(folder, tmp_path / "text.parquet")
+    assert str(error.value).count("text.parquet") == 1
     for name in ("title", "item_id"):
         with pytest.raises(
             HfGrError, match=rf"new items have no column '{name}' \(they have: .*\); add it, or rename"

@@ -14,9 +14,10 @@ from ..catalog import SidCatalog
 from ..dataset import Histories, InteractionDataset
 from ..decoding import load_thinking
 from ..errors import HfGrError
+from ..hub import READ_FILES
 from ..interests import Interests
 from ..models import ThinkingHeads, from_scratch, recursion_settings, with_recursion
-from ..offline import resolve
+from ..offline import local_folder
 from ..provenance import learned_from
 from ..runs import Run
 from ..training import load_lm, trained_model
@@ -42,6 +43,9 @@ def sft(data: SidDataConfig, model: SidModelConfig, args: SidSFTConfig) -> Path:
 
 
 def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run: Run) -> Path:
+    base = start.continue_from or ("scratch" if start.scratch else str(start.model))
+    if start.continue_from:  # once: all of a repo is read of one commit
+        start = replace(start, continue_from=str(local_folder(start.continue_from, files=READ_FILES)))
     catalog = SidCatalog.load(data.catalog)
     split = InteractionDataset.load(data.dataset).aligned(catalog.item_ids).split(data.split)
     made_of = (data.catalog, start.continue_from, data.interests)
@@ -70,7 +74,6 @@ def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run
         trained, _, _ = starting_model(start, catalog, split.train, args.seed)
         heads = starting_heads(start, trained, catalog, vocabulary, args.seed)
     if PartialState().is_main_process:
-        base = start.continue_from or ("scratch" if start.scratch else str(start.model))
         log = trainer.state.log_history
         run.finish(trained, tokenizer, catalog, vocabulary, log, base, data.catalog, heads, interests, learned)
         run.report()
@@ -85,7 +88,7 @@ def starting_model(
     another form."""
     if config.continue_from:
         model, tokenizer = load_lm(config.continue_from, config.attention)
-        vocabulary = SidVocabulary.load(resolve(config.continue_from))
+        vocabulary = SidVocabulary.load(config.continue_from)
         vocabulary.check(catalog, tokenizer, config.continue_from)
         _check_going_on(config, model, tokenizer, vocabulary)
         return model, tokenizer, _in_form(config, vocabulary)

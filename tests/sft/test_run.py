@@ -176,6 +176,20 @@ def test_continue_goes_on_where_the_model_was(data, trained, tmp_path):
     assert first < 0.7 * fresh, f"went on with a loss of {first:.2f}, from scratch it was {fresh:.2f}"
 
 
+def test_a_hub_model_that_goes_on_is_read_of_one_commit(data, trained, tmp_path, monkeypatch):
+    """Every look at the Hub could see another commit: there is one, for weights, tokens, records and interests."""
+    looks = []
+
+    def snapshot(name, **given):
+        looks.append(name)
+        return str(trained)
+
+    monkeypatch.setattr("hf_gr.offline.snapshot_download", snapshot)
+    model = sft(*sft_configs(**data.sft(tmp_path / "more", continue_from="someone/model", max_steps=1)))
+    assert looks == ["someone/model"]
+    assert "someone/model" in (model / "README.md").read_text()
+
+
 @pytest.mark.parametrize("changes", [{"max_history": 7}, {"context": "behavior"}, {"prompt": "Next: "}])
 def test_continue_refuses_other_histories_than_the_model_has(data, trained, tmp_path, changes):
     settings = data.sft(tmp_path / "on", max_steps=1, continue_from=str(trained)) | changes
