@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from ..dataset import Cases, InteractionDataset
 from ..errors import HfGrError, first_line
 from ..limits import shown
+from ..tables import EXACT
 from ..users import read_jsonl
 from .metrics import INVALID, MISSING
 
@@ -119,12 +120,28 @@ def _read(file: Path) -> pa.Table:
             if name == "case":
                 continue
             raise HfGrError(f"{file} has no column {name!r} (it has: {', '.join(table.column_names)}); add it.")
+        found = table[name].type
         try:
-            column = table[name].cast(kind)
+            column = _without_floats(table[name]).cast(kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise HfGrError(f"{file}: column {name!r} is {table[name].type}, not {kind}; write it as such.") from None
+            raise HfGrError(f"{file}: column {name!r} is {found}, not {kind}; write it as such.") from None
         table = table.set_column(table.column_names.index(name), name, column)
     return table
+
+
+def _without_floats(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of floats, or of lists of them, as whole numbers: so pandas writes whole numbers with gaps.
+
+    Raises `ArrowInvalid` where a float is none, or so large that several numbers may have become one.
+    """
+    nested = _is_list(column.type)
+    kind = column.type.value_type if nested else column.type
+    if not pa.types.is_floating(kind):
+        return column
+    values = pc.list_flatten(column) if nested else column
+    if (pc.max(pc.abs(values)).as_py() or 0) >= EXACT[kind]:
+        raise pa.ArrowInvalid("inexact")
+    return column.cast(pa.list_(pa.int64()) if nested else pa.int64())
 
 
 def _read_jsonl(file: Path) -> pa.Table:
@@ -155,12 +172,16 @@ def _id_text(file: Path, name: str, value: Any) -> Any:
 
 def _check_scores(table: pa.Table, file: str | Path) -> None:
     """Refuses scores that are NaN, infinite or null."""
-    if "scores" not in table.column_names or not pa.types.is_list(table["scores"].type):
+    if "scores" not in table.column_names or not _is_list(table["scores"].type):
         return
     for row, scores in enumerate(table["scores"].to_pylist()):
         if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores or []):
             user = table["user_id"][row].as_py()
             raise HfGrError(f"{file}: a score of user {user!r} (row {row}) is not finite; such a list has no order.")
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)  # polars writes large ones
 
 
 def _row_of_each_case(table: pa.Table, cases: Cases, file: str | Path) -> np.ndarray:

@@ -99,6 +99,19 @@ def test_numbers_that_are_no_ids_are_refused(tmp_path, value):
         read_predictions(file, *fake(["x"], ["a"]))
 
 
+def test_whole_floats_of_parquet_are_ids_and_others_are_refused(tmp_path):
+    """As pandas writes whole numbers with gaps: 12345678901.0 is the id `12345678901`, not `1.2345678901e+10`."""
+    dataset, cases = fake(["12345678901", "7"], ["3"])
+    file = tmp_path / "p.parquet"
+    for ids, lists in ([7.0, None, 12345678901.0], [[1, -2, 0]]), ([7.0, 1.5], None), ([2.0**60], None):
+        pq.write_table(pa.table({"user_id": [3.0], "item_ids": [ids]}), file)
+        if lists is not None:
+            assert read_predictions(file, dataset, cases).tolist() == lists
+            continue
+        with pytest.raises(HfGrError, match=r"column 'item_ids' is list<.*double>, not list<.*string>; write it as"):
+            read_predictions(file, dataset, cases)
+
+
 def test_cases_of_a_user_are_numbered_in_order():
     assert case_numbers(fake(["i"], ["a", "b", "a", "a", "b"])[1]).tolist() == [0, 0, 1, 2, 1]
 
@@ -136,9 +149,11 @@ def test_scores_that_are_not_finite_are_refused(tmp_path, dataset, cases, score)
     pq.write_table(table.append_column("scores", pa.array(scores)), tmp_path / "p.parquet")
     assert (read_predictions(tmp_path / "p.parquet", dataset, cases) == [3, 1]).all()
     scores[7] = [0.5, score]
-    pq.write_table(table.append_column("scores", pa.array(scores)), tmp_path / "p.parquet")
-    with pytest.raises(HfGrError, match=r"a score of user 'u007' \(row 7\) is not finite"):
-        read_predictions(tmp_path / "p.parquet", dataset, cases)
+    for kind in (pa.list_, pa.large_list):
+        column = pa.array(scores, kind(pa.float64()))
+        pq.write_table(table.append_column("scores", column), tmp_path / f"{kind.__name__}.parquet")
+        with pytest.raises(HfGrError, match=r"a score of user 'u007' \(row 7\) is not finite"):
+            read_predictions(tmp_path / f"{kind.__name__}.parquet", dataset, cases)
 
 
 def test_the_pandas_line_of_a_message_makes_what_is_asked_for(tmp_path, dataset, cases):
