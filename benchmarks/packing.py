@@ -1,7 +1,7 @@
 """Packing of training rows: events per second from the data set to the batch, in whole arrays and as loops over lists.
 
-Histories are random, their lengths from 4 to 29 events; rows are those of the task `next_item`, in random order. Both
-sides take the same batches in one process (`num_workers=0`), and give the same tensors, bit for bit.
+Histories are random, their lengths from 4 to 29 events; rows are those of the task `next_item`, which hold items, in
+random order. Both sides take the same batches in one process (`num_workers=0`) and give the same tensors, bit by bit.
 
     python benchmarks/packing.py --json packing.json      # some ten seconds
 """
@@ -25,6 +25,7 @@ from hf_gr.dataset import Histories
 from hf_gr.packing import first_fit, pack
 from hf_gr.sft.rows import RowBatches
 from hf_gr.sft.tasks import next_item
+from hf_gr.sft.writing import RowVocabulary
 from hf_gr.vocabulary import SidVocabulary
 
 
@@ -54,7 +55,7 @@ def measured(form: str, chosen: argparse.Namespace) -> dict[str, float]:
     ptr = np.concatenate([[0], np.cumsum(lengths)])
     users = np.array([str(user) for user in range(chosen.users)], object)
     histories = Histories(users, ptr, random.integers(0, chosen.items, ptr[-1]), np.arange(ptr[-1]))
-    rows = next_item(histories, catalog, replace(vocabulary, form=form))
+    rows = next_item(histories, catalog, RowVocabulary.of(replace(vocabulary, form=form)))
     order = random.permutation(len(rows)).tolist()
     batches = [order[start : start + chosen.batch] for start in range(0, len(rows), chosen.batch)]
     think = vocabulary.think_ids

@@ -24,6 +24,7 @@ FLOORS = [
     | {"safeguards", "tables", "histories", "splits", "limits", "terminal", "endings", "fingerprints", "cards"}
     | {"environment", "neighbors", "search_config"},
     {"dataset", "provenance", "catalog", "categories", "vocabulary", "grammar", "branches", "packing", "forms"}
+    | {"references"}
     | {"scoring"}
     | {"evaluation.metrics", "interests.table"},
     {"quantizers", "embedding", "decoding", "models", "scorers", "hub", "model_card"},

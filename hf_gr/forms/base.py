@@ -31,8 +31,9 @@ class Tokens(Protocol):
 class Form:
     """One form of semantic ID. A form holds no state: `FORMS` has one object of each.
 
-    The methods take SIDs as tokens: `codes`, int64 [n, L], one column a level, in the catalog's order of levels. What
-    stands here is the flat form: a subclass overrides what it does otherwise.
+    The methods take SIDs as tokens: `codes`, int64 [n, L], one column a level, in the catalog's order of levels. They
+    move them and compute nothing of them: in training rows an integer that stands for the token takes its place
+    ([`~hf_gr.references`]). What stands here is the flat form: a subclass overrides what it does otherwise.
 
     Attributes:
         thinks: Whether thinking tokens are written, which thinking heads can supervise.

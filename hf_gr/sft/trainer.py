@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from ..models import (
 )
 from ..models.feedback import read_thoughts
 from ..packing import Rows, pack
+from ..references import resolved
 from ..training import is_sharded, without_router_loss
 from ..validation import Patience, ValidatedTrainer, Validation, drawn_cases
 from ..vocabulary import SidVocabulary
@@ -43,9 +44,11 @@ from .loss import SidOutput, answer_loss, dense_pairs, sids_among
 from .rows import RowBatches
 from .tasks import held_out
 from .training_rows import training_rows
+from .writing import RowVocabulary
 
 
 HEADS_FILE = "thinking_heads.safetensors"  # in checkpoints
+CATALOG_FOLDER = "catalog"  # in checkpoints of other codes than the training began with
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,9 @@ def _fitted(
 class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
     """TRL's trainer, with many answers to a history in one pass and losses over semantic IDs.
 
+    The rows that it makes of histories hold items, and a batch gets their tokens when it is read: `trainer.catalog =
+    other` gives all items other codes, from the next batch on.
+
     Args:
         model: Causal LM with the SID tokens, not yet wrapped by PEFT.
         args: Settings; they stay as they are.
@@ -117,7 +123,7 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
         vocabulary: Of the model.
         processing_class: The model's tokenizer.
         train_dataset: Training histories in rows of the catalog, of which the rows of `args.tasks` are made; or rows
-            that are made already, in the columns of [`~hf_gr.branches.Row`].
+            that are made already, in the columns of [`~hf_gr.branches.Row`]; their codes stay.
         eval_dataset: Validation cases in rows of the catalog; `args.eval_users` of them are measured.
         heads: Thinking heads; they train along and are given back by [`take_heads`].
         interests: For the tasks on them.
@@ -140,14 +146,11 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
         **kwargs: Any,
     ):
         vocabulary.sid_form.check_training(vocabulary.form, args)
-        grammar = vocabulary.grammar(catalog)
+        of_items, self._rows_of_items = RowVocabulary.of(vocabulary), isinstance(train_dataset, Histories)
         if isinstance(train_dataset, Histories):
-            train_dataset = training_rows(args, train_dataset, catalog, vocabulary, processing_class, interests)
-        users, self.validation = None, None
-        if eval_dataset is not None:
-            users = drawn_cases(eval_dataset, args.eval_users, args.seed)
-            if args.measures_lists:
-                self.validation = Validation.of_args(users, catalog, vocabulary, args)
+            train_dataset = training_rows(args, train_dataset, catalog, of_items, processing_class, interests)
+        users = None if eval_dataset is None else drawn_cases(eval_dataset, args.eval_users, args.seed)
+        self._measured = users if args.measures_lists else None
         add_inner_call(model)
         if args.hidden_dropout:
             add_dropout(model, args.hidden_dropout)
@@ -155,7 +158,7 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
         assert args.max_length is not None
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are tokenised already
         rows = fitting(train_dataset, model, args)
-        eval_rows = None if users is None else fitting(held_out(users, catalog, vocabulary), model, args)
+        eval_rows = None if users is None else fitting(held_out(users, catalog, of_items), model, args)
         with without_router_loss(model):
             super().__init__(
                 model,
@@ -173,8 +176,9 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
         self.train_dataset = RowBatches(rows)
         self.eval_dataset = None if eval_rows is None else RowBatches(eval_rows)
         check_sharding(self.accelerator, self.model)
-        self._check_orders(grammar)
-        self.grammar, self.heads = grammar, heads
+        self.heads, self._first_catalog = heads, catalog
+        self._take(catalog, vocabulary)
+        self._check_orders(self.grammar)
         if heads is not None:
             if is_sharded(self.accelerator):
                 raise HfGrError("thinking heads do not train on sharded weights; use one device or DDP.")
@@ -199,6 +203,50 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
         """The LM itself, out of what DDP and PEFT wrap it in."""
         return plain_lm(self.accelerator.unwrap_model(self.model))
 
+    @property
+    def catalog(self) -> SidCatalog:
+        """The items and the SIDs that they have now.
+
+        Another one may take its place at any time, on all processes alike: tokens of rows, the grammar, the validation
+        users' prompts and `vocabulary` follow. Checkpoints keep it; a run that goes on from one, or ends with the best
+        one, has the catalog that it was written with.
+
+        Raises [`HfGrError`] unless it has the same items in the same order, the same of them live, and codebooks of
+        the same sizes; and where something that does not follow holds codes: rows that were made already, thinking
+        heads, an item table.
+        """
+        return self._catalog
+
+    @catalog.setter
+    def catalog(self, catalog: SidCatalog) -> None:
+        holders = {
+            "train_dataset holds rows that were made already; give it histories": not self._rows_of_items,
+            "thinking heads hold the vectors of the codes; train without them": self.heads is not None,
+            f"form {self.vocabulary.form} keeps the codes in the model; use another": (
+                self.vocabulary.sid_form.item_table
+            ),
+        }
+        for reason in (reason for reason, holds in holders.items() if holds):
+            raise HfGrError(f"the catalog of this training cannot be exchanged: {reason}.")
+        now = self._catalog
+        same = {
+            "items": catalog.item_ids == now.item_ids,
+            "live items": np.array_equal(catalog.live, now.live),
+            "codebook_sizes": tuple(catalog.codebook_sizes) == tuple(now.codebook_sizes),
+        }
+        for name in (name for name, equal in same.items() if not equal):
+            raise HfGrError(f"the other catalog has other {name} than the training's; only codes may differ.")
+        self._take(catalog, self.vocabulary)
+
+    def _take(self, catalog: SidCatalog, vocabulary: SidVocabulary) -> None:
+        """Makes what depends on the codes, all of it before any is put in place."""
+        vocabulary = replace(vocabulary, catalog_fingerprint=catalog.fingerprint)
+        grammar, validation = vocabulary.grammar(catalog), None
+        if self._measured is not None:
+            validation = Validation.of_args(self._measured, catalog, vocabulary, self.args)
+        self.item_tokens = torch.from_numpy(vocabulary.item_tokens(catalog)).to(self.accelerator.device)
+        self._catalog, self.vocabulary, self.grammar, self.validation = catalog, vocabulary, grammar, validation
+
     def take_heads(self) -> ThinkingHeads | None:
         """The thinking heads, taken from the model, which is a plain one again."""
         if self.heads is not None:
@@ -218,6 +266,7 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
 
         def inner() -> SidOutput:
             nonlocal packed
+            packed = resolved(packed, self.item_tokens)
             if isinstance(grammar, UnorderedGrammar):
                 packed = self._ordered(packed, grammar)
             if self.heads is not None and self.heads.feed is not None:
@@ -308,20 +357,29 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
             self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Checkpoints hold the heads as well, also where only an adapter is saved."""
+        """Checkpoints hold the heads as well, also where only an adapter is saved, and an exchanged catalog."""
         super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
         if self.heads is not None and self.args.should_save:
-            save_model(self.heads, str(Path(output_dir or self.args.output_dir) / HEADS_FILE))
+            save_model(self.heads, str(folder / HEADS_FILE))
+        if self.catalog is not self._first_catalog and self.args.should_save:
+            self.catalog.save(folder / CATALOG_FOLDER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_heads(resume_from_checkpoint)
+        self._load_own(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self.state.best_model_checkpoint is not None:
-            self._load_heads(self.state.best_model_checkpoint)
+            self._load_own(self.state.best_model_checkpoint)
 
-    def _load_heads(self, checkpoint: str) -> None:
+    def _load_own(self, checkpoint: str) -> None:
+        """Reads what [`_save`] adds to a checkpoint; one without a catalog has the one that training began with."""
         if self.heads is not None:
             load_model(self.heads, Path(checkpoint) / HEADS_FILE)
+        folder = Path(checkpoint) / CATALOG_FOLDER
+        if folder.is_dir():
+            self.catalog = SidCatalog.load(folder)
+        elif self.catalog is not self._first_catalog:
+            self.catalog = self._first_catalog

@@ -1,6 +1,8 @@
 """How items and texts are written as trunks and answers, which all tasks share."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +12,24 @@ from transformers import PreTrainedTokenizerBase
 from ..branches import IGNORED
 from ..catalog import SidCatalog
 from ..errors import HfGrError
+from ..references import references
 from ..vocabulary import SidVocabulary, text_ids
 from .rows import Answers, lists, matrix, rows_of
+
+
+@dataclass(frozen=True)
+class RowVocabulary(SidVocabulary):
+    """A vocabulary that writes [`~hf_gr.references.references`] for the codes of items: rows written with it stay true
+    when items get other codes. All other tokens are as they were."""
+
+    @classmethod
+    def of(cls, vocabulary: SidVocabulary) -> Self:
+        """Makes it of a model's vocabulary."""
+        return cls(**{field.name: vars(vocabulary)[field.name] for field in fields(vocabulary)})
+
+    def item_tokens(self, catalog: SidCatalog, items: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Returns references to the codes of some items, as the parent does their tokens: int64 [n, L]."""
+        return references(np.arange(len(catalog))[items], self.num_levels)
 
 
 def answer_tokens(vocabulary: SidVocabulary, catalog: SidCatalog, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
