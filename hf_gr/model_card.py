@@ -51,8 +51,12 @@ def update_card(folder: str | Path, metrics: dict) -> None:
         metrics: The content of `metrics.json` of `hf-gr evaluate`.
 
     Raises:
-        HfGrError: If there is no card, no such heading, or metadata that cannot be read.
+        HfGrError: If there is no card, no such heading, or metadata that cannot be read, or if no model was judged.
     """
+    if "model" not in metrics["systems"]:
+        raise HfGrError(
+            f"these metrics are of {', '.join(metrics['systems'])}, not of a model; evaluate this one with --model."
+        )
     file = Path(folder) / CARD
     if not file.is_file():
         raise HfGrError(f"{file} is missing; is {folder} a model folder made by `hf-gr sft`?")

@@ -209,6 +209,12 @@ def test_no_path_of_this_machine_on_a_repo(tmp_path, base, metrics):
     assert f"| made from | {'before' if base == 'LOCAL' else 'smollm2-135m-instruct'} |" in card.text
 
 
+def test_update_card_wants_metrics_of_a_model(tmp_path, metrics):
+    others = {name: system for name, system in metrics["systems"].items() if name != "model"}
+    with pytest.raises(HfGrError, match=r"these metrics are of .+, not of a model; evaluate this one with --model"):
+        update_card(tmp_path, metrics | {"systems": others | {"predictions": {}}})
+
+
 def test_update_card_wants_a_card(tmp_path, metrics):
     with pytest.raises(HfGrError, match=r"README\.md is missing"):
         update_card(tmp_path, metrics)
