@@ -88,10 +88,15 @@ def _write(page: Path, suite: Suite, fresh: Results) -> None:
         known.add(row, fresh.users[row["data"]], fresh.ranks[row["data"], row["method"], row["seed"]])
     known.save(folder, suite.name)
     suites = {suite.name: suite}
-    for name in (file.name.removesuffix("-ranks.parquet") for file in folder.glob("*-ranks.parquet")):
+    for name in sorted(file.name.removesuffix("-ranks.parquet") for file in folder.glob("*-ranks.parquet")):
+        if name in suites:
+            continue
         files = [at / f"{name}.yaml" for at in (suite.file.parent, SUITES)]
-        for file in [file for file in files if file.is_file()][:1]:
-            suites.setdefault(name, load_suite(file))
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            print(f"[bench] {folder} has rows of {name}, but {files[0]} is missing: the page is without them")
+        else:
+            suites[name] = load_suite(file)
     write_page(page, [(suites[name], Results.load(folder, name)) for name in sorted(suites)])
     print(f"[bench] wrote {page}")
 

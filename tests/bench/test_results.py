@@ -130,7 +130,11 @@ def test_the_page_holds_the_suites_that_have_rows(tmp_path, capsys):
     row, users, ranks = made("quick", "flat", 0)
     known.add(row | {"suite": "quick"}, users, ranks)
     known.save(page.parent / "results", "quick")
+    known.save(page.parent / "results", "elsewhere")
     _write(page, load_suite(file), fresh)
+    out = capsys.readouterr().out
+    assert "has rows of elsewhere, but" in out and "elsewhere.yaml is missing: the page is without them" in out
+    assert out.count("has rows of") == 1
     assert "## A circle" in page.read_text() and "## Quick" in page.read_text() and "## Amazon" not in page.read_text()
 
 
