@@ -20,7 +20,7 @@ from .endings import INTERRUPTED, leave_after
 from .endings import run_reporting_errors as run_reporting_errors
 from .errors import HfGrError
 from .offline import local_folder
-from .search_config import SearchConfig
+from .search_config import Mixture, SearchConfig
 from .terminal import clean, plain
 
 
@@ -144,15 +144,16 @@ def evaluate(context: typer.Context) -> None:
 
 @app.command()
 def blend(
-    model: Annotated[str, typer.Argument(help="Model folder or Hub repo, of form: recursive.")],
+    model: Annotated[str, typer.Argument(help="Model folder or Hub repo, of any form.")],
     retriever: Annotated[str, typer.Argument(help="Folder of `hf-gr retrieve` or Hub repo, of the same items.")],
     out: Annotated[Path, typer.Option(help="Folder to write the model that ranks by both to.")],
     share: Annotated[float, typer.Option(help="Of the retriever in the score of an answer, above 0 to 1.")] = 0.5,
+    rule: Annotated[str, typer.Option(help="Of mixing: shares, probabilities or log_probs.")] = "shares",
 ) -> None:
     """A generative model and a dense retriever as one model, without training."""
     from .blend import blend as run
 
-    run(model, retriever, out, share=share)
+    run(model, retriever, out, share=share, rule=rule)  # type: ignore[arg-type]  # it checks it
 
 
 @app.command()
@@ -176,6 +177,10 @@ def recommend(
     reflection: Annotated[float, typer.Option(help="Drop paths of a lower consistency, from 0 (off) to 1.")] = 0.0,
     graphs: Annotated[bool, typer.Option("--graphs", help="Replay searches as CUDA graphs, on a GPU.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of draws.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="What each scorer counts: '{semantic_id: 1, retriever: 0.5}'.")
+    ] = None,
+    mixing: Annotated[str | None, typer.Option(help="Rule of mixing: probabilities, log_probs or shares.")] = None,
     strict: Annotated[bool, typer.Option(help="Refuse unknown ids instead of skipping them.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show why: the path of codes, shared interests.")] = False,
 ) -> None:
@@ -194,6 +199,7 @@ def recommend(
         reflection=reflection,
         graphs=graphs,
         seed=seed,
+        mixture=Mixture.of(weights, mixing),  # type: ignore[arg-type]  # it checks it
     )
     settings: dict[str, Any] = {"search": search, "max_per_category": max_per_category, "strict": strict}
     if users is not None:

@@ -25,15 +25,26 @@ from .cards import merged_card
 from .catalog import SidCatalog
 from .errors import HfGrError, first_line
 from .interests.table import INTERESTS_FILE
-from .model_card import PIPELINE_TAG, REPO_PLACEHOLDER, model_card, recounted, resized, update_card
+from .model_card import PIPELINE_TAG, REPO_PLACEHOLDER, model_card, ranked_by, recounted, resized, update_card
 from .models import BSARecConfig, IntRRForCausalLM, grow_items
 from .models.thinking import THINKING_FILES
 from .offline import local_folder
 from .provenance import TRAINING_DATA_FILE
+from .scorers.saved import SAVED_FILES, copy_scorers, grow_scorers, read_mixture
 from .vocabulary import VOCABULARY_FILE, SidVocabulary
 
 
-__all__ = ["PIPELINE_TAG", "carry", "push_to_hub", "repo_files", "save_repo", "update_card", "update_catalog"]
+__all__ = [
+    "PIPELINE_TAG",
+    "carry",
+    "carry_scorers",
+    "push_to_hub",
+    "repo_files",
+    "save_repo",
+    "say_ranking",
+    "update_card",
+    "update_catalog",
+]
 
 REMOTE_TASK = "generative-recommender-remote"
 REMOTE_CODE_FILE = "gr_pipeline.py"
@@ -60,6 +71,7 @@ REPO_FILES = (
     "quantizer/*.safetensors",
     "embedder/*.json",
     "embedder/*.safetensors",
+    *SAVED_FILES,
     REMOTE_CODE_FILE,
     CARD,
 )
@@ -144,17 +156,36 @@ def carry(source: str | Path, folder: str | Path, revision: str | None = None) -
             shutil.copy2(source / name, folder / name)
 
 
+def carry_scorers(source: str | Path, folder: str | Path, revision: str | None = None) -> None:
+    """Copies the scorers that a model folder or repo carries beside its weights, and what each counts, into the folder
+    of another model of the same catalog; its card says so."""
+    folder = Path(folder)
+    copy_scorers(local_folder(source, revision=revision, files=["config.json", *SAVED_FILES]), folder)
+    say_ranking(folder)
+
+
+def say_ranking(folder: Path) -> None:
+    """Lets the card of a model folder say what the scorers beside its weights count, if it has any."""
+    mixture = read_mixture(folder, SidCatalog.load(folder))
+    if mixture is not None and (folder / CARD).is_file():
+        text = ranked_by((folder / CARD).read_text(encoding="utf-8"), mixture)
+        with replacing(folder / CARD) as half:
+            half.write_text(text, encoding="utf-8")
+
+
 def update_catalog(folder: Path, catalog: SidCatalog) -> None:
     """Writes another state of its catalog into a model folder.
 
     Weights and tokenizer are not touched, but for a model of the form `"recursive"`: new items get rows of its
-    unique-ID table ([`~hf_gr.models.grown`]), and the weights are written anew.
+    unique-ID table ([`~hf_gr.models.grow_items`]), and the weights are written anew. Scorers beside the weights learn
+    of new items.
 
     Args:
         folder: With everything else that belongs to a model. It is not changed in one step: give a copy.
         catalog: The old one with items added, removed or changed; codebooks and SIDs as they were.
     """
     vocabulary = replace(SidVocabulary.load(folder), catalog_fingerprint=catalog.fingerprint)
+    grow_scorers(folder, SidCatalog.load(folder), catalog)
     catalog.save(folder)
     vocabulary.save(folder)
     config = read_json(folder / "config.json") | {"catalog_fingerprint": catalog.fingerprint}

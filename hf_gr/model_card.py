@@ -21,6 +21,8 @@ from .artifacts import CARD, replacing
 from .cards import front_matter, sections
 from .catalog import SidCatalog
 from .errors import HfGrError, first_line
+from .scorers.own import own_mixture
+from .search_config import Mixture
 from .vocabulary import SidVocabulary
 
 
@@ -99,6 +101,7 @@ def model_card(
             "parameters": f"{model.num_parameters():,}",
             "made from": base if on_hub else Path(base).name,  # never a path of the machine it was trained on
             "history": f"the {vocabulary.max_history} most recent events{context}",
+            "ranks by": _scorers(own_mixture(model)),
         },
         repo=REPO_PLACEHOLDER,
         example=", ".join(json.dumps(item_id) for item_id in catalog.item_ids[:2]),
@@ -225,6 +228,19 @@ def _with_measured(card: str, change: Callable[[str], str]) -> str | None:
 def resized(card: str, parameters: int) -> str:
     """A card with another number of parameters."""
     return _with_fact(card, "parameters", f"{parameters:,}")
+
+
+def ranked_by(card: str, mixture: Mixture) -> str:
+    """A card with another mixture of scorers."""
+    return _with_fact(card, "ranks by", _scorers(mixture))
+
+
+def _scorers(mixture: Mixture | None) -> str:
+    """What each scorer counts, the heaviest first, and the rule."""
+    if mixture is None:
+        return "semantic IDs"
+    weights = sorted((pair for pair in dict(mixture.weights).items() if pair[1]), key=lambda pair: -pair[1])
+    return f"{', '.join(f'{name} {weight:.3g}' for name, weight in weights)} ({mixture.rule})"
 
 
 def _with_fact(card: str, what: str, value: str) -> str:

@@ -112,6 +112,7 @@ class GenerativeRecommendationPipeline(Pipeline):
     ):
         from .decoding import Recommender, load_thinking
         from .paths import Paths
+        from .scorers import load_scorers
         from .thoughts import Thoughts
         from .vocabulary import SidVocabulary
 
@@ -125,7 +126,17 @@ class GenerativeRecommendationPipeline(Pipeline):
             thinking = load_thinking(path, catalog, vocabulary)
         if whole and interests is None:
             interests = Interests.of_model(path)
-        self.recommender = Recommender(model, tokenizer, catalog, vocabulary, thinking=thinking, limits=limits)
+        scorers, mixture = load_scorers(path, catalog) if whole else ({}, None)
+        self.recommender = Recommender(
+            model,
+            tokenizer,
+            catalog,
+            vocabulary,
+            thinking=thinking,
+            limits=limits,
+            scorers=scorers,
+            mixture=mixture,
+        )
         self.batch_size = batch_size
         self._paths = Paths(self.recommender)
         self._thoughts = None if thinking is None else Thoughts(self.recommender, thinking)
@@ -264,7 +275,7 @@ class GenerativeRecommendationPipeline(Pipeline):
 
         Raises [`HfGrError`] on options, such as `push_to_hub`.
         """
-        from .hub import carry, save_repo
+        from .hub import carry, carry_scorers, save_repo
 
         if options:
             raise HfGrError(
@@ -275,6 +286,7 @@ class GenerativeRecommendationPipeline(Pipeline):
         save_repo(save_directory, self.model, self.tokenizer, recommender.catalog, recommender.vocabulary)
         if source:  # a model made on the spot came from nowhere
             carry(source, save_directory)
+            carry_scorers(source, save_directory)
 
 
 def _tell(told: list[list[dict[str, Any]]], name: str, found: "Sequence[Sequence[Path | Explanation]]") -> None:

@@ -27,7 +27,7 @@ from .artifacts import (
     writing,
 )
 from .catalog import SidCatalog
-from .hub import carry, save_repo
+from .hub import carry, carry_scorers, save_repo
 from .interests import Interests
 from .models import ThinkingHeads
 from .options import RUN_ONLY, default_of
@@ -156,11 +156,13 @@ class Run:
         heads: ThinkingHeads | None = None,
         interests: Interests | None = None,
         learned: TrainingData | None = None,
+        ranked_with: str | Path | None = None,
     ) -> None:
         """Writes the finished model atomically, keeps the log, and clears what only a resume would need.
 
         `source` is the catalog or model whose quantizer, if it has one, the model carries on, and so its thinking
-        heads and interests of items, unless `heads` or `interests` are given; `learned` is what taught the model.
+        heads and interests of items, unless `heads` or `interests` are given; `learned` is what taught the model, and
+        `ranked_with` the model whose scorers beside the weights it carries on.
         """
         plain = merge_adapter(model, self.base)
         check_finite(plain)
@@ -168,6 +170,8 @@ class Run:
             save_repo(folder, plain, tokenizer, catalog, vocabulary, base_model=base_model)
             if source is not None:
                 carry(source, folder)
+            if ranked_with is not None:
+                carry_scorers(ranked_with, folder)
             if heads is not None:
                 heads.save(folder)
             if interests is not None:

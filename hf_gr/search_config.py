@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 from .errors import HfGrError
 from .limits import Limits, shown, whole
+from .settings import mapping
 
 
 Method = Literal["beam", "sample", "gumbel"]
@@ -26,16 +27,28 @@ class Mixture:
         weights: Weight of each scorer by its name, of at least 0; `"semantic_id"` is the model's own search. One that
             is not named counts nothing. (Kept as pairs in order of the names.)
         rule: `"probabilities"`: log Σ w·p. `"log_probs"`: Σ w·log p, each p smoothed. `"shares"`: Σ w·log p without
-            smoothing, the rule of models whose config holds the weights. On a shared semantic ID the items share its
-            probability, in the first two rules; in the third each has all of it.
+            smoothing. On a shared semantic ID the items share its probability, in the first two rules; in the third
+            each has all of it. None: that of the model's own mixture, and `"log_probs"` where it has none.
         smoothing: ε from 0 to 1, of `"log_probs"`: p becomes (1 − ε)·p + ε/N among N items.
 
     Raises [`HfGrError`] on other values.
     """
 
     weights: Mapping[str, float] | tuple[tuple[str, float], ...]
-    rule: MixingRule = "log_probs"
+    rule: MixingRule | None = None
     smoothing: float = 0.001
+
+    @classmethod
+    def of(cls, weights: Mapping[str, float] | str | None, rule: MixingRule | None) -> Self | None:
+        """Weights and rule as options have them, weights perhaps as words of a command line; `None` without either.
+
+        Raises [`HfGrError`] on a rule without weights, and on weights that are no mapping or out of range.
+        """
+        if weights is None:
+            if rule is not None:
+                raise HfGrError(f"mixing is {rule!r}, but there are no weights to mix by; give weights.")
+            return None
+        return cls(mapping("weights", weights) if isinstance(weights, str) else weights, rule)
 
     def __post_init__(self) -> None:
         try:
@@ -48,7 +61,7 @@ class Mixture:
         if not any(weights.values()):
             raise HfGrError("no scorer has a weight above 0; give at least one.")
         object.__setattr__(self, "weights", tuple(sorted((name, float(w)) for name, w in weights.items())))
-        if self.rule not in get_args(MixingRule):
+        if self.rule is not None and self.rule not in get_args(MixingRule):
             raise HfGrError(f"rule is {shown(self.rule)}; choose from {', '.join(get_args(MixingRule))}.")
         if isinstance(self.smoothing, bool) or not isinstance(self.smoothing, Real) or not 0 <= self.smoothing <= 1:
             raise HfGrError(f"smoothing is {shown(self.smoothing)}; give a number from 0 to 1.")

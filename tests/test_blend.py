@@ -1,5 +1,7 @@
 """A generative model and a dense retriever as one: its ranking against a listing, its way to users, refusals."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 from searching import every_sid
 from tiny import NUM_ITEMS
-from tiny_runs import QUIET, TinyData, held_out, retrieve_configs, sft_configs, tiny_data
+from tiny_runs import QUIET, TinyData, grpo_configs, held_out, retrieve_configs, sft_configs, tiny_data
 from transformers import AutoModelForCausalLM, pipeline
 
 from hf_gr.blend import blend
@@ -17,9 +19,11 @@ from hf_gr.catalog import SidCatalog
 from hf_gr.cli import main
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
+from hf_gr.grpo import grpo
 from hf_gr.models import dense_logits, grow_items
 from hf_gr.models.bsarec import log_probabilities
 from hf_gr.retrieval import Retriever, retrieve
+from hf_gr.scorers import RetrieverScorer, load_scorers
 from hf_gr.sft import sft
 
 
@@ -92,7 +96,7 @@ def test_items_are_matched_by_their_ids(data, retriever, blended, tmp_path):
     turned.save(tmp_path / "catalog")
     settings = TinyData(data.dataset, tmp_path / "catalog").sft(tmp_path / "sft", form="recursive", max_steps=1)
     model = blend(sft(*sft_configs(**settings)), retriever, tmp_path / "blended")
-    ours, theirs = (AutoModelForCausalLM.from_pretrained(path).retriever for path in (model, blended))
+    ours, theirs = (RetrieverScorer.load(path / "retriever").model for path in (model, blended))
     assert torch.equal(ours.catalog, theirs.catalog[torch.from_numpy(order)])
     assert torch.equal(ours.items.weight[-1], theirs.items.weight[-1])
 
@@ -105,22 +109,70 @@ def test_nothing_is_made_twice(model, retriever, blended, capsys):
 @pytest.mark.parametrize("finetune", ["full", "lora"])
 def test_training_leaves_the_retriever_alone(data, blended, tmp_path, finetune):
     settings = data.sft(tmp_path / "on", max_steps=2, finetune=finetune) | {"continue_from": str(blended)}
-    trained = AutoModelForCausalLM.from_pretrained(sft(*sft_configs(**settings)))
-    before = AutoModelForCausalLM.from_pretrained(blended)
-    assert torch.equal(trained.retriever.catalog, before.retriever.catalog)
+    folder = sft(*sft_configs(**settings))
+    trained, before = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, blended))
     assert not torch.equal(trained.model.items.embedding.weight, before.model.items.embedding.weight)
-    assert trained.config.shares == before.config.shares == pytest.approx((0.42, 0.28, 0.3))
+    (ours, mixture), (theirs, same) = (load_scorers(path, SidCatalog.load(path)) for path in (folder, blended))
+    assert torch.equal(ours["retriever"].model.items.weight, theirs["retriever"].model.items.weight)
+    assert mixture == same
+    assert dict(mixture.weights) == pytest.approx({"semantic_id": 0.42, "vectors": 0.28, "retriever": 0.3})
+    assert (
+        "| ranks by | semantic_id 0.42, retriever 0.3, vectors 0.28 (shares) |" in (folder / "README.md").read_text()
+    )
 
 
-def test_new_items_get_rows_of_their_kin(blended):
+def test_rewards_leave_the_retriever_alone(data, retriever, tmp_path):
+    """GRPO trains the semantic IDs of a flat model; what ranks beside them goes on as it is."""
+    flat = sft(*sft_configs(**data.sft(tmp_path / "sft", max_steps=1)))
+    before = blend(flat, retriever, tmp_path / "blended", share=0.2, rule="probabilities")
+    folder = grpo(*grpo_configs(**data.grpo(tmp_path / "grpo", before, max_steps=1)))
+    for name in ("scorers.json", "retriever/config.json", "retriever/model.safetensors"):
+        assert (folder / name).read_bytes() == (before / name).read_bytes()
+    assert dict(Recommender.from_pretrained(folder).mixture.weights) == {"semantic_id": 0.8, "retriever": 0.2}
+
+
+def old_blend(blended: Path, folder: Path) -> Path:
+    """The same, as older releases wrote it: the retriever among the model's weights, its share in the config."""
     model = AutoModelForCausalLM.from_pretrained(blended)
-    before, codes = model.retriever.items.weight.clone(), model.model.sids[[3, 8]]
-    grow_items(model, codes)
-    rows = model.retriever.items.weight
-    assert rows.shape[0] == NUM_ITEMS + 3 and model.retriever.config.num_items == NUM_ITEMS + 2
+    retriever = RetrieverScorer.load(blended / "retriever").model
+    model.config.retriever, model.config.retriever_share, model.retriever = retriever.config.settings, 0.3, retriever
+    shutil.copytree(blended, folder, ignore=shutil.ignore_patterns("retriever", "scorers.json", "*.safetensors"))
+    shutil.copy2(blended / "catalog.safetensors", folder)
+    custom = json.loads((folder / "config.json").read_text())
+    model.save_pretrained(folder)
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(custom | written))
+    return folder
+
+
+def test_blends_of_older_releases_answer_as_before_and_are_blended_anew(data, blended, retriever, tmp_path):
+    old = old_blend(blended, tmp_path / "old")
+    anew = blend(old, retriever, tmp_path / "anew", share=0.3)
+    assert AutoModelForCausalLM.from_pretrained(old).config.shares == pytest.approx((0.42, 0.28, 0.3))
+    assert AutoModelForCausalLM.from_pretrained(anew).retriever is None
+    histories = held_out(data).histories
+    expected = Recommender.from_pretrained(blended).recommend(histories, top_k=10)
+    for folder in (old, anew):
+        items, scores = Recommender.from_pretrained(folder).recommend(histories, top_k=10)
+        assert np.array_equal(items, expected[0])
+        np.testing.assert_allclose(scores, expected[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["beside", "inside"])
+def test_new_items_get_rows_of_their_kin(blended, tmp_path, kind):
+    model = AutoModelForCausalLM.from_pretrained(old_blend(blended, tmp_path / "old"))
+    before, codes = model.retriever.items.weight.clone(), model.model.sids
+    if kind == "inside":
+        retriever = grow_items(model, codes[[3, 8]]).retriever
+    else:
+        scorer = RetrieverScorer(model.retriever)
+        retriever = scorer.with_items(codes.numpy(), codes[[3, 8]].numpy()).model
+        assert torch.equal(scorer.model.items.weight, before), "the old one stays"
+    rows = retriever.items.weight
+    assert rows.shape[0] == NUM_ITEMS + 3 and retriever.config.num_items == NUM_ITEMS + 2
     assert torch.equal(rows[:NUM_ITEMS], before[:NUM_ITEMS]) and torch.equal(rows[-1], before[-1])
     assert torch.equal(rows[NUM_ITEMS : NUM_ITEMS + 2], before[[3, 8]])  # whose SID nobody else has
-    assert log_probabilities(model.retriever, [np.array([1, NUM_ITEMS + 1])]).shape == (1, NUM_ITEMS + 2)
+    assert log_probabilities(retriever, [np.array([1, NUM_ITEMS + 1])]).shape == (1, NUM_ITEMS + 2)
 
 
 def test_what_does_not_go_together_is_refused_in_a_line(data, model, retriever, tmp_path):
@@ -128,9 +180,8 @@ def test_what_does_not_go_together_is_refused_in_a_line(data, model, retriever, 
         blend(model, retriever, tmp_path / "out", share=1.5)
     with pytest.raises(HfGrError, match="is not a dense retriever"):
         blend(model, model, tmp_path / "out")
-    flat = sft(*sft_configs(**data.sft(tmp_path / "flat", max_steps=1)))
-    with pytest.raises(HfGrError, match="is of form flat; blend takes form: recursive"):
-        blend(flat, retriever, tmp_path / "out")
+    with pytest.raises(HfGrError, match=r"rule is 'sum' .*; choose from"):
+        blend(model, retriever, tmp_path / "out", rule="sum")
     items = pq.read_table(retriever / "items.parquet")
     others = tmp_path / "others"
     others.mkdir()

@@ -27,8 +27,10 @@ from hf_gr.embedding import EmbedConfig, embed
 from hf_gr.errors import HfGrError
 from hf_gr.grpo import grpo
 from hf_gr.hub import carry, repo_files, save_repo
-from hf_gr.models import IntRRForCausalLM
+from hf_gr.models import BSARecConfig, BSARecModel, IntRRForCausalLM
 from hf_gr.quantizers import QuantizeConfig, load_quantizer, quantize
+from hf_gr.scorers import RetrieverScorer, save_scorers
+from hf_gr.search_config import Mixture
 from hf_gr.sft import sft
 from hf_gr.vocabulary import SidVocabulary, add_vocabulary
 
@@ -99,6 +101,25 @@ def write_model(folder: Path, source: Path, recursion: dict[str, int] | None = N
 def answers_without(items: list[str], model: Path, copy: Path, request: dict, **settings: int) -> list:
     """What a copy of a model answers without some of its items: probabilities are shares of the live items."""
     return pipeline("generative-recommendation", model=str(remove_items(model, items, out=copy)))(request, **settings)
+
+
+def test_scorers_beside_the_weights_learn_of_new_items(catalogs, vectors_file, tmp_path):
+    """In place and in a copy alike; the copy's source stays byte for byte."""
+    model = write_model(tmp_path / "model", catalogs["keep"])
+    catalog = SidCatalog.load(model)
+    scorers = {"retriever": RetrieverScorer(BSARecModel(BSARecConfig(NUM_ITEMS, hidden_size=8)))}
+    save_scorers(model, catalog, scorers, Mixture({"semantic_id": 0.5, "retriever": 0.5}, "shares"))
+    before = contents(model)
+    held = tmp_path / "held.safetensors"  # another name of the file that is to be replaced
+    os.link(model / "retriever" / "model.safetensors", held)
+    copied = add_items(model, new_items(NEW), vectors_file=vectors_file, out=tmp_path / "copy")
+    assert contents(model) == before
+    add_items(model, new_items(NEW), vectors_file=vectors_file)
+    assert held.read_bytes() == before["retriever/model.safetensors"]
+    for folder in (model, copied):
+        answers = pipeline("generative-recommendation", model=str(folder))(NEW[:2], top_k=60, num_beams=60)
+        assert sorted(answer["item_id"] for answer in answers) == sorted([*catalog.item_ids, *NEW])
+        assert all(np.isfinite(answer["score"]) for answer in answers)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

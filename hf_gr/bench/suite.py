@@ -64,8 +64,8 @@ class Suite:
             `quantize`, `sft`, `grpo`, `retrieve`; for `lists` the name of a baseline of `benchmarks/baselines`.
             `mine` and `label` (recipes as well) make the interests that later recipes with a key `interests` read.
             Keys of `evaluate` are added to the suite's. `from` names the method whose model it goes on with, `blend`
-            the `method` whose retriever that is blended with, and its `share`; `seeds` are its own, such as one of a
-            method without chance. A method of `evaluate: {baselines: true}` alone is item kNN.
+            the `method` whose retriever that is blended with, its `share` and `rule`; `seeds` are its own, such as one
+            of a method without chance. A method of `evaluate: {baselines: true}` alone is item kNN.
         seeds: Of all data sets that do not name their own.
         evaluate: Keys of `hf-gr evaluate` for all.
         against: The method that all others are compared with.
@@ -161,7 +161,7 @@ def load_suite(name: str | Path) -> Suite:
         if own.get("from", method) not in given["methods"]:
             raise HfGrError(f"{file}: method {method} goes on from {own['from']!r}, which is no method of the suite.")
         if "blend" in own:
-            _check_keys(own["blend"], ("method", "share"), file, f"blend of method {method}")
+            _check_keys(own["blend"], ("method", "share", "rule"), file, f"blend of method {method}")
             if "from" not in own or "retrieve" not in given["methods"].get(own["blend"].get("method"), {}):
                 raise HfGrError(f"{file}: blend of method {method} needs from, and a method with retrieve.")
         if ("mine" in own) != ("label" in own):

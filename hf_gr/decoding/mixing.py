@@ -34,9 +34,12 @@ def mixture_of(model: PreTrainedModel, config: SearchConfig, call: Call) -> tupl
 
     Raises [`HfGrError`] where a scorer with a weight is not there, or settings have no meaning where several rank.
     """
-    mixture = config.mixture or call.mixture or own_mixture(model)
+    usual = call.mixture or own_mixture(model)
+    mixture = config.mixture or usual
     if mixture is None:
         return None
+    if mixture.rule is None:
+        mixture = replace(mixture, rule=(usual and usual.rule) or "log_probs")
     scorers = own_scorers(model, call.item_vectors or ItemVectors()) | dict(call.scorers or {})
     weights = {name: weight for name, weight in dict(mixture.weights).items() if weight > 0}
     if missing := weights.keys() - {SEMANTIC_ID, *scorers}:
@@ -137,6 +140,7 @@ class _Mixing:
         parts = [(self.weights[name], score.log_probs(items)) for name, score in scores.items()]
         if self.weights.get(SEMANTIC_ID, 0) > 0:
             parts.insert(0, (self.weights[SEMANTIC_ID], self._semantic(items, beams)))
+        assert self.mixture.rule is not None
         total = mixed(parts, self.mixture.rule, self.mixture.smoothing, self.grammar.num_items)
         total = total.masked_fill(items < 0, -torch.inf)
         check_scores(total)

@@ -20,6 +20,7 @@ from ..limits import Limits, shown
 from ..models import ItemVectors, ThinkingHeads, check_window
 from ..models.thinking import THINKING_FILES
 from ..offline import local_folder
+from ..scorers.saved import load_scorers
 from ..scoring import Scorer
 from ..search_config import Mixture, SearchConfig, check_threshold
 from ..vocabulary import SidVocabulary, reads_text, text_ids
@@ -134,7 +135,9 @@ class Recommender:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         default = "cuda" if torch.cuda.is_available() else "cpu"
         thinking = load_thinking(folder, catalog, vocabulary)
-        return cls(model.to(device or default), tokenizer, catalog, vocabulary, prefix_cache, thinking, limits)
+        scorers, mixture = load_scorers(folder, catalog)
+        model = model.to(device or default)
+        return cls(model, tokenizer, catalog, vocabulary, prefix_cache, thinking, limits, scorers, mixture)
 
     @property
     def catalog(self) -> SidCatalog:

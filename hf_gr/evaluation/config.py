@@ -5,7 +5,6 @@ from typing import Literal
 
 from ..errors import HfGrError
 from ..search_config import Mixture, SearchConfig
-from ..settings import mapping
 from ..splits import SplitKind, check_split
 
 
@@ -83,10 +82,11 @@ class EvaluateConfig:
             "model says."
         },
     )
-    mixing: Literal["probabilities", "log_probs", "shares"] = field(
-        default="log_probs",
+    mixing: Literal["probabilities", "log_probs", "shares"] | None = field(
+        default=None,
         metadata={
-            "help": "Rule by which `weights` mix: log Σ w·p, Σ w·log p with each p smoothed, or without (`shares`)."
+            "help": "Rule by which `weights` mix: log Σ w·p, Σ w·log p with each p smoothed, or without (`shares`); "
+            "none: the model's own, and `log_probs` where it has none."
         },
     )
     baselines: bool = field(
@@ -105,8 +105,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_split(self.split)
-        if isinstance(self.weights, str):  # of the command line
-            self.weights = mapping("weights", self.weights)
+        if (mixture := Mixture.of(self.weights, self.mixing)) is not None:
+            self.weights = dict(mixture.weights)  # of words on the command line too
         sizes = {"num_beams": self.num_beams, "top_k": self.top_k, "batch_size": self.batch_size}
         for name, size in sizes.items():
             if size < 1:
@@ -119,8 +119,6 @@ class EvaluateConfig:
             raise HfGrError("nothing to evaluate; give model, predictions, or leave baselines on.")
         if self.search != SearchConfig(self.num_beams, self.top_k) and not self.model:
             raise HfGrError("options of the search are set, but there is no model that searches; leave them out.")
-        if self.weights is None and self.mixing != "log_probs":
-            raise HfGrError(f"mixing is {self.mixing!r}, but there are no weights to mix by; give weights.")
         if self.part not in ("test", "validation"):
             raise HfGrError(f"unknown part {self.part!r}; use 'test' or 'validation'.")
 
@@ -132,5 +130,5 @@ class EvaluateConfig:
         return SearchConfig(
             **{name: getattr(self, name) for name in names},
             seed=self.seed if draws else None,
-            mixture=None if self.weights is None else Mixture(self.weights, self.mixing),  # type: ignore[arg-type]
+            mixture=Mixture.of(self.weights, self.mixing),
         )

@@ -17,6 +17,7 @@ from ..interests import Interests
 from ..offline import local_folder
 from ..provenance import learned_from
 from ..runs import Run
+from ..scorers.saved import read_mixture
 from ..training import load_lm, trained_model
 from ..vocabulary import SidVocabulary
 from .config import GRPO_CONFIGS, GRPODataConfig, PolicyConfig, SidGRPOConfig
@@ -48,6 +49,7 @@ def _grpo(data: GRPODataConfig, start: PolicyConfig, args: SidGRPOConfig, run: R
     catalog, vocabulary = SidCatalog.load(path), SidVocabulary.load(path)
     model, tokenizer = load_lm(path, start.attention)
     vocabulary.check(catalog, tokenizer, start.model)
+    read_mixture(Path(path), catalog)  # what is carried on at the end is there
     thinking = load_thinking(path, catalog, vocabulary)
     if thinking is not None and thinking.feed is not None:
         raise HfGrError(
@@ -78,7 +80,7 @@ def _grpo(data: GRPODataConfig, start: PolicyConfig, args: SidGRPOConfig, run: R
         trained.config.get_text_config().pad_token_id = None  # it was for the trainer alone
     if PartialState().is_main_process:
         log = trainer.state.log_history
-        run.finish(trained, tokenizer, catalog, vocabulary, log, start.model, path, learned=learned)
+        run.finish(trained, tokenizer, catalog, vocabulary, log, start.model, path, learned=learned, ranked_with=path)
         run.report()
     PartialState().wait_for_everyone()
     return run.model

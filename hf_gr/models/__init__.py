@@ -9,7 +9,7 @@ from .feedback import feedback, read_thoughts
 from .head import add_inner_call, answer_logits, code_logits, is_tied, last_hidden, token_logits
 from .intrr import IntRRForCausalLM, IntRRModel, with_recursion
 from .intrr_config import IntRRConfig, RecursionConfig
-from .new_items import grow_items
+from .new_items import grow_items, grow_retriever
 from .orders import confident_orders
 from .parts import (
     fixed_parts,
@@ -18,7 +18,7 @@ from .parts import (
     reads_learned_codes,
     recursion_settings,
     side_losses,
-    take_retriever,
+    without_retriever,
 )
 from .reader import Reader, reader_of
 from .scratch import ScratchConfig, byte_tokenizer, from_scratch, sid_tokenizer
@@ -53,6 +53,7 @@ __all__ = [
     "fixed_parts",
     "from_scratch",
     "grow_items",
+    "grow_retriever",
     "histories_in",
     "inner_outputs",
     "is_tied",
@@ -66,8 +67,8 @@ __all__ = [
     "shares_of",
     "sid_tokenizer",
     "side_losses",
-    "take_retriever",
     "token_logits",
     "window_of",
     "with_recursion",
+    "without_retriever",
 ]

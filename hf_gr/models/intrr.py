@@ -187,15 +187,10 @@ class IntRRForCausalLM(IntRRPreTrainedModel, GenerationMixin):
         rows = self.model.token_rows
         name = next(name for name, weight in self.model.backbone.named_parameters() if weight is rows)
         self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{name}"}
-        self.retriever: BSARecModel | None = None
+        self.retriever: BSARecModel | None = None  # of blends by older releases; now it has a folder of its own
         if config.retriever:
             self.retriever = BSARecModel(BSARecConfig(config.num_items, **config.retriever)).requires_grad_(False)
         self.post_init()
-
-    def blend_with(self, retriever: BSARecModel, share: float) -> None:
-        """Takes a trained retriever of the same items along, which ranks with it and is not trained any more."""
-        self.config.retriever, self.config.retriever_share = retriever.config.settings, share
-        self.retriever = retriever.requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

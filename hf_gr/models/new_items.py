@@ -43,14 +43,22 @@ def grow_items(model: IntRRForCausalLM, codes: torch.Tensor, *, steps: int = 50)
         ]
         inner.items.embedding = _table(torch.cat([old, *new]))
     if model.retriever is not None:
-        _with_rows(model.retriever, _start(model.retriever.catalog.detach(), inner.sids, codes))
+        grow_retriever(model.retriever, inner.sids, codes)
     inner.sids = torch.cat([inner.sids, codes])
     model.config.num_items = len(inner.sids)
     return model
 
 
-def _with_rows(retriever: BSARecModel, new: torch.Tensor) -> None:
-    """Puts rows float [n, d] of new items into a retriever's table, before that of the start."""
+def grow_retriever(retriever: BSARecModel, sids: torch.Tensor, codes: torch.Tensor) -> None:
+    """Gives a retriever of N items n more at their end: each gets the mean row of the items that share the longest
+    prefix of its SID (of all items where none shares a code). Everything else stays bit for bit.
+
+    Args:
+        retriever: Changed in place.
+        sids: int64 [N, L] of its items.
+        codes: int64 [n, L] of the new ones.
+    """
+    new = _start(retriever.catalog.detach(), sids, codes)
     old, count = retriever.items.weight.detach(), retriever.config.num_items
     retriever.items = _table(torch.cat([old[:count], new.to(old.dtype), old[count:]])).requires_grad_(False)
     retriever.config.num_items = count + len(new)

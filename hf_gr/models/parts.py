@@ -7,7 +7,6 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from .bsarec import BSARecModel
 from .dense import dense_loss
 from .intrr import OWN_PARTS, recursion_of
 
@@ -70,10 +69,9 @@ def side_losses(
     return losses
 
 
-def take_retriever(model: PreTrainedModel, retriever: BSARecModel, share: float) -> bool:
-    """Lets a model carry a trained retriever of the same items, which ranks with it by this share and is not trained
-    any more; `False` of a model that carries none."""
+def without_retriever(model: PreTrainedModel) -> PreTrainedModel:
+    """A model without the retriever that older releases put among its weights; changed in place."""
     recursive = recursion_of(model)
     if recursive is not None:
-        recursive.blend_with(retriever, share)
-    return recursive is not None
+        recursive.retriever, recursive.config.retriever = None, None
+    return model

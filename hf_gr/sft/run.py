@@ -20,6 +20,7 @@ from ..models import ThinkingHeads, from_scratch, recursion_settings, with_recur
 from ..offline import local_folder
 from ..provenance import learned_from
 from ..runs import Run
+from ..scorers.saved import SAVED_FILES, read_mixture
 from ..training import load_lm, trained_model
 from ..vocabulary import SidVocabulary, add_vocabulary, reads_text, text_ids
 from .config import SFT_CONFIGS, SidDataConfig, SidModelConfig, SidSFTConfig, check_together
@@ -75,7 +76,19 @@ def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run
         heads = starting_heads(start, trained, catalog, vocabulary, args.seed)
     if PartialState().is_main_process:
         log = trainer.state.log_history
-        run.finish(trained, tokenizer, catalog, vocabulary, log, base, data.catalog, heads, interests, learned)
+        run.finish(
+            trained,
+            tokenizer,
+            catalog,
+            vocabulary,
+            log,
+            base,
+            data.catalog,
+            heads,
+            interests,
+            learned,
+            start.continue_from,
+        )
         run.report()
     PartialState().wait_for_everyone()
     return run.model
@@ -90,6 +103,8 @@ def starting_model(
         model, tokenizer = load_lm(config.continue_from, config.attention)
         vocabulary = SidVocabulary.load(config.continue_from)
         vocabulary.check(catalog, tokenizer, config.continue_from)
+        # what is carried on at the end is there
+        read_mixture(local_folder(config.continue_from, files=["config.json", *SAVED_FILES]), catalog)
         _check_going_on(config, model, tokenizer, vocabulary)
         return model, tokenizer, _in_form(config, vocabulary)
     if isinstance(config.model, dict):
