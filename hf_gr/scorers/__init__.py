@@ -1,18 +1,20 @@
-"""Scorers beside the semantic ID: the item vectors of a model, a retriever, a memory of what followed what."""
+"""Scorers beside the semantic ID: item vectors, a retriever, a memory of what followed what; and those that a model
+repo carries."""
 
 from .memory import Memory, MemoryConfig
 from .retriever import RetrieverScorer
-from .saved import SAVED, SavedScorer, load_scorers, save_scorers
+from .saved import load_scorers, save_scorers
+from .tails import Tails, remembered
 from .vectors import VectorScorer
 
 
 __all__ = [
-    "SAVED",
     "Memory",
     "MemoryConfig",
     "RetrieverScorer",
-    "SavedScorer",
+    "Tails",
     "VectorScorer",
     "load_scorers",
+    "remembered",
     "save_scorers",
 ]

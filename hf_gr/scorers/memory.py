@@ -149,12 +149,12 @@ class Memory:
         keys = owners[known] * self.num_items + items[known]
         read, place = np.unique(keys, return_inverse=True)  # each item of a history once
         reader, item = np.divmod(read, self.num_items)
-        recency = np.bincount(place, recency[known], minlength=len(read))
         counts, graph = self.events[item], self._graph
         if own is not None:
             counts, graph = self._without(own, read)
             item = np.arange(len(read))
-        weights = recency * np.maximum(counts, 1.0) ** -self.config.normalizer
+        weights = np.bincount(place, recency[known], minlength=len(read))
+        weights = weights * np.maximum(counts, 1.0) ** -self.config.normalizer
         return sparse.csr_array((weights, (reader, item)), shape=(len(latest), graph.shape[0])) @ graph
 
     def _without(self, own: Sequence[np.ndarray], read: np.ndarray) -> tuple[np.ndarray, sparse.csr_array]:

@@ -1,0 +1,1 @@
+"""The memory of a model: made, chosen, and kept up to date."""
