@@ -66,6 +66,11 @@ class Mixture:
         if isinstance(self.smoothing, bool) or not isinstance(self.smoothing, Real) or not 0 <= self.smoothing <= 1:
             raise HfGrError(f"smoothing is {shown(self.smoothing)}; give a number from 0 to 1.")
 
+    @property
+    def by_name(self) -> dict[str, float]:
+        """Weight of each scorer."""
+        return dict(self.weights)
+
 
 @dataclass(frozen=True)
 class SearchConfig:

@@ -41,7 +41,7 @@ def mixture_of(model: PreTrainedModel, config: SearchConfig, call: Call) -> tupl
     if mixture.rule is None:
         mixture = replace(mixture, rule=(usual and usual.rule) or "log_probs")
     scorers = own_scorers(model, call.item_vectors or ItemVectors()) | dict(call.scorers or {})
-    weights = {name: weight for name, weight in dict(mixture.weights).items() if weight > 0}
+    weights = {name: weight for name, weight in mixture.by_name.items() if weight > 0}
     if missing := weights.keys() - {SEMANTIC_ID, *scorers}:
         known = ", ".join([SEMANTIC_ID, *sorted(scorers)])
         raise HfGrError(f"the mixture weighs {min(missing)!r}, but the model's scorers are: {known}.")
@@ -95,10 +95,23 @@ def mixed_ranking(
 
     Raises [`HfGrError`] if scores are not finite.
     """
-    if trunk is None and tree_support(model, max(map(len, prompts)) + grammar.answer_length)[0]:
-        thought = [*grammar.think_ids[:1]] if call.feed is None else []
-        trunk = Trunk.of(model, [[*prompt, *thought] for prompt in prompts], call.prefix_cache)
-    return _Mixing(model, trunk, prompts, grammar, config, call, mixture).ranking(scorers)
+    mixing = _Mixing(model, trunk, prompts, grammar, config, call, mixture)
+    return mixing.ranking(*mixing.scored(scorers))
+
+
+@torch.no_grad()
+def candidate_scores(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    grammar: SidGrammar,
+    config: SearchConfig,
+    call: Call,
+    mixture: Mixture,
+    scorers: Mapping[str, Scorer],
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The candidates of [`mixed_ranking`], unmixed: int64 [B, C], −1 is none; and what each scorer that the mixture
+    weighs says of them, float32 [B, C] by name. Weights do not matter, but for those that are 0."""
+    return _Mixing(model, None, prompts, grammar, config, call, mixture).scored(scorers)
 
 
 class _Mixing:
@@ -114,13 +127,17 @@ class _Mixing:
         call: Call,
         mixture: Mixture,
     ):
+        if trunk is None and tree_support(model, max(map(len, prompts)) + grammar.answer_length)[0]:
+            thought = [*grammar.think_ids[:1]] if call.feed is None else []
+            trunk = Trunk.of(model, [[*prompt, *thought] for prompt in prompts], call.prefix_cache)
         self.model, self.trunk, self.grammar, self.call, self.mixture = model, trunk, grammar, call, mixture
         self.prompts = [list(prompt) for prompt in prompts]
         self.config = replace(config, num_beams=max(config.num_beams, config.top_k), mixture=None)
-        self.weights = dict(mixture.weights)
+        self.weights = mixture.by_name
         self.live = grammar.live(call.item_filter)
 
-    def ranking(self, scorers: Mapping[str, Scorer]) -> Ranking:
+    def scored(self, scorers: Mapping[str, Scorer]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Candidates int64 [B, C], and log-probabilities float32 [B, C] of them by every scorer, by name."""
         items_read = histories_in(self.model, self.prompts)
         histories = self.call.histories if items_read is None else items_read
         hidden = None if self.trunk is None else self.trunk.hidden[:, 0]
@@ -137,9 +154,14 @@ class _Mixing:
                 lists = [beams.items, *lists]
             items = _joined(lists)
         items = F.pad(items, (0, max(0, self.config.top_k - items.shape[1])), value=-1)
-        parts = [(self.weights[name], score.log_probs(items)) for name, score in scores.items()]
+        log_probs = {name: score.log_probs(items) for name, score in scores.items()}
         if self.weights.get(SEMANTIC_ID, 0) > 0:
-            parts.insert(0, (self.weights[SEMANTIC_ID], self._semantic(items, beams)))
+            log_probs = {SEMANTIC_ID: self._semantic(items, beams)} | log_probs
+        return items, log_probs
+
+    def ranking(self, items: torch.Tensor, log_probs: Mapping[str, torch.Tensor]) -> Ranking:
+        """The best `top_k` of the candidates."""
+        parts = [(self.weights[name], values) for name, values in log_probs.items()]
         assert self.mixture.rule is not None
         total = mixed(parts, self.mixture.rule, self.mixture.smoothing, self.grammar.num_items)
         total = total.masked_fill(items < 0, -torch.inf)

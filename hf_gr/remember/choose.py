@@ -10,7 +10,6 @@ from scipy import sparse
 from ..dataset import Cases, Histories
 from ..evaluation.metrics import MISS, ndcg
 from ..scorers import Memory, MemoryConfig
-from ..search_config import MixingRule
 
 
 # What [`chosen_memory`] tries, one setting after the other, each with the best of those before. [ours: by the
@@ -22,9 +21,6 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "decay": (0.0, 0.5, 1.0),
     "recency": (0.5, 1.0, 1.5, 2.0, 3.0),
 }
-TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0)
-SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the memory
-RULES: tuple[MixingRule, ...] = ("probabilities", "log_probs")
 CASES = 10_000  # at most so many choose a memory
 _BLOCK = 512  # histories whose affinities are held at a time
 

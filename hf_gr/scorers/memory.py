@@ -131,6 +131,13 @@ class Memory:
         events[: self.num_items] += self.events
         return replace(self, follows=sparse.csr_array(old + added), events=events)
 
+    def with_items(self, codes: np.ndarray, new: np.ndarray) -> Self:
+        """This memory with n further items of the catalog, SIDs int [n, L], of which it knows nothing yet."""
+        room = self.num_items + len(new)
+        follows = self.follows.copy()
+        follows.resize((room, room))
+        return replace(self, follows=follows, events=np.append(self.events, np.zeros(len(new), np.int64)))
+
     def affinities(self, histories: Sequence[np.ndarray], own: Sequence[np.ndarray] | None = None) -> sparse.csr_array:
         """What every item is to B histories: Σ over the events a of a history of
         recency · (pairs a → i + β · pairs i → a) / events(a)^α, float64 [B, N], at least 0.
