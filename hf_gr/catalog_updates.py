@@ -5,26 +5,23 @@ are trained. Nobody else's SID moves, so the model needs no training to recommen
 through a row of its own (`form: recursive`) gets a row for it, which alone is fitted to its SID.
 """
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .artifacts import MANIFEST, claimed, file_names, fingerprint, read_manifest, report, write_json, writing
+from .artifacts import MANIFEST, claimed, report
 from .catalog import CATALOG_FILES, SidCatalog
 from .dataset import check_items
 from .embedding.new_items import embed_new_items
 from .errors import HfGrError, first_line
 from .hub import update_catalog
-from .offline import local_folder
 from .quantizers.base import Quantizer
 from .quantizers.collisions import place
 from .quantizers.loading import load_quantizer
+from .updating import source_and_target, updating
 from .vocabulary import VOCABULARY_FILE, SidVocabulary
 
 
@@ -63,7 +60,7 @@ def add_items(
         HfGrError: On items that are there already, a folder without quantizer or embedder, vectors that cannot be
             made, or a catalog whose trained SIDs are used up.
     """
-    source, target = _source(folder, out)
+    source, target = source_and_target(folder, out)
     table = _checked(items if isinstance(items, pa.Table) else _read(Path(items)))
     with claimed(target):  # from reading to writing: of two commands at once none is lost
         catalog = _load(source)
@@ -115,7 +112,7 @@ def remove_items(folder: str | Path, item_ids: Sequence[str], *, out: str | Path
     Raises:
         HfGrError: On ids that are not in the catalog, or if no item would be left.
     """
-    source, target = _source(folder, out)
+    source, target = source_and_target(folder, out)
     with claimed(target):
         catalog = _load(source)
         changed = catalog.removed(item_ids)
@@ -158,17 +155,6 @@ def new_codes(catalog: SidCatalog, vectors: np.ndarray, quantizer: Quantizer) ->
         return codes
     lowest = [np.full(len(codes), mask.argmax(), np.int32) for mask in trained[quantizer.num_levels :]]
     return place(np.column_stack([codes, *lowest]), vectors, quantizer, trained, catalog.codes)
-
-
-def _source(folder: str | Path, out: str | Path | None) -> tuple[Path, Path]:
-    """The folder to read, and the one to write."""
-    if out is None and not Path(folder).is_dir():
-        raise HfGrError(f"{folder} is no folder; give the folder of a catalog or model, or --out for a Hub repo.")
-    source = local_folder(folder)
-    target = Path(folder if out is None else out)
-    if source.resolve() in target.resolve().parents:
-        raise HfGrError(f"{target} lies inside {source}, which is copied; name a folder outside it.")
-    return source, target
 
 
 def _load(source: Path) -> SidCatalog:
@@ -216,47 +202,12 @@ def _encoder(source: Path) -> tuple[Quantizer, Path]:
 
 
 def _write(stage: str, source: Path, target: Path, catalog: SidCatalog, counts: dict[str, int]) -> Path:
-    in_place = target.resolve() == source.resolve()
-    with writing(target, stage, [source], rewrite=in_place) as folder:
-        _copy(source, folder, linked=in_place)
+    with updating(stage, source, target, _REWRITTEN, "catalog_updates", counts) as folder:
         if (folder / VOCABULARY_FILE).is_file():
             update_catalog(folder, catalog)
         else:
             catalog.save(folder)
-        _write_manifest(stage, source, folder, in_place, counts)
     done = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"[{stage}] {done}; {int(catalog.live.sum())} of {len(catalog)} items live", flush=True)
     report(stage, {}, target)
     return target
-
-
-def _write_manifest(stage: str, source: Path, folder: Path, in_place: bool, counts: dict[str, int]) -> None:
-    """Of a folder changed in place, what made it and which files are not its own stay as they were; a copy is this
-    stage's. What came from the Hub has no manifest."""
-    manifest = read_manifest(source)
-    if manifest is None and in_place:
-        return
-    manifest = manifest or {"settings": {}, "inputs": {}}
-    changed: dict[str, Any] = {"fingerprint": fingerprint(folder)}
-    changed["catalog_updates"] = [*manifest.get("catalog_updates", []), {"stage": stage} | counts]
-    if not in_place:
-        changed |= {"stage": stage, "files": file_names(folder)}
-    elif "files" in manifest:
-        before, now = set(file_names(source)), set(file_names(folder))
-        changed["files"] = sorted(set(manifest["files"]) & now | now - before)
-    write_json(folder / MANIFEST, manifest | changed)
-
-
-def _copy(source: Path, folder: Path, *, linked: bool) -> None:
-    """Copies a folder; what stays as it is may be linked where the old folder goes away, as weights are large."""
-
-    def keep(file: str, copy: str) -> str:
-        if linked and Path(file).name not in _REWRITTEN:
-            try:
-                os.link(os.path.realpath(file), copy)
-            except OSError:  # a file system without hard links
-                shutil.copy2(file, copy)
-            return copy
-        return str(shutil.copy2(file, copy))
-
-    shutil.copytree(source, folder, copy_function=keep, dirs_exist_ok=True)

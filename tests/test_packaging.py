@@ -34,6 +34,8 @@ FLOORS = [
         "adapters",
         "runs",
         "catalog_updates",
+        "updating",
+        "remember",
         "blend",
         "paths",
         "thoughts",
