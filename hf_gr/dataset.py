@@ -31,6 +31,7 @@ from .tables import (
     check_interactions,
     check_items,
     check_users,
+    id_texts,
     numbered,
     row_of,
     texts,
@@ -153,6 +154,32 @@ class InteractionDataset:
             return None
         known = split.teaches(self.exposures["user_id"], self.exposures["timestamp"].to_numpy())
         return self.exposures.filter(pa.array(known))
+
+
+def events_of(table: pa.Table, item_ids: list[str], where: Path, time: TimeKind) -> tuple[Histories, int]:
+    """Events of known items, beside a dataset: those that a log has since.
+
+    Args:
+        table: Columns `user_id`, `item_id`, `timestamp`, as `hf-gr prepare` writes them or with times of a date type.
+        item_ids: Of the catalog in whose rows they are counted.
+        where: File, for messages.
+        time: What the times of the events before are.
+
+    Returns:
+        The events, and how many were left out because their item is unknown. Raises [`HfGrError`] on columns that are
+        missing or of another kind, and where nothing is left.
+    """
+    table, kind = _with_time(table, where)
+    if kind != time:
+        raise HfGrError(f"{where} holds {kind}s, but the events before {time}s; prepare both from the same columns.")
+    catalog = pa.table({"item_id": pa.array(item_ids, pa.string())})
+    known = np.ones(table.num_rows, bool)
+    if "item_id" in table.column_names:
+        known = row_of(id_texts(table["item_id"], "item_id", where), catalog["item_id"]) >= 0
+    if not known.any():
+        raise HfGrError(f"{where} holds no event of an item of the catalog; add the items first: hf-gr add-items.")
+    table = check_interactions(table.filter(pa.array(known)), catalog, where, time)
+    return _histories(table, catalog), int((~known).sum())
 
 
 def popularity(train: Histories, num_items: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from scipy import sparse
 from ..dataset import Cases, Histories
 from ..evaluation.metrics import MISS, ndcg
 from ..scorers import Memory, MemoryConfig
+from ..tables import TimeKind
 
 
 # What [`chosen_memory`] tries, one setting after the other, each with the best of those before. [ours: by the
@@ -41,7 +42,7 @@ def nobody_repeats(cases: Cases) -> bool:
 
 
 def chosen_memory(
-    train: Histories, validation: Cases, num_items: int, *, exclude_seen: bool, seed: int = 0
+    train: Histories, validation: Cases, num_items: int, time: TimeKind, *, exclude_seen: bool, seed: int = 0
 ) -> tuple[Memory, list[Trial]]:
     """The memory of the highest NDCG@10 alone on validation cases, at most 10,000 drawn at random.
 
@@ -51,6 +52,7 @@ def chosen_memory(
         train: Training histories, which are counted.
         validation: What chooses.
         num_items: N of the catalog.
+        time: What the times of the events are.
         exclude_seen: Whether lists leave out what is in the history.
         seed: Of the cases drawn.
 
@@ -66,7 +68,7 @@ def chosen_memory(
         counts = (config.window, config.decay)
         if counts not in counted:
             counted.clear()  # one at a time: they are large
-            counted[counts] = Memory.of(train, num_items, config)
+            counted[counts] = Memory.of(train, num_items, config, time)
         return replace(counted[counts], config=config)
 
     def value(config: MemoryConfig) -> float:

@@ -11,7 +11,7 @@ from ..dataset import Histories
 from ..decoding import Recommender
 from ..decoding.mixing import candidate_scores, mixture_of
 from ..errors import HfGrError
-from ..scorers import Memory, Tails
+from ..scorers import Memory
 from ..scorers.own import own_mixture
 from ..scoring import Scorer
 from ..search_config import SEMANTIC_ID, Mixture, SearchConfig
@@ -27,7 +27,7 @@ class Made:
     """A memory, and how it came about.
 
     Attributes:
-        memory, tails: Of the training events.
+        memory: Of the training events.
         mixture: What the memory and the model's other scorers count.
         exclude_seen: Whether lists without items of the history chose.
         memories: What was tried of the memory alone.
@@ -35,7 +35,6 @@ class Made:
     """
 
     memory: Memory
-    tails: Tails
     mixture: Mixture
     exclude_seen: bool
     memories: list[Trial]
@@ -84,7 +83,9 @@ def made(
     if exclude_seen is None:
         exclude_seen = nobody_repeats(split.validation)
     num_items = len(recommender.catalog)
-    memory, memories = chosen_memory(split.train, split.validation, num_items, exclude_seen=exclude_seen, seed=seed)
+    memory, memories = chosen_memory(
+        split.train, split.validation, num_items, time, exclude_seen=exclude_seen, seed=seed
+    )
     cases = drawn_cases(split.validation, users, seed)
     parts = []
     for start in range(0, len(cases), batch_size):
@@ -96,7 +97,7 @@ def made(
     mixture = mixtures[0].mixture
     if MEMORY not in mixture.by_name:
         mixture = replace(mixture, weights=mixture.by_name | {MEMORY: 0.0})
-    return Made(memory, Tails(split.train, memory.config.window, time), mixture, exclude_seen, memories, mixtures)
+    return Made(memory, mixture, exclude_seen, memories, mixtures)
 
 
 def without_memory(mixture: Mixture | None) -> Mixture:

@@ -40,6 +40,7 @@ class Scored:
         """NDCG@10 of the lists that a mixture makes."""
         weights, everyone = mixture.by_name, {**self.log_probs, MEMORY: self.memory[temperature]}
         parts = [(weight, everyone[name]) for name, weight in weights.items()]
+        assert mixture.rule is not None
         scores = mixed(parts, mixture.rule, mixture.smoothing, self.num_items)
         scores = scores.masked_fill((self.items < 0) | self.seen, -torch.inf)
         is_target = self.items == self.targets[:, None]
@@ -72,7 +73,7 @@ def chosen_mixture(scored: Scored, others: Mixture, rules: Sequence[MixingRule] 
     """
     total = sum(weight for weight in others.by_name.values())
     rest = {name: weight / total for name, weight in others.by_name.items()}
-    alone = [(Mixture(rest, others.rule), 1.0), (Mixture({MEMORY: 1.0}, "probabilities"), 1.0)]
+    alone = [(Mixture(rest, others.rule or "log_probs"), 1.0), (Mixture({MEMORY: 1.0}, "probabilities"), 1.0)]
     tried = alone + [
         (Mixture({name: (1 - share) * weight for name, weight in rest.items()} | {MEMORY: share}, rule), temperature)
         for rule in rules

@@ -4,7 +4,7 @@ repo carries."""
 from .memory import Memory, MemoryConfig
 from .retriever import RetrieverScorer
 from .saved import load_scorers, save_scorers
-from .tails import Tails, remembered
+from .tails import Tails
 from .vectors import VectorScorer
 
 
@@ -15,6 +15,5 @@ __all__ = [
     "Tails",
     "VectorScorer",
     "load_scorers",
-    "remembered",
     "save_scorers",
 ]

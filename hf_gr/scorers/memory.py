@@ -22,6 +22,8 @@ from ..errors import HfGrError, first_line
 from ..histories import Histories
 from ..options import check_range
 from ..scoring import DenseScores, Requests
+from ..tables import TimeKind
+from .tails import TAILS_FILE, Tails
 
 
 UNIT = 2**16  # one pair of neighboring events: weights are whole numbers, whose sums no order of adding changes
@@ -85,18 +87,23 @@ class Memory:
         config: How counts are read.
         follows: int64 [N, N], in row a and column b the pairs in which b came after a, each d^−δ, in 1/65,536.
         events: int64 [N], events of every item.
+        tails: The last events of every user; `None` where they are not known, as of a memory from the Hub.
     """
 
     config: MemoryConfig
     follows: sparse.csr_array
     events: np.ndarray
+    tails: Tails | None = None
 
     @classmethod
-    def of(cls, histories: Histories, num_items: int, config: MemoryConfig | None = None) -> Self:
-        """Counts the events of some histories, in rows of a catalog of N items."""
+    def of(
+        cls, histories: Histories, num_items: int, config: MemoryConfig | None = None, time: TimeKind = "timestamp"
+    ) -> Self:
+        """Counts the events of some histories, in rows of a catalog of N items, whose times are of a kind."""
         config = config or MemoryConfig()
         empty = sparse.csr_array((num_items, num_items), dtype=np.int64)
-        return cls(config, empty, np.zeros(num_items, np.int64)).extended(histories, num_items)
+        memory = cls(config, empty, np.zeros(num_items, np.int64))._with(histories, num_items)
+        return replace(memory, tails=Tails(histories, config.window, time))
 
     @property
     def num_items(self) -> int:
@@ -108,15 +115,23 @@ class Memory:
             raise HfGrError(f"{min(counted)} is of what is counted; count again (`Memory.of`).")
         return replace(self, config=replace(self.config, **settings))
 
-    def extended(self, histories: Histories, num_items: int, known: np.ndarray | None = None) -> Self:
-        """This memory with the events of further histories.
+    def remember(self, new: Histories, num_items: int) -> tuple[Self, int]:
+        """This memory with new events, as if it had been made of the old and the new ones.
 
         Args:
-            histories: In rows of the catalog.
+            new: In rows of the catalog. Those that are no later than what is known of their user are left out
+                ([`Tails.joined`]).
             num_items: N of the catalog as it is now, at least as many as before.
-            known: int64 [U], events at the begin of each history that are counted already: only their pairs with
-                later events are new.
+
+        Returns:
+            The memory, and how many events were left out.
         """
+        tails = Tails.none(self.config.window) if self.tails is None else self.tails
+        histories, known, tails, left_out = tails.joined(new, num_items)
+        return replace(self._with(histories, num_items, known), tails=tails), left_out
+
+    def _with(self, histories: Histories, num_items: int, known: np.ndarray | None = None) -> Self:
+        """Counts further histories; of the first `known` events of each, int64 [U], only pairs with later ones."""
         owners = histories.owners
         is_new = np.ones(len(owners), bool)
         if known is not None:
@@ -219,7 +234,8 @@ class Memory:
     # Files
 
     def save(self, folder: str | Path) -> None:
-        """Writes `memory.json` and `memory.safetensors` into a folder, which is made."""
+        """Writes `memory.json`, `memory.safetensors` and, for this machine alone, `tails.parquet` into a folder, which
+        is made."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG_FILE, {"format": FORMAT, "num_items": self.num_items} | asdict(self.config))
@@ -231,6 +247,8 @@ class Memory:
             "events": self.events,
         }
         save_file(arrays, folder / COUNTS_FILE)
+        if self.tails is not None:
+            self.tails.save(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -258,7 +276,8 @@ class Memory:
                 f"{folder / COUNTS_FILE} does not hold the counts of {CONFIG_FILE} ({first_line(error)}); copy the "
                 "whole folder, or make it again: hf-gr remember."
             ) from None
-        return cls(MemoryConfig(**{name: said[name] for name in names}), follows, events)
+        tails = Tails.load(folder) if (folder / TAILS_FILE).is_file() else None
+        return cls(MemoryConfig(**{name: said[name] for name in names}), follows, events, tails)
 
 
 def _pairs(owners: np.ndarray, config: MemoryConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from ..catalog import SidCatalog
 from ..errors import HfGrError
 from ..scoring import Scorer
 from ..search_config import SEMANTIC_ID, Mixture
+from .memory import Memory
 from .retriever import RetrieverScorer
 
 
@@ -43,7 +44,7 @@ class SavedScorer(Scorer, Protocol):
         """
 
 
-SAVED: dict[str, type[SavedScorer]] = {"retriever": RetrieverScorer}
+SAVED: dict[str, type[SavedScorer]] = {"memory": Memory, "retriever": RetrieverScorer}
 MIXTURE_FILE = "scorers.json"
 SAVED_FILES = (MIXTURE_FILE, *(f"{name}/*.{kind}" for name in SAVED for kind in ("json", "safetensors")))
 

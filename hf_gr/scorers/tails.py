@@ -13,7 +13,6 @@ from ..artifacts import replacing
 from ..errors import HfGrError, first_line
 from ..histories import Histories
 from ..tables import TimeKind, row_of
-from .memory import Memory
 
 
 TAILS_FILE = "tails.parquet"
@@ -33,6 +32,12 @@ class Tails:
         ends = events.lengths
         self.events = events.cut(np.arange(len(events)), ends, np.maximum(ends - window, 0))
         self.window, self.time = window, time
+
+    @classmethod
+    def none(cls, window: int) -> "Tails":
+        """Of nobody."""
+        empty = np.empty(0, np.int64)
+        return cls(Histories(np.empty(0, object), np.zeros(1, np.int64), empty, empty), window)
 
     def save(self, folder: str | Path) -> None:
         """Writes `tails.parquet` into a folder."""
@@ -65,47 +70,46 @@ class Tails:
                 "hf-gr remember MODEL DATASET."
             ) from None
 
+    def joined(self, new: Histories, num_items: int) -> tuple[Histories, np.ndarray, "Tails", int]:
+        """New events behind those that are known.
 
-def remembered(memory: Memory, tails: Tails, new: Histories, num_items: int) -> tuple[Memory, Tails, int]:
-    """A memory with new events, as if it had been made of the old and the new ones.
+        Args:
+            new: In rows of the catalog. An event that is earlier than the last one of its user, or is it (the same
+                item at the same time), is left out, so that a log that is given twice counts once; of positions
+                nobody can tell.
+            num_items: N of the catalog.
 
-    Args:
-        memory: As it is.
-        tails: Of the events that it has counted.
-        new: In rows of the catalog. An event that is earlier than the last one of its user, or is it (the same item at
-            the same time), is left out, so that a log that is given twice counts once; of positions nobody can tell.
-        num_items: N of the catalog.
-
-    Returns:
-        Memory and tails as they are now, and how many events were left out.
-    """
-    old = tails.events
-    row = row_of(_column(new.user_ids), _column(old.user_ids))
-    unknown = row < 0
-    row[unknown] = len(old) + np.arange(unknown.sum())
-    users = np.concatenate([old.user_ids, new.user_ids[unknown]])
-    owners = row[new.owners]
-    is_later = np.ones(len(owners), bool)
-    if tails.time == "timestamp":
-        last = np.full(len(users), np.iinfo(np.int64).min)
-        filled = np.flatnonzero(old.lengths)
-        last[filled] = old.timestamps[old.ptr[filled + 1] - 1]
-        at_last = old.timestamps == last[old.owners]
-        keys, known = owners * num_items + new.items, old.owners * num_items + old.items
-        is_again = (new.timestamps == last[owners]) & np.isin(keys, known[at_last])
-        is_later = (new.timestamps >= last[owners]) & ~is_again
-    owners = np.concatenate([old.owners, owners[is_later]])
-    order = np.argsort(owners, kind="stable")  # of each user the old events first
-    joined = Histories(
-        users,
-        np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=len(users)))]),
-        np.concatenate([old.items, new.items[is_later]])[order],
-        np.concatenate([old.timestamps, new.timestamps[is_later]])[order],
-    )
-    before = np.append(old.lengths, np.zeros(int(unknown.sum()), np.int64))
-    active = np.flatnonzero(joined.lengths > before)
-    grown = memory.extended(joined.cut(active, joined.lengths[active]), num_items, known=before[active])
-    return grown, Tails(joined, tails.window, tails.time), int((~is_later).sum())
+        Returns:
+            Histories of the users with new events: their tail, then what is new; int64 [users], events of the tail;
+            the tails as they are then; and how many events were left out.
+        """
+        old = self.events
+        row = row_of(_column(new.user_ids), _column(old.user_ids))
+        unknown = row < 0
+        row[unknown] = len(old) + np.arange(unknown.sum())
+        users = np.concatenate([old.user_ids, new.user_ids[unknown]])
+        owners = row[new.owners]
+        is_later = np.ones(len(owners), bool)
+        if self.time == "timestamp":
+            last = np.full(len(users), np.iinfo(np.int64).min)
+            filled = np.flatnonzero(old.lengths)
+            last[filled] = old.timestamps[old.ptr[filled + 1] - 1]
+            at_last = old.timestamps == last[old.owners]
+            keys, known = owners * num_items + new.items, old.owners * num_items + old.items
+            is_again = (new.timestamps == last[owners]) & np.isin(keys, known[at_last])
+            is_later = (new.timestamps >= last[owners]) & ~is_again
+        owners = np.concatenate([old.owners, owners[is_later]])
+        order = np.argsort(owners, kind="stable")  # of each user the old events first
+        joined = Histories(
+            users,
+            np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=len(users)))]),
+            np.concatenate([old.items, new.items[is_later]])[order],
+            np.concatenate([old.timestamps, new.timestamps[is_later]])[order],
+        )
+        before = np.append(old.lengths, np.zeros(int(unknown.sum()), np.int64))
+        active = np.flatnonzero(joined.lengths > before)
+        new_of_active = joined.cut(active, joined.lengths[active])
+        return new_of_active, before[active], Tails(joined, self.window, self.time), int((~is_later).sum())
 
 
 def _column(ids: np.ndarray) -> pa.ChunkedArray:

@@ -30,10 +30,13 @@ CONFIGS = st.builds(
 LOGS = st.lists(st.lists(st.integers(0, 6), max_size=8), min_size=1, max_size=6)
 
 
-def histories_of(log):
+def histories_of(log, first=None):
+    """Users' events at times 0, 1, … or from `first` on."""
     ptr = np.cumsum([0, *map(len, log)])
-    users = np.array([f"u{user}" for user in range(len(log))])
-    return Histories(users, ptr, np.array([item for history in log for item in history], np.int64), np.arange(ptr[-1]))
+    users = np.array([f"u{user}" for user in range(len(log))], object)
+    times = [np.arange(len(history)) + start for history, start in zip(log, first or [0] * len(log), strict=True)]
+    items = np.array([item for history in log for item in history], np.int64)
+    return Histories(users, ptr, items, np.concatenate(times))
 
 
 def memory_of(log, config, num_items=7):
@@ -103,9 +106,9 @@ def test_what_a_user_did_is_left_out_as_if_they_had_not_been_there(log, config, 
 def test_events_remembered_later_make_the_memory_that_has_seen_all(log, config, data):
     cuts = [data.draw(st.integers(0, len(history))) for history in log]
     first = memory_of([history[:cut] for history, cut in zip(log, cuts, strict=True)], config, num_items=7)
-    tails = [min(cut, config.window) for cut in cuts]
-    later = [history[cut - tail :] for history, cut, tail in zip(log, cuts, tails, strict=True)]
-    grown = first.extended(histories_of(later), 9, known=np.array(tails))
+    later = [history[cut:] for history, cut in zip(log, cuts, strict=True)]
+    grown, left_out = first.remember(histories_of(later, cuts), 9)
+    assert left_out == 0
     assert same(grown, memory_of(log, config, num_items=9))
     assert same(first, memory_of([history[:cut] for history, cut in zip(log, cuts, strict=True)], config))
 
@@ -163,10 +166,9 @@ def test_files_hold_all_of_it(tmp_path_factory, log, config):
 def test_files_of_one_memory_are_the_same_bytes(tmp_path):
     log, config = [[0, 1, 2, 3], [3, 1], [5]], MemoryConfig(window=3)
     memory_of(log, config).save(tmp_path / "one")
-    first = memory_of([[0, 1], [3], []], config)
-    tails = histories_of([[0, 1, 2, 3], [3, 1], [5]])
-    first.extended(tails, 7, known=np.array([2, 1, 0])).save(tmp_path / "two")
-    for name in ("memory.json", "memory.safetensors"):
+    later = histories_of([[2, 3], [1], [5]], [2, 1, 0])
+    memory_of([[0, 1], [3], []], config).remember(later, 7)[0].save(tmp_path / "two")
+    for name in ("memory.json", "memory.safetensors", "tails.parquet"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 

@@ -1,5 +1,7 @@
 """Events taken into a memory bit by bit, against one that was made of all of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from hf_gr.dataset import Histories
 from hf_gr.errors import HfGrError
-from hf_gr.scorers import Memory, MemoryConfig, Tails, remembered
+from hf_gr.scorers import Memory, MemoryConfig, Tails
 
 
 EVENTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7), st.integers(0, 20)), max_size=40)
@@ -24,8 +26,8 @@ def histories_of(events):
     return Histories(ids, np.cumsum([0, *lengths]), columns[:, 1].copy(), columns[:, 2].copy())
 
 
-def state(memory, tails):
-    events = tails.events
+def state(memory):
+    events = memory.tails.events
     return (
         memory.follows.toarray().tolist(),
         memory.events.tolist(),
@@ -37,8 +39,7 @@ def state(memory, tails):
 
 
 def made_of(events, config, num_items=8):
-    histories = histories_of(events)
-    return Memory.of(histories, num_items, config), Tails(histories, config.window)
+    return Memory.of(histories_of(events), num_items, config)
 
 
 @settings(deadline=None, max_examples=60)
@@ -47,42 +48,40 @@ def test_a_log_in_parts_is_the_whole_log(events, cuts, window):
     config = MemoryConfig(window=window)
     events = sorted(dict.fromkeys(events), key=lambda event: event[2])
     parts = np.searchsorted([time for _, _, time in events], sorted(cuts))
-    memory, tails = made_of([], config)
+    memory = made_of([], config)
     for part in np.split(np.array(events, dtype=object).reshape(-1, 3), parts):
-        memory, tails, left_out = remembered(memory, tails, histories_of([tuple(event) for event in part]), 8)
+        memory, left_out = memory.remember(histories_of([tuple(event) for event in part]), 8)
         assert left_out == 0
-    assert state(memory, tails) == state(*made_of(events, config))
+    assert state(memory) == state(made_of(events, config))
 
 
 @settings(deadline=None, max_examples=60)
 @given(EVENTS, st.integers(1, 4))
 def test_a_log_that_comes_again_counts_once(events, window):
     config, events = MemoryConfig(window=window), list(dict.fromkeys(events))
-    memory, tails = made_of(events, config)
+    memory = made_of(events, config)
     latest = {user: max(time for one, _, time in events if one == user) for user, _, _ in events}
     again = [event for event in events if sum(e[0] == event[0] and e[2] == latest[e[0]] for e in events) <= window]
-    grown, after, left_out = remembered(memory, tails, histories_of(again), 8)
+    grown, left_out = memory.remember(histories_of(again), 8)
     assert left_out == len(again)
-    assert state(grown, after) == state(memory, tails)
+    assert state(grown) == state(memory)
 
 
 def test_positions_of_another_log_are_later():
     config = MemoryConfig(window=2)
     first, second = histories_of([(0, 1, 0), (0, 2, 1)]), histories_of([(0, 3, 0), (0, 3, 1)])
-    memory, tails = Memory.of(first, 8, config), Tails(first, 2, "position")
-    memory, tails, left_out = remembered(memory, tails, second, 8)
+    memory, left_out = Memory.of(first, 8, config, "position").remember(second, 8)
     assert left_out == 0
     assert memory.events.tolist() == [0, 1, 1, 2, 0, 0, 0, 0]
     assert memory.follows[[2], [3]] > memory.follows[[1], [3]] > 0
-    assert tails.events.items.tolist() == [3, 3]
+    assert memory.tails.events.items.tolist() == [3, 3]
 
 
 def test_new_items_and_users_find_room():
-    memory, tails = made_of([(0, 1, 0)], MemoryConfig(window=2))
-    memory, tails, _ = remembered(memory, tails, histories_of([(0, 9, 5), (7, 8, 1)]), 10)
+    memory, _ = made_of([(0, 1, 0)], MemoryConfig(window=2)).remember(histories_of([(0, 9, 5), (7, 8, 1)]), 10)
     assert memory.num_items == 10
     assert memory.follows[[1], [9]] > 0
-    assert tails.events.user_ids.tolist() == ["u0", "u7"]
+    assert memory.tails.events.user_ids.tolist() == ["u0", "u7"]
 
 
 @settings(deadline=None, max_examples=30)
@@ -92,7 +91,7 @@ def test_files_hold_all_of_them(tmp_path_factory, events, time):
     tails.save(folder)
     again = Tails.load(folder)
     memory = Memory.of(histories_of([]), 8)
-    assert state(memory, again) == state(memory, tails)
+    assert state(replace(memory, tails=again)) == state(replace(memory, tails=tails))
     assert (again.window, again.time) == (3, time)
 
 
