@@ -1,5 +1,5 @@
-"""The command line: `hf-gr prepare | mine | label | embed | quantize | inspect | sft | grpo | retrieve | evaluate |
-recommend | add-items | remove-items | push | bench`.
+"""The command line: `hf-gr prepare | mine | label | embed | quantize | inspect | sft | grpo | retrieve | remember |
+evaluate | recommend | add-items | remove-items | push | bench`.
 
 Stages take `--config FILE.yaml` (or the name of a recipe of the package) and every key of their config as an option,
 by TRL's parser; `recipes/*.py` run the same commands under `accelerate launch`.
@@ -154,6 +154,38 @@ def blend(
     from .blend import blend as run
 
     run(model, retriever, out, share=share, rule=rule)  # type: ignore[arg-type]  # it checks it
+
+
+@app.command()
+def remember(
+    model: Annotated[str, typer.Argument(help="Model folder, updated in place, in one step; or Hub repo with --out.")],
+    events: Annotated[
+        Path, typer.Argument(help="Dataset folder to make the memory of, or Parquet file of new events to take in.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder to write to instead.")] = None,
+    split: Annotated[str | None, typer.Option(help="Whose training part it is; default: the model's.")] = None,
+    exclude_seen: Annotated[
+        bool | None, typer.Option(help="Choose by lists without seen items; default: where nobody repeats.")
+    ] = None,
+    users: Annotated[int, typer.Option(min=1, help="Validation users that choose what the memory counts.")] = 1000,
+    num_beams: Annotated[int, typer.Option(min=10, help="Beams of their search.")] = 50,
+    batch_size: Annotated[int, typer.Option(min=1, help="Users at a time.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the users drawn.")] = 0,
+) -> None:
+    """A memory of training events beside a model, without training; and new events for a memory that is there."""
+    from .remember import remember as run
+
+    run(
+        model,
+        events,
+        out=out,
+        split=split,
+        exclude_seen=exclude_seen,
+        users=users,
+        num_beams=num_beams,
+        batch_size=batch_size,
+        seed=seed,
+    )
 
 
 @app.command()

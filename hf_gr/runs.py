@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -157,12 +157,14 @@ class Run:
         interests: Interests | None = None,
         learned: TrainingData | None = None,
         ranked_with: str | Path | None = None,
+        then: Callable[[Path, PreTrainedModel], None] | None = None,
     ) -> None:
         """Writes the finished model atomically, keeps the log, and clears what only a resume would need.
 
         `source` is the catalog or model whose quantizer, if it has one, the model carries on, and so its thinking
         heads and interests of items, unless `heads` or `interests` are given; `learned` is what taught the model, and
-        `ranked_with` the model whose scorers beside the weights it carries on.
+        `ranked_with` the model whose scorers beside the weights it carries on. `then` is called with the folder, which
+        is not in its place yet, and the model without adapters.
         """
         plain = merge_adapter(model, self.base)
         check_finite(plain)
@@ -172,6 +174,8 @@ class Run:
                 carry(source, folder)
             if ranked_with is not None:
                 carry_scorers(ranked_with, folder)
+            if then is not None:
+                then(folder, plain)
             if heads is not None:
                 heads.save(folder)
             if interests is not None:

@@ -20,7 +20,7 @@ from ..limits import Limits, shown
 from ..models import ItemVectors, ThinkingHeads, check_window
 from ..models.thinking import THINKING_FILES
 from ..offline import local_folder
-from ..scorers.saved import load_scorers
+from ..scorers import Memory, load_scorers
 from ..scoring import Scorer
 from ..search_config import Mixture, SearchConfig, check_threshold
 from ..vocabulary import SidVocabulary, reads_text, text_ids
@@ -106,16 +106,16 @@ class Recommender:
         self.thinking = None if thinking is None else thinking.to(model.device)
         self.item_vectors, self.graphs = ItemVectors(), SearchGraphs()
         self._served = _Served(catalog, vocabulary.grammar(catalog).to(model.device), {}, {})
-        self._lock = threading.Lock()
+        self._lock, self._remembering = threading.Lock(), threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to this process, so that another one (joblib's, Spark's) can have a copy; its prefix
         cache is empty."""
-        state = {name: value for name, value in vars(self).items() if name != "_lock"}
+        state = {name: value for name, value in vars(self).items() if name not in ("_lock", "_remembering")}
         return state | {"_served": _Served(self.catalog, self.grammar, {}, {}), "item_vectors": ItemVectors()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        vars(self).update(state, _lock=threading.Lock(), _remembering=threading.Lock())
 
     @classmethod
     def from_pretrained(
@@ -157,6 +157,31 @@ class Recommender:
             raise HfGrError(f"swap is given {shown(catalog)}; give SidCatalog.load(folder).")
         self.vocabulary.check(catalog, self.tokenizer, self.model.config.name_or_path or "the model")
         self._served = _Served(catalog, self.vocabulary.grammar(catalog).to(self.model.device), {}, {})
+
+    def remember(self, events: Histories) -> int:
+        """Takes events into the memory that ranks beside the model, from the next request on.
+
+        Requests in flight finish on the memory as it was. The model's files stay as they are (`hf-gr remember` changes
+        those).
+
+        Args:
+            events: In rows of the catalog, of users by their ids.
+
+        Returns:
+            How many were left out, as they are no later than what is known of their user.
+
+        Raises:
+            HfGrError: If the model has no memory, or events are of items outside the catalog.
+        """
+        if len(events.items) and not 0 <= events.items.min() <= events.items.max() < len(self.catalog):
+            raise HfGrError(f"an item lies outside 0 to {len(self.catalog) - 1}; count in rows of the catalog.")
+        with self._remembering:  # of two threads neither is lost
+            memory = (self.scorers or {}).get("memory")
+            if not isinstance(memory, Memory):
+                raise HfGrError("the model has no memory; make one: hf-gr remember MODEL DATASET.")
+            memory, left_out = memory.remember(events, len(self.catalog))
+            self.scorers = {**(self.scorers or {}), "memory": memory}
+        return left_out
 
     def snapshot(self) -> Self:
         """This recommender as it is now, for several calls that must see one catalog: a later [`swap`] of the

@@ -23,6 +23,7 @@ _LIMITS = {
     "target_steps": (1, 100),
     "target_decay": (0, 1),
     "hidden_dropout": (0, 0.9),
+    "memory_users": (1, 1e9),
     "trunk_weight": (0, 100),
     "confident_orders": (0, 1),
 }
@@ -187,6 +188,14 @@ class SidSFTConfig(LmTrainerDefaults, SFTConfig):
         default=0.0,
         metadata={"help": "Curriculum: steps, or a share of all below 1, that train new token rows before the rest."},
     )
+    memory: bool = field(
+        default=True,
+        metadata={
+            "help": "Make a memory of the training events, which ranks beside the model; what it counts is chosen on "
+            "validation users at the end (`hf-gr remember`)."
+        },
+    )
+    memory_users: int = field(default=1000, metadata={"help": "Validation users of that choice."})
     fill_rows: bool = field(
         default=False,
         metadata={"help": "Pack users into rows of `max_length` tokens; for flex_attention. Else as long as needed."},

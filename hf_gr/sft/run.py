@@ -12,14 +12,16 @@ from ..adapters import tuned
 from ..arguments import parse_config
 from ..catalog import SidCatalog
 from ..dataset import Histories, InteractionDataset
-from ..decoding import load_thinking
+from ..decoding import Recommender, load_thinking
 from ..errors import HfGrError
 from ..hub import READ_FILES
 from ..interests import Interests
 from ..models import ThinkingHeads, from_scratch, recursion_settings, with_recursion
 from ..offline import local_folder
 from ..provenance import learned_from
+from ..remember import write_memory
 from ..runs import Run
+from ..scorers import load_scorers
 from ..scorers.saved import SAVED_FILES, read_mixture
 from ..training import load_lm, trained_model
 from ..vocabulary import SidVocabulary, add_vocabulary, reads_text, text_ids
@@ -48,7 +50,8 @@ def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run
     if start.continue_from:  # once: all of a repo is read of one commit
         start = replace(start, continue_from=str(local_folder(start.continue_from, files=READ_FILES)))
     catalog = SidCatalog.load(data.catalog)
-    split = InteractionDataset.load(data.dataset).aligned(catalog.item_ids).split(data.split)
+    dataset = InteractionDataset.load(data.dataset).aligned(catalog.item_ids)
+    split = dataset.split(data.split)
     made_of = (data.catalog, start.continue_from, data.interests)
     learned = learned_from(data.split, split.train, catalog.item_ids, *made_of)
     args = run.arguments(settings)
@@ -76,6 +79,25 @@ def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run
         heads = starting_heads(start, trained, catalog, vocabulary, args.seed)
     if PartialState().is_main_process:
         log = trainer.state.log_history
+
+        def with_memory(folder: Path, plain: PreTrainedModel) -> None:
+            scorers, mixture = load_scorers(folder, catalog)
+            recommender = Recommender(
+                plain, tokenizer, catalog, vocabulary, thinking=heads, scorers=scorers, mixture=mixture
+            )
+            batch = settings.per_device_eval_batch_size
+            result = write_memory(
+                folder,
+                recommender,
+                split,
+                dataset.time,
+                users=settings.memory_users,
+                num_beams=settings.eval_beams,
+                batch_size=batch,
+                seed=settings.seed,
+            )
+            print(f"[sft] memory: {result.said}", flush=True)
+
         run.finish(
             trained,
             tokenizer,
@@ -88,6 +110,7 @@ def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run
             interests,
             learned,
             start.continue_from,
+            with_memory if settings.memory else None,
         )
         run.report()
     PartialState().wait_for_everyone()
