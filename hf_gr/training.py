@@ -221,7 +221,7 @@ def without_router_loss(model: PreTrainedModel) -> Iterator[None]:
 def trained_model(trainer: Trainer) -> PreTrainedModel:
     """The trained model, whole on the main process. Sharded weights are gathered, so every process must call it."""
     accelerator = trainer.accelerator
-    model = accelerator.unwrap_model(trainer.model)
+    model = accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # computes as the saved one will
     if not is_sharded(accelerator):
         return model
     weights = accelerator.get_state_dict(trainer.model_wrapped)

@@ -30,9 +30,10 @@ class TinyData:
     catalog: Path
 
     def sft(self, output_dir: Path, **changes: Any) -> dict[str, Any]:
-        """Settings of an SFT ([`sft_configs`]); 60 steps of it learn the walk, in about 3 s."""
+        """Settings of an SFT ([`sft_configs`]) without a memory, so that the model answers alone; 60 steps of it learn
+        the walk, in about 3 s."""
         paths = {"dataset": str(self.dataset), "catalog": str(self.catalog), "output_dir": str(output_dir)}
-        return QUIET | SCRATCH | paths | {"max_steps": 60, "learning_rate": 3e-3} | changes
+        return QUIET | SCRATCH | paths | {"max_steps": 60, "learning_rate": 3e-3, "memory": False} | changes
 
     def grpo(self, output_dir: Path, model: Path, **changes: Any) -> dict[str, Any]:
         """Settings of a GRPO ([`grpo_configs`]): 4 prompts of 8 rollouts a step."""
