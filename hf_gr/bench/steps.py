@@ -181,6 +181,11 @@ class _Chain:
             words = [*judged[1:], *self._train(given.pop("method"))[1:], *_arguments(given)]
             self._add("blend", folder / "blend", [*words, "--out", str(folder / "blend")], made, self.steps[-1].key)
             judged = ["--model", str(folder / "blend")]
+        if "remember" in own:
+            words = [judged[1], str(self.dataset), *_arguments(own["remember"]), "--seed", str(self.cell.seed)]
+            output = folder / "remember"
+            self._add("remember", output, [*words, "--out", str(output)], prepared, self.steps[-1].key)
+            judged = ["--model", str(output)]
         return judged
 
     def _interests(self, method: str, prepared: str) -> None:

@@ -15,7 +15,7 @@ from ..errors import HfGrError, first_line
 
 
 TRAINING = ("sft", "grpo", "retrieve", "lists")  # what a method may do after its items have vectors and codes
-STAGES = ("mine", "label", "embed", "quantize", *TRAINING, "blend", "evaluate")
+STAGES = ("mine", "label", "embed", "quantize", *TRAINING, "blend", "remember", "evaluate")
 METHOD_KEYS = ("title", "seeds", "from", *STAGES, "estimate_minutes")
 SUITES = Path(str(files(__package__) / "suites"))  # those that ship with the package
 
@@ -64,8 +64,9 @@ class Suite:
             `quantize`, `sft`, `grpo`, `retrieve`; for `lists` the name of a baseline of `benchmarks/baselines`.
             `mine` and `label` (recipes as well) make the interests that later recipes with a key `interests` read.
             Keys of `evaluate` are added to the suite's. `from` names the method whose model it goes on with, `blend`
-            the `method` whose retriever that is blended with, its `share` and `rule`; `seeds` are its own, such as one
-            of a method without chance. A method of `evaluate: {baselines: true}` alone is item kNN.
+            the `method` whose retriever that is blended with, its `share` and `rule`, `remember` the options of a
+            memory for it; `seeds` are its own, such as one of a method without chance. A method of
+            `evaluate: {baselines: true}` alone is item kNN.
         seeds: Of all data sets that do not name their own.
         evaluate: Keys of `hf-gr evaluate` for all.
         against: The method that all others are compared with.
@@ -164,6 +165,8 @@ def load_suite(name: str | Path) -> Suite:
             _check_keys(own["blend"], ("method", "share", "rule"), file, f"blend of method {method}")
             if "from" not in own or "retrieve" not in given["methods"].get(own["blend"].get("method"), {}):
                 raise HfGrError(f"{file}: blend of method {method} needs from, and a method with retrieve.")
+        if "remember" in own:
+            _check_keys(own["remember"], ("users",), file, f"remember of method {method}")
         if ("mine" in own) != ("label" in own):
             raise HfGrError(f"{file}: method {method} has one of mine and label; give both or none.")
         knn = (own.get("evaluate") or {}).get("baselines") is True

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
     from ..decoding.recommender import Recommender
+    from ..scoring import Scorer
     from ..thoughts import Thoughts
 
 Exclude = Sequence[np.ndarray] | None  # of every history, what is no answer to it
@@ -51,7 +52,8 @@ def all_lists(
         if is_retriever(paths["model"]):
             lists["model"] = _retriever_lists(paths["model"], dataset, cases, config, world)
         else:
-            lists["model"], codes, figures = _generated(paths["model"], dataset, cases, config, world)
+            of_model, codes, figures = _generated(paths["model"], dataset, cases, config, world)
+            lists |= of_model
     if config.predictions and main:
         lists["predictions"] = read_predictions(config.predictions, dataset, cases, top_k=config.top_k)
     if config.baselines and main:
@@ -78,9 +80,9 @@ def _in_parts(baseline: Popularity | ItemKNN, cases: Cases, top_k: int) -> np.nd
 
 def _generated(
     folder: Path, dataset: InteractionDataset, cases: Cases, config: EvaluateConfig, world: "PartialState"
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """The lists of a generative model in dataset rows, the semantic IDs of the dataset's items (negative: none), and
-    what there is to tell of the model."""
+) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
+    """The lists of a generative model in dataset rows, with those of its memory alone where it ranks by one; the
+    semantic IDs of the dataset's items (negative: none); and what there is to tell of the model."""
     from ..decoding.recommender import Recommender
     from ..thoughts import Thoughts
 
@@ -89,12 +91,16 @@ def _generated(
     codes = np.full((dataset.num_items, recommender.catalog.codes.shape[1]), -1, np.int64)
     codes[rows] = recommender.catalog.codes
     figures: dict[str, Any] = {"catalog": _catalog_figures(recommender, rows, cases, dataset.num_items)}
-    lists, pruned = _model_lists(recommender, rows, cases, dataset.num_items, config, world)
+    own, pruned = _model_lists(recommender, rows, cases, dataset.num_items, config, world)
+    lists = {"model": own}
+    mixture, memory = config.search.mixture or recommender.mixture, (recommender.scorers or {}).get("memory")
+    if config.baselines and mixture is not None and mixture.by_name.get("memory", 0) > 0 and memory is not None:
+        lists["memory alone"] = _memory_lists(memory, recommender, rows, cases, dataset.num_items, config, world)
     if pruned is not None:
         figures["pruned"] = pruned
     if world.is_main_process and recommender.thinking is not None:
         thoughts = Thoughts(recommender, recommender.thinking)
-        figures["thoughts"] = _judged_thoughts(thoughts, rows, cases, lists[:, 0], dataset.num_items, config)
+        figures["thoughts"] = _judged_thoughts(thoughts, rows, cases, own[:, 0], dataset.num_items, config)
     if world.is_main_process and (moved := judge_redistribution(recommender)) is not None:
         figures["redistribution"] = moved
     return lists, codes, figures
@@ -140,6 +146,29 @@ def _model_lists(
         return answers.items, answers.pruned
 
     return _shared_out(answer, rows, cases, num_items, config, world)
+
+
+def _memory_lists(
+    memory: "Scorer",
+    recommender: "Recommender",
+    rows: np.ndarray,
+    cases: Cases,
+    num_items: int,
+    config: EvaluateConfig,
+    world: "PartialState",
+) -> np.ndarray:
+    """The lists of a model's memory without the model, in dataset rows, int64 [cases, top_k]."""
+    from ..scoring import Requests
+
+    grammar, every = recommender.grammar, recommender.grammar.live()
+
+    def answer(batch: Histories, exclude: Exclude) -> tuple[np.ndarray, None]:
+        live = grammar.live(None if exclude is None else grammar.filter(exclude))
+        requests = Requests([[]] * len(batch), list(batch), None, live, every)
+        best = memory.read(requests).candidates(config.top_k).cpu().numpy()
+        return np.pad(best, ((0, 0), (0, config.top_k - best.shape[1])), constant_values=m.MISSING), None
+
+    return _shared_out(answer, rows, cases, num_items, config, world)[0]
 
 
 def _retriever_lists(
