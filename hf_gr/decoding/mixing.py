@@ -58,8 +58,8 @@ def mixture_of(model: PreTrainedModel, config: SearchConfig, call: Call) -> tupl
     for option, is_set in refused.items():
         if is_set:
             raise HfGrError(
-                f"{option} is for models that rank by semantic IDs alone; this one mixes them with item vectors or a "
-                "retriever: leave it out."
+                f"{option} is for models that rank by semantic IDs alone; this one mixes {', '.join(sorted(weights))}: "
+                "leave it out, or give weights {semantic_id: 1}."
             )
     return mixture, {name: scorer for name, scorer in scorers.items() if name in weights}
 

@@ -45,7 +45,8 @@ def case_of(place: str) -> Case:
         if form == "blended":
             torch.manual_seed(3)
             retriever = BSARecModel(BSARecConfig(len(case.catalog), hidden_size=16, initializer_range=0.5))
-            case.model.blend_with(retriever.eval(), 0.3)
+            case.model.config.retriever, case.model.config.retriever_share = retriever.config.settings, 0.3
+            case.model.retriever = retriever.eval()  # as in blends of older releases
         return case
     catalog = tiny_catalog(**SMALL)
     if path == "generate":

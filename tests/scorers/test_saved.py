@@ -213,7 +213,7 @@ def edited(**changes):
         (r"scorers.json says no rule of mixing; bring .* hf-gr blend", edited(rule=None)),
         (r"scorers.json: the weight of retriever is -1.*; bring", edited(weights={"retriever": -1})),
         (r"scorers.json: weights are 3.*; bring", edited(weights=3)),
-        (r"scorers.json weighs 'next', but scorers are retriever,", edited(weights={"next": 1})),
+        (r"scorers.json weighs 'next', but scorers are memory, retriever,", edited(weights={"next": 1})),
         (r"scorers.json is of catalog other, but the model's is ", edited(catalog_fingerprint="other")),
         (r"scorers.json is missing, which says what .*retriever counts", lambda f: (f / "scorers.json").unlink()),
         (r"retriever is missing, which scorers.json gives a weight", lambda f: shutil.rmtree(f / "retriever")),
