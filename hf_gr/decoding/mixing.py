@@ -47,6 +47,7 @@ def mixture_of(model: PreTrainedModel, config: SearchConfig, call: Call) -> tupl
         raise HfGrError(f"the mixture weighs {min(missing)!r}, but the model's scorers are: {known}.")
     if weights.keys() == {SEMANTIC_ID}:
         return None
+    names = ", ".join(sorted(weights))
     refused = {
         f'method="{config.method}"': config.method not in ("beam", "exhaustive"),
         f'score="{config.score}"': config.score != "constrained",
@@ -58,8 +59,8 @@ def mixture_of(model: PreTrainedModel, config: SearchConfig, call: Call) -> tupl
     for option, is_set in refused.items():
         if is_set:
             raise HfGrError(
-                f"{option} is for models that rank by semantic IDs alone; this one mixes {', '.join(sorted(weights))}: "
-                "leave it out, or give weights {semantic_id: 1}."
+                f"{option} is for models that rank by semantic IDs alone; this one mixes {names}: leave it out, or "
+                "give weights {semantic_id: 1}."
             )
     return mixture, {name: scorer for name, scorer in scorers.items() if name in weights}
 
