@@ -173,6 +173,7 @@ class _Chain:
             if (found := self._config(method, stage)) is not None:
                 output = folder / stage
                 words = [*found[1], *self._labels_for(found[0]), *inputs.get(stage, []), *common]
+                words += ["--memory", "false"] if stage == "sft" else []  # a step of its own, for the methods that ask
                 words += ["--output_dir", str(output)]
                 self._add(stage, output / "model", words, reads.get(stage, self.steps[-1].key))
                 judged = inputs["grpo"] = ["--model", str(output / "model")]

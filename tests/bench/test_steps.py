@@ -59,6 +59,23 @@ def test_a_model_is_blended_with_a_retriever(tmp_path):
             load_suite(write_suite(tmp_path, methods=methods | {"both": {"from": "flat", "blend": wrong}}))
 
 
+def test_a_memory_is_a_step_of_its_own(tmp_path):
+    methods = {
+        "flat": {"quantize": "quantize", "sft": "sft-flat"},
+        "flat-memory": {"from": "flat", "remember": {"users": 50}},
+    }
+    suite = load_suite(write_suite(tmp_path, methods=methods))
+    flat, both = (steps_of(suite, cell, Places(tmp_path / "out", tmp_path)) for cell in suite.cells())
+    assert [step.stage for step in both[3:]] == ["sft", "remember", "evaluate"]
+    assert both[3].key == flat[3].key
+    assert both[3].command[both[3].command.index("--memory") + 1] == "false"
+    words = ["remember", str(flat[3].output), str(flat[0].output), "--users", "50", "--seed", "0"]
+    assert both[4].command[-9:] == [*words, "--out", str(both[4].output)]
+    assert both[5].command[both[5].command.index("--model") + 1] == str(both[4].output)
+    with pytest.raises(HfGrError, match="remember of method flat-memory"):
+        load_suite(write_suite(tmp_path, methods=methods | {"flat-memory": {"from": "flat", "remember": {"x": 1}}}))
+
+
 def test_interests_are_mined_once_and_told_to_what_reads_them(tmp_path):
     codes = {"quantize": "quantize", "sft": "sft-flat"}
     methods = {
