@@ -20,6 +20,8 @@ from hf_gr.evaluation.predictions import read_predictions
 class StepRecommender:
     """Recommends the successors of the latest item; its catalog is the reversed one of the tiny data set."""
 
+    scorers = mixture = None
+
     def __init__(self, item_ids):
         size = len(item_ids)
         codes = np.stack([np.arange(size) // 8, np.arange(size) // 2 % 4], axis=1).astype(np.int32)
