@@ -77,6 +77,8 @@ def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run
     if trainer.start_is_best("sft", "a lower learning_rate"):
         trained, _, _ = starting_model(start, catalog, split.train, args.seed)
         heads = starting_heads(start, trained, catalog, vocabulary, args.seed)
+    else:
+        catalog, vocabulary = trainer.catalog, trainer.vocabulary  # a callback may have exchanged them
     if PartialState().is_main_process:
         log = trainer.state.log_history
 

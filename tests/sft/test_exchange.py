@@ -20,7 +20,7 @@ from hf_gr.interests.table import SCHEMA
 from hf_gr.models import last_hidden
 from hf_gr.packing import pack
 from hf_gr.references import FIRST, references, resolved
-from hf_gr.sft import SidSFTConfig, SidSFTTrainer, starting_model
+from hf_gr.sft import SidSFTConfig, SidSFTTrainer, sft, starting_model
 from hf_gr.sft.interest_tasks import INTEREST_TASKS
 from hf_gr.sft.loss import answer_loss
 from hf_gr.sft.rows import RowBatches
@@ -30,7 +30,7 @@ from hf_gr.sft.training_rows import training_rows
 from hf_gr.sft.writing import RowVocabulary
 from hf_gr.splits import Split
 from hf_gr.validation import Validation
-from hf_gr.vocabulary import add_vocabulary
+from hf_gr.vocabulary import SidVocabulary, add_vocabulary
 
 
 def with_codes(catalog: SidCatalog, seed: int) -> SidCatalog:
@@ -230,3 +230,26 @@ def test_exchanges_that_cannot_be_are_refused(data, tmp_path):
         trainer, _ = trainer_of(data, tmp_path / "b", **settings)
         with pytest.raises(HfGrError, match=match):
             trainer.catalog = LATER
+
+
+def test_a_run_of_the_stage_writes_the_catalog_of_its_end(tmp_path, monkeypatch):
+    data = tiny_data(tmp_path)
+    first = SidCatalog.load(data.catalog)
+    other = replace(first, codes=np.roll(first.codes, 5, axis=0))
+    take = SidSFTTrainer.train
+
+    class Exchange(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                self.trainer.catalog = other
+
+    def train(self, *args, **kwargs):
+        callback = Exchange()
+        callback.trainer = self
+        self.add_callback(callback)
+        return take(self, *args, **kwargs)
+
+    monkeypatch.setattr(SidSFTTrainer, "train", train)
+    model = sft(*sft_configs(**data.sft(tmp_path / "run", max_steps=4)))
+    assert SidCatalog.load(model).fingerprint == other.fingerprint != first.fingerprint
+    assert SidVocabulary.load(model).catalog_fingerprint == other.fingerprint
