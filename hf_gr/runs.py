@@ -62,11 +62,12 @@ class Run:
         named."""
         found = {name: fingerprint(path) for name, path in inputs.items()}
         paths = {str(path) for path in inputs.values()}  # an input counts by its content, not by where it lies
+        names = {*inputs, "continue_from"}
         settings = {
             name: value
             for config in configs
             for name, value in changed_settings(config).items()
-            if not (isinstance(value, str) and value in paths)
+            if not (name in names and isinstance(value, str) and value in paths)
         }
         return cls(stage, Path(configs[-1].output_dir), settings, found, inputs)
 

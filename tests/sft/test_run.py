@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from hf_gr.errors import HfGrError
 from hf_gr.evaluation.baselines import Popularity
 from hf_gr.grpo import grpo
 from hf_gr.models import ThinkingConfig, ThinkingHeads
+from hf_gr.runs import Run
 from hf_gr.sft import SidSFTTrainer, sft
 from hf_gr.sft.run import starting_model
 from hf_gr.sft.tasks import next_item
@@ -45,6 +47,20 @@ def data(tmp_path_factory):
 def trained(data):
     """A model that has learned the walk."""
     return sft(*sft_configs(**data.sft(data.dataset.with_name("trained"))))
+
+
+def test_a_setting_counts_also_where_an_input_is_called_like_it(data, tmp_path, monkeypatch):
+    """A catalog in a folder `unordered` does not hide the form of that name."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data.catalog, "unordered")
+    shutil.copytree(data.catalog, "elsewhere")
+
+    def folder(catalog: str, **settings: str) -> str:
+        configs = sft_configs(**data.sft(tmp_path / "out", **settings) | {"catalog": catalog})
+        return Run.of("sft", configs, {"dataset": data.dataset, "catalog": catalog}).folder.name
+
+    assert folder("unordered", form="unordered") != folder("unordered")
+    assert folder("unordered") == folder("elsewhere")  # an input counts by its content
 
 
 def log_of(model: Path) -> list[dict]:
