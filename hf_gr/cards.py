@@ -5,6 +5,7 @@ import re
 
 _LICENSE = re.compile(r"^license: (.*)$", re.MULTILINE)
 _NO_LICENSE = "unknown"
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n", re.MULTILINE | re.DOTALL)
 
 
 def sections(card: str) -> list[tuple[str, str]]:
@@ -38,5 +39,5 @@ def merged_card(new: str, old: str) -> str:
 
 def front_matter(card: str) -> str:
     """The YAML of a card, with its last line break; empty where it has none."""
-    parts = card.split("---\n", 2)
-    return parts[1] if card.startswith("---\n") and len(parts) == 3 else ""
+    found = _FRONT_MATTER.match(card)
+    return found[1] if found else ""

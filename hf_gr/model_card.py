@@ -166,7 +166,8 @@ def _with_results(card: str, results: list[EvalResult]) -> str:
     if others or results:
         index = eval_results_to_model_index(data.model_name or REPO_PLACEHOLDER, others + results)
         changed += yaml_dump({"model-index": index}, sort_keys=False)
-    body = card.removeprefix(f"---\n{metadata}---\n") if metadata else f"\n{card}"
+    block = f"---\n{metadata}---\n"
+    body = card.removeprefix(block) if card.startswith(block) else f"\n{card}"
     return f"---\n{changed}---\n{body}" if changed else card
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
 from tiny import tiny_catalog, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
@@ -187,6 +188,16 @@ def test_metadata_that_cannot_be_read_are_refused(tmp_path, metrics):
         with pytest.raises(HfGrError, match=r"the metadata at the top of README\.md cannot be read"):
             update_card(tmp_path / "model", metrics)
         assert file.read_text() == f"---\n{broken}---\n\n## Measured\n"
+
+
+@pytest.mark.parametrize("block", ["license: mit\n# ---- mine ----\ntags: [mine]\n", ""])
+def test_metadata_end_at_a_line_of_three_dashes_alone(tmp_path, metrics, block):
+    file = write_repo(tmp_path / "model") / "README.md"
+    file.write_text(f"---\n{block}---\n\n## Measured\n")
+    update_card(tmp_path / "model", metrics)
+    card = file.read_text()
+    assert card.startswith(f"---\n{block}model-index:\n") and card.count("\n---\n") == 1
+    assert ModelCard.load(file).data.to_dict().keys() == {*yaml.safe_load(block or "{}"), "model-index"}
 
 
 def test_a_card_without_metadata_gets_the_results_alone(tmp_path, metrics):
