@@ -73,7 +73,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             report(STAGE, paths, output, current=True)
             print_table(result, output)
         return result
-    cases = _sample(split.test if config.part == "test" else split.validation, config)
+    held_out = split.test if config.part == "test" else split.validation
+    cases = _sample(held_out, config)
     seen = float(in_history(cases, cases.targets).mean())
     if config.exclude_seen and seen == 1:
         raise HfGrError(
@@ -81,7 +82,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         )
     lists, codes, figures = all_lists(config, paths, dataset, split, cases, world)
     if main:
-        result = _judge_all(lists, codes, dataset, split.train, cases, config) | figures | {"seen_targets": seen}
+        result = _judge_all(lists, codes, dataset, split.train, cases, config) | figures
+        result |= {"sampled": len(cases) < len(held_out), "seen_targets": seen}
         with writing(output, STAGE, paths.values()) as folder:
             write_json(folder / "metrics.json", result)
             first = next(iter(lists.values()))
@@ -182,7 +184,6 @@ def _judge_all(
     return {
         "cases": len(cases),
         "users": len(np.unique(user_numbers(cases))),
-        "sampled": config.max_users is not None,
         "ks": list(ks),
         "settings": asdict(config),
         "systems": systems,

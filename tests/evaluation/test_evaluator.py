@@ -139,6 +139,7 @@ def test_a_sample_of_users_is_seeded_and_said(config):
     assert len(set(table["user_id"].to_pylist())) == 10
     temporal = evaluate(config(max_users=10, split="temporal"))
     assert temporal["users"] == 10 < temporal["cases"]
+    assert not evaluate(config(max_users=1000))["sampled"]  # there are fewer
 
 
 def test_a_catalog_with_fewer_items_misses_the_others(config, monkeypatch):

@@ -46,7 +46,7 @@ def page(tmp_path_factory):
             "model": f"runs/{EVIL}",
             "predictions": None,
             "dataset": "data",
-            "split": "leave_one_out",
+            "split": "leave_one_out@add_to_cart",
             "part": "test",
             "exclude_seen": False,
         },
@@ -132,6 +132,7 @@ def test_every_part_is_there(page, read):
     assert "0.2500" in text and "0.2400 – 0.2600" in text
     assert "6.2% of the targets stand in their own history." in text and "12.5%" in text
     assert "item kNN: pairs within 5 events, 100 neighbours; chosen among 8 settings" in text
+    assert "data, leave-one-out@add_to_cart split, test" in text
     assert "found at place 2" in text and "not in the list" in text
     assert "prefers-color-scheme: dark" in page and "#010203" not in page
 
