@@ -42,11 +42,16 @@ class TrainingData:
     @classmethod
     def of(cls, path: str | Path) -> "TrainingData | None":
         """What taught the artifact in a folder or Hub repo. Of an earlier release's the manifest tells the split;
-        `None` where nothing does."""
+        `None` where nothing does. Raises [`HfGrError`] where it is no such record."""
         folder = local_folder(path, files=["config.json", TRAINING_DATA_FILE])
         if (folder / TRAINING_DATA_FILE).is_file():
             found = read_json(folder / TRAINING_DATA_FILE)
-            return cls(found["split"], tuple(found["events"]))
+            try:
+                return cls(str(found["split"]), tuple(map(str, found["events"])))
+            except (KeyError, TypeError):
+                raise HfGrError(
+                    f"{folder / TRAINING_DATA_FILE} does not say of which split and events it is; make {path} again."
+                ) from None
         manifest = read_manifest(folder)
         if manifest is None:
             return None

@@ -176,3 +176,10 @@ def test_manifests_of_earlier_releases_tell_the_split(tmp_path):
     ]:
         write_json(tmp_path / "manifest.json", {"station": stage, "settings": settings, "inputs": {}})
         assert TrainingData.of(tmp_path) == (None if split is None else TrainingData(split))
+
+
+@pytest.mark.parametrize("content", [{}, [1], {"split": "temporal"}, {"split": "temporal", "events": None}])
+def test_a_broken_record_is_refused_in_a_line(tmp_path, content):
+    write_json(tmp_path / TRAINING_DATA_FILE, content)
+    with pytest.raises(HfGrError, match="does not say of which split and events"):
+        TrainingData.of(tmp_path)
