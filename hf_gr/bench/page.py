@@ -40,7 +40,7 @@ def is_page(file: Path) -> bool:
 
 def _suite(suite: Suite, results: Results) -> list[str]:
     parts = [f"## {suite.title}\n", f"{suite.notes.strip()}\n"] if suite.notes else [f"## {suite.title}\n"]
-    parts.append(f"`hf-gr bench {suite.name} --data DATA` runs all of it, `--cells` the cells of a row.\n")
+    parts.append(f"`hf-gr bench {suite.argument} --data DATA` runs all of it, `--cells` the cells of a row.\n")
     for data in suite.datasets:
         methods = [method for method in suite.methods if results.of(data, method)]
         if methods:
@@ -107,7 +107,7 @@ def _prediction(suite: Suite, results: Results, data: str, methods: list[str]) -
     if not lines:
         return ""
     heads = _head(["another run is expected between (95 %)", "HR@10", "NDCG@10"])
-    command = f"`hf-gr bench {suite.name} --data DATA --check --report FILE`"
+    command = f"`hf-gr bench {suite.argument} --data DATA --check --report FILE`"
     return "\n".join([*heads, *lines, "", f"{command} runs it anew and compares; FILE is this page.", ""])
 
 
@@ -137,7 +137,7 @@ def _missing(suite: Suite, results: Results) -> str:
     lines = _head(["not run", "seeds", "command", "CPU minutes of a cell"])
     for (data, method), cells in rows.items():
         seeds = ", ".join(str(cell.seed) for cell in cells)
-        command = f"hf-gr bench {suite.name} --data DATA --cells '{data}/{method}-s*'"
+        command = f"hf-gr bench {suite.argument} --data DATA --cells '{data}/{method}-s*'"
         lines.append(
             f"| {data}, {_title(suite, method)} | {seeds} | `{command}` | {_estimate(suite, results, data, method)} |"
         )

@@ -12,6 +12,7 @@ import yaml
 
 from ..arguments import RECIPES
 from ..errors import HfGrError, first_line
+from ..splits import read_split
 
 
 TRAINING = ("sft", "grpo", "retrieve", "lists")  # what a method may do after its items have vectors and codes
@@ -91,6 +92,11 @@ class Suite:
     def name(self) -> str:
         return self.file.stem
 
+    @property
+    def argument(self) -> str:
+        """What `hf-gr bench` takes for it: the name of one that ships with the package, else the file's."""
+        return self.name if self.file.parent == SUITES else self.file.name
+
     def cells(self) -> list[Cell]:
         """All cells, seeds last: the first seed of everything comes before the second of anything."""
         pairs = product(self.datasets.values(), self.methods)
@@ -142,17 +148,23 @@ def load_suite(name: str | Path) -> Suite:
         raise HfGrError(f"there is no suite {str(name)!r}; give a YAML file or one of: {', '.join(shipped_suites())}.")
     try:
         given = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise HfGrError(f"{file} is no YAML ({first_line(error)}); mend it.") from None
     _check_keys(given, [key for key in Suite.__dataclass_fields__ if key != "file"], file, "the suite")
     for key in ("title", "datasets", "methods", "seeds"):
         if not given.get(key):
             raise HfGrError(f"{file} names no {key}; a suite needs title, datasets, methods and seeds.")
+    for key, kind in (("datasets", Mapping), ("methods", Mapping), ("seeds", list)):
+        if not isinstance(given[key], kind):
+            what = "a list of numbers" if kind is list else "names, each with keys and values"
+            raise HfGrError(f"{file}: {key} is {given[key]!r}; give {what}.")
     datasets = {}
     for own_name, own in given["datasets"].items():
         _check_keys(own, ("recipes", "prepare", "seeds", "changes"), file, f"data set {own_name}")
         if not own.get("recipes") or not own.get("prepare"):
             raise HfGrError(f"{file}: data set {own_name} needs recipes and prepare.")
+        if not isinstance(own["recipes"], str) or not isinstance(own["prepare"], list):
+            raise HfGrError(f"{file}: data set {own_name} needs a folder as recipes, and a list of words as prepare.")
         beside = file.parent / own["recipes"]
         datasets[own_name] = Data(
             own_name, **own | {"recipes": beside if beside.is_dir() else RECIPES / own["recipes"]}
@@ -175,10 +187,35 @@ def load_suite(name: str | Path) -> Suite:
                 f"{file}: method {method} does nothing; give it one of {', '.join(TRAINING)}, from, or "
                 "evaluate: {baselines: true} for item kNN."
             )
-    suite = Suite(file, **given | {"datasets": datasets})
+    for method in given["methods"]:
+        _check_way(method, given["methods"], file)
+    suite = Suite(file, **given | {"datasets": datasets, "evaluate": given.get("evaluate") or {}})
+    for settings in (suite.evaluate, *(own.get("evaluate") or {} for own in suite.methods.values())):
+        _check_judging(settings, suite)
     if suite.against not in ("", *suite.methods):
         raise HfGrError(f"{file}: against is {suite.against!r}, which is no method of the suite.")
     return suite
+
+
+def _check_way(method: str, methods: Mapping[str, Any], file: Path) -> None:
+    """Refuses a method that goes on from itself, by way of others or not."""
+    way = [method]
+    while (source := methods[way[-1]].get("from")) is not None:
+        if source in way:
+            raise HfGrError(f"{file}: method {method} goes on from itself ({' from '.join([*way, source])}).")
+        way.append(source)
+
+
+def _check_judging(settings: Mapping[str, Any], suite: Suite) -> None:
+    """Refuses what the tables cannot hold: they compare one case a user, and know what histories hold by its test."""
+    split, part = settings.get("split", "leave_one_out"), settings.get("part", "test")
+    if read_split(split).kind != "leave_one_out":
+        raise HfGrError(f"{suite.file}: split is {split}, but tables compare one case a user; use leave_one_out.")
+    if suite.exclude_seen and (split, part) != ("leave_one_out", "test"):
+        raise HfGrError(
+            f"{suite.file}: exclude_seen knows the histories of leave_one_out's test alone, not of {split}, {part}; "
+            "leave one of them out."
+        )
 
 
 def _check_keys(given: Any, known: Sequence[str], file: Path, what: str) -> None:

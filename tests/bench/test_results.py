@@ -116,7 +116,7 @@ def test_the_page_tells_what_was_measured_and_what_was_not(tmp_path):
     line = next(line for line in page.splitlines() if line.startswith("| twice as wide | 3 |"))
     figure = results.figure("circle", "wide", "HR@10")
     assert f"**{figure.mean:.4f} ± {figure.std:.4f}**" in line and "| 1.5 | 2.0 | 0.100 |" in line
-    assert "Of a circle." in page and "hf-gr bench tiny --data DATA --cells 'circle/flat-s*'" in page
+    assert "Of a circle." in page and "hf-gr bench tiny.yaml --data DATA --cells 'circle/flat-s*'" in page
     assert "| circle, flat | 3 |" in page and "{:.4f} to {:.4f}".format(*figure.next_run) in page
 
 

@@ -40,11 +40,21 @@ def test_seeds_come_after_methods_and_data_sets_may_have_their_own(tmp_path):
         ({"against": "nobody"}, "against is 'nobody'"),
         ({"seeds": []}, "names no seeds"),
         ({"colour": "red"}, "has no key 'colour'"),
+        ({"seeds": 3}, "seeds is 3; give a list"),
+        ({"methods": ["flat"]}, "methods is .*; give names"),
+        ({"datasets": {"circle": {"recipes": "circle", "prepare": "table log.csv"}}}, "a list of words as prepare"),
+        ({"methods": {"flat": {"from": "wide"}, "wide": {"from": "flat"}}}, "from itself .flat from wide from flat"),
+        ({"evaluate": {"split": "temporal"}}, "one case a user"),
+        ({"evaluate": {"part": "validation"}}, "exclude_seen knows .* not of leave_one_out, validation"),
     ],
 )
 def test_bad_suites_are_refused_in_a_line(tmp_path, changes, line):
     with pytest.raises(HfGrError, match=line):
         load_suite(write_suite(tmp_path, **changes))
+
+
+def test_a_suite_without_settings_of_evaluate_has_none(tmp_path):
+    assert load_suite(write_suite(tmp_path, evaluate=None)).evaluate == {}
 
 
 def test_unknown_names_are_refused_in_a_line(tmp_path, monkeypatch):
