@@ -44,6 +44,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list]] = {
     "retrieve": lambda read, out: ["--dataset", read / "any", "--output_dir", out.parent],
     "evaluate": lambda read, out: ["--dataset", read / "any", "--model", read / "any", "--output_dir", out],
     "blend": lambda read, out: [read / "any", read / "any", "--out", out],
+    "remember": lambda read, out: [read / "any", read / "any", "--out", out],
     "add-items": lambda read, out: [read / "catalog", read / "items.parquet", "--update", "--out", out],
     "remove-items": lambda read, out: [read / "catalog", "i001", "--out", out],
 }

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..artifacts import claimed, report, write_json
+from ..artifacts import check_output, claimed, report, write_json
 from ..catalog import SidCatalog
 from ..dataset import InteractionDataset, events_of
 from ..decoding import Recommender
@@ -65,6 +65,7 @@ def remember(
     """
     folder, target = source_and_target(model, out)
     with claimed(target):  # from reading to writing: of two commands at once none is lost
+        check_output(target, STAGE, [folder, source], rewrite=target.resolve() == folder.resolve())
         if Path(source).is_file():
             _take_in(folder, Path(source), target)
         else:
