@@ -97,7 +97,7 @@ def test_an_answer_that_was_cut_off_is_called_so(cache):
 )
 def test_trouble_that_passes_loses_nothing(cache, trouble):
     with LLMServer(lambda asked: trouble if asked.attempt < 2 else last_words(asked)) as server:
-        made = asker(server, cache, 5, timeout=0.5)
+        made = asker(server, cache, 5, timeout=0.5 if trouble.hang else 10)  # a busy machine answers late
         ask_all([made])
     assert all(interview.findings for interview in made.interviews)
     assert set(texts(server).values()) == {3} and set(server.answered.values()) == {1}
