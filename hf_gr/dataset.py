@@ -22,6 +22,7 @@ from .artifacts import write_manifest, writing
 from .errors import HfGrError, first_line
 from .histories import Cases as Cases
 from .histories import Histories
+from .histories import in_history as in_history
 from .splits import Split, SplitKind, read_split, split_events
 from .tables import (
     INTERACTION_COLUMNS,

@@ -115,3 +115,8 @@ class Cases:
     def take(self, rows: np.ndarray) -> "Cases":
         """Some of the cases, in the order of `rows`."""
         return Cases(self.events, self.targets[rows], self.users[rows], self.ends[rows])
+
+
+def in_history(cases: Cases, items: np.ndarray) -> np.ndarray:
+    """Whether one item for every case (int64 [cases]) stands in its history, bool [cases]."""
+    return np.array([item in history for item, history in zip(items, cases, strict=True)], bool)

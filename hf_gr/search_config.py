@@ -16,6 +16,7 @@ Score = Literal["constrained", "model"]
 Merge = Literal["step", "end", "none"]
 MixingRule = Literal["probabilities", "log_probs", "shares"]
 SEMANTIC_ID = "semantic_id"  # the scorer that every model has: its search
+MEMORY = "memory"  # the scorer that a training leaves beside a model
 METHODS: tuple[str, ...] = (*get_args(Method), "exhaustive")
 
 

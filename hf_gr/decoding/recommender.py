@@ -22,7 +22,7 @@ from ..models.thinking import THINKING_FILES
 from ..offline import local_folder
 from ..scorers import Memory, load_scorers
 from ..scoring import Scorer
-from ..search_config import Mixture, SearchConfig, check_threshold
+from ..search_config import MEMORY, Mixture, SearchConfig, check_threshold
 from ..vocabulary import SidVocabulary, reads_text, text_ids
 from .beam import beam_search
 from .call import Call
@@ -176,11 +176,11 @@ class Recommender:
         if len(events.items) and not 0 <= events.items.min() <= events.items.max() < len(self.catalog):
             raise HfGrError(f"an item lies outside 0 to {len(self.catalog) - 1}; count in rows of the catalog.")
         with self._remembering:  # of two threads neither is lost
-            memory = (self.scorers or {}).get("memory")
+            memory = (self.scorers or {}).get(MEMORY)
             if not isinstance(memory, Memory):
                 raise HfGrError("the model has no memory; make one: hf-gr remember MODEL DATASET.")
             memory, left_out = memory.remember(events, len(self.catalog))
-            self.scorers = {**(self.scorers or {}), "memory": memory}
+            self.scorers = {**(self.scorers or {}), MEMORY: memory}
         return left_out
 
     def snapshot(self) -> Self:

@@ -21,7 +21,7 @@ from ..artifacts import (
     write_manifest,
     writing,
 )
-from ..dataset import Cases, Histories, InteractionDataset
+from ..dataset import Cases, Histories, InteractionDataset, in_history
 from ..environment import hardware, versions
 from ..errors import HfGrError
 from ..offline import local_folder
@@ -30,7 +30,7 @@ from ..provenance import check_judged
 from ..terminal import plain
 from . import metrics as m
 from .config import EvaluateConfig
-from .judging import compare, in_history, judge, usable_ks, user_numbers
+from .judging import compare, judge, usable_ks, user_numbers
 from .predictions import write_predictions
 from .report import Example, notes, write_report
 from .systems import all_lists

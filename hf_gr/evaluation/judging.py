@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dataset import Cases, Histories, popularity
+from ..dataset import Cases, Histories, in_history, popularity
 from ..errors import HfGrError
 from . import metrics as m
 
@@ -70,11 +70,6 @@ def judge(
     result["mean_length"] = float((recommended != m.MISSING).sum(axis=1).mean())
     result["seen_first"] = float(in_history(cases, recommended[:, 0]).mean())
     return result
-
-
-def in_history(cases: Cases, items: np.ndarray) -> np.ndarray:
-    """Whether one item for every case (int64 [cases]) stands in its history, bool [cases]."""
-    return np.array([item in history for item, history in zip(items, cases, strict=True)], bool)
 
 
 def popularity_buckets(counts: np.ndarray) -> np.ndarray:

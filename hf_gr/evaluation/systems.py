@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from ..dataset import Cases, Histories, InteractionDataset
 from ..errors import HfGrError
 from ..limits import NO_LIMITS
-from ..search_config import SearchConfig
+from ..search_config import MEMORY, SearchConfig
 from ..splits import Split
 from . import metrics as m
 from .baselines import ItemKNN, Popularity, tuned_knn
@@ -93,8 +93,8 @@ def _generated(
     figures: dict[str, Any] = {"catalog": _catalog_figures(recommender, rows, cases, dataset.num_items)}
     own, pruned = _model_lists(recommender, rows, cases, dataset.num_items, config, world)
     lists = {"model": own}
-    mixture, memory = config.search.mixture or recommender.mixture, (recommender.scorers or {}).get("memory")
-    if config.baselines and mixture is not None and mixture.by_name.get("memory", 0) > 0 and memory is not None:
+    mixture, memory = config.search.mixture or recommender.mixture, (recommender.scorers or {}).get(MEMORY)
+    if config.baselines and mixture is not None and mixture.by_name.get(MEMORY, 0) > 0 and memory is not None:
         lists["memory alone"] = _memory_lists(memory, recommender, rows, cases, dataset.num_items, config, world)
     if pruned is not None:
         figures["pruned"] = pruned

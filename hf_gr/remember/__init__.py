@@ -1,7 +1,7 @@
 """The memory of a model: made of training events, its share chosen on validation, kept up to date with new events."""
 
-from .make import Made, made
+from .fit import FittedMemory, fit_memory
 from .run import remember, write_memory
 
 
-__all__ = ["Made", "made", "remember", "write_memory"]
+__all__ = ["FittedMemory", "fit_memory", "remember", "write_memory"]

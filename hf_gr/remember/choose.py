@@ -1,4 +1,4 @@
-"""How a memory is read, and what it counts beside a model: chosen on validation cases, in seconds."""
+"""What a memory counts and how it is read: chosen on validation cases by the memory alone, in seconds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +13,13 @@ from ..scorers import Memory, MemoryConfig
 from ..tables import TimeKind
 
 
-# What [`chosen_memory`] tries, one setting after the other, each with the best of those before. [ours: by the
+# What [`choose_memory`] tries, one setting after the other, each with the best of those before. [ours: by the
 # validation parts of Beauty, Scientific and MovieLens]
 SPACE: dict[str, tuple[Any, ...]] = {
     "window": (1, 2, 5, 10, 20),
     "backward": (0.0, 0.25, 1.0),
     "normalizer": (0.25, 0.5, 1.0),
+    "discount": (0.0, 0.25, 0.5),
     "decay": (0.0, 0.5, 1.0),
     "recency": (0.5, 1.0, 1.5, 2.0, 3.0),
 }
@@ -34,14 +35,7 @@ class Trial:
     validation: float
 
 
-def nobody_repeats(cases: Cases) -> bool:
-    """Whether fewer than one target in a hundred stands in its own history: then lists are better without what was
-    taken."""
-    seen = [target in history for history, target in zip(cases, cases.targets, strict=True)]
-    return float(np.mean(seen)) < 0.01
-
-
-def chosen_memory(
+def choose_memory(
     train: Histories, validation: Cases, num_items: int, time: TimeKind, *, exclude_seen: bool, seed: int = 0
 ) -> tuple[Memory, list[Trial]]:
     """The memory of the highest NDCG@10 alone on validation cases, at most 10,000 drawn at random.
@@ -96,12 +90,12 @@ def memory_ranks(memory: Memory, cases: Cases, *, exclude_seen: bool) -> np.ndar
         if exclude_seen:
             scores = _without(scores, histories[block])
         rows = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
-        own = np.zeros(scores.shape[0])
+        target = np.zeros(scores.shape[0])
         is_target = scores.indices == cases.targets[block][rows]
-        own[rows[is_target]] = scores.data[is_target]
-        ahead = np.bincount(rows[scores.data > own[rows]], minlength=len(own))
-        beside = np.bincount(rows[(scores.data == own[rows]) & ~is_target], minlength=len(own))
-        ranks[block] = np.where(own > 0, ahead + beside // 2, MISS)
+        target[rows[is_target]] = scores.data[is_target]
+        higher = np.bincount(rows[scores.data > target[rows]], minlength=len(target))
+        equal = np.bincount(rows[(scores.data == target[rows]) & ~is_target], minlength=len(target))
+        ranks[block] = np.where(target > 0, higher + equal // 2, MISS)
     return ranks
 
 

@@ -1,16 +1,15 @@
 """What a memory counts beside a model's other scorers: chosen on validation cases whose candidates all have scored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from ..evaluation.metrics import MISS, ndcg
 from ..scoring import mixed
-from ..search_config import MixingRule, Mixture
+from ..search_config import MEMORY, MixingRule, Mixture
 
 
-MEMORY = "memory"
 TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0)
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 RULES: tuple[MixingRule, ...] = ("probabilities", "log_probs", "shares")
@@ -38,16 +37,15 @@ class Scored:
 
     def ndcg(self, mixture: Mixture, temperature: float) -> float:
         """NDCG@10 of the lists that a mixture makes."""
-        weights, everyone = mixture.by_name, {**self.log_probs, MEMORY: self.memory[temperature]}
-        parts = [(weight, everyone[name]) for name, weight in weights.items()]
+        log_probs = {**self.log_probs, MEMORY: self.memory[temperature]}
+        parts = [(weight, log_probs[name]) for name, weight in mixture.by_name.items()]
         assert mixture.rule is not None
         scores = mixed(parts, mixture.rule, mixture.smoothing, self.num_items)
         scores = scores.masked_fill((self.items < 0) | self.seen, -torch.inf)
         is_target = self.items == self.targets[:, None]
-        own = scores.masked_fill(~is_target, -torch.inf).amax(1)
-        ahead = (scores > own[:, None]).sum(1)
-        beside = ((scores == own[:, None]) & ~is_target).sum(1)
-        ranks = torch.where(own.isneginf(), MISS, ahead + beside // 2)
+        target = scores.masked_fill(~is_target, -torch.inf).amax(1, keepdim=True)
+        higher, equal = (scores > target).sum(1), ((scores == target) & ~is_target).sum(1)
+        ranks = torch.where(target[:, 0].isneginf(), MISS, higher + equal // 2)
         return float(ndcg(ranks.numpy(), 10).mean())
 
 
@@ -60,25 +58,27 @@ class MixtureTrial:
     validation: float
 
 
-def chosen_mixture(scored: Scored, others: Mixture, rules: Sequence[MixingRule] = RULES) -> list[MixtureTrial]:
+def mixture_trials(scored: Scored, others: Mixture) -> list[MixtureTrial]:
     """Every mixture that was tried, the best one first; of equals the one tried first.
 
     The memory's share goes from .05 to .95, its temperature from ½ to 2; the other scorers keep their weights to each
-    other. The first two trials are they without the memory, and the memory without them.
+    other. Among the trials are they without the memory, and the memory without them.
 
     Args:
         scored: Candidates of the validation cases.
         others: What the other scorers count among themselves.
-        rules: Of mixing.
     """
-    total = sum(weight for weight in others.by_name.values())
+    total = sum(others.by_name.values())
     rest = {name: weight / total for name, weight in others.by_name.items()}
     alone = [(Mixture(rest, others.rule or "log_probs"), 1.0), (Mixture({MEMORY: 1.0}, "probabilities"), 1.0)]
-    tried = alone + [
-        (Mixture({name: (1 - share) * weight for name, weight in rest.items()} | {MEMORY: share}, rule), temperature)
-        for rule in rules
+    together = [
+        (
+            Mixture({name: round((1 - share) * weight, 6) for name, weight in rest.items()} | {MEMORY: share}, rule),
+            temperature,
+        )
+        for rule in RULES
         for temperature in TEMPERATURES
         for share in SHARES
     ]
-    trials = [MixtureTrial(*one, scored.ndcg(*one)) for one in tried]
+    trials = [MixtureTrial(*one, scored.ndcg(*one)) for one in alone + together]
     return sorted(trials, key=lambda trial: -trial.validation)

@@ -16,11 +16,11 @@ from ..hub import say_ranking
 from ..provenance import TrainingData, events_fingerprint, learned_from
 from ..scorers import Memory, save_scorers
 from ..scorers.saved import read_mixture
+from ..search_config import MEMORY
 from ..splits import Split, SplitKind
 from ..tables import TimeKind
 from ..updating import source_and_target, updating
-from .make import Made, made
-from .mixture import MEMORY
+from .fit import FittedMemory, fit_memory
 
 
 STAGE = "remember"
@@ -43,7 +43,7 @@ def remember(
     """Gives a model a memory of a dataset's training events, or takes further events into the memory that it has.
 
     Nothing is trained. How the memory is read, and what it counts beside the model, is chosen on the validation part
-    ([`~hf_gr.remember.make.made`]); new events change neither.
+    ([`~hf_gr.remember.fit.fit_memory`]); new events change neither.
 
     Args:
         model: Model folder, changed in one step; or, with `out`, a Hub repo.
@@ -75,15 +75,17 @@ def remember(
     return target
 
 
-def write_memory(folder: Path, recommender: Recommender, split: Split, time: TimeKind, **settings: Any) -> Made:
+def write_memory(
+    folder: Path, recommender: Recommender, split: Split, time: TimeKind, **settings: Any
+) -> FittedMemory:
     """Makes a memory of the training part and writes it into a model's folder, which holds all else already.
 
     Args:
         folder: Of the model; usually the staging folder of [`~hf_gr.artifacts.writing`].
         recommender: With the model.
-        split, time, settings: As for [`made`].
+        split, time, settings: As for [`fit_memory`].
     """
-    result = made(recommender, split, time, **settings)
+    result = fit_memory(recommender, split, time, **settings)
     save_scorers(folder, recommender.catalog, {MEMORY: result.memory}, result.mixture)
     tried = {
         "exclude_seen": result.exclude_seen,
@@ -106,7 +108,7 @@ def _make(folder: Path, source: Path, target: Path, split: SplitKind | None, set
     with updating(STAGE, folder, target, _REWRITTEN, "memory_updates", {"events": len(parts.train.items)}) as half:
         result = write_memory(half, recommender, parts, dataset.time, **settings)
         learned.save(half)
-    print(f"[{STAGE}] {result.said}", flush=True)
+    print(f"[{STAGE}] {result.summary}", flush=True)
 
 
 def _take_in(folder: Path, file: Path, target: Path) -> None:
@@ -125,15 +127,12 @@ def _take_in(folder: Path, file: Path, target: Path) -> None:
     new, unknown = events_of(table, catalog.item_ids, file, time)
     memory, left_out = memory.remember(new, len(catalog))
     counts = {"new": len(new.items) - left_out, "known before": left_out, "of unknown items": unknown}
+    known, events = TrainingData.of(folder), events_fingerprint(new, catalog.item_ids)
+    if time == "position" and known is not None and events in known.events:
+        raise HfGrError(f"{file}: the memory has counted these very events; positions do not tell, so give others.")
     with updating(STAGE, folder, target, _REWRITTEN, "memory_updates", counts) as half:
-        trials = half / MEMORY / TRIALS_FILE
-        tried = trials.read_bytes() if trials.is_file() else None
-        save_scorers(half, catalog, {MEMORY: memory}, mixture)
-        if tried is not None:
-            trials.write_bytes(tried)
-        known = TrainingData.of(half)
+        memory.save(half / MEMORY)
         if known is not None and counts["new"]:
-            events = {*known.events, events_fingerprint(new, catalog.item_ids)}
-            replace(known, events=tuple(sorted(events))).save(half)
-    told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    print(f"[{STAGE}] events: {told}", flush=True)
+            replace(known, events=tuple(sorted({*known.events, events}))).save(half)
+    line = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"[{STAGE}] events: {line}", flush=True)

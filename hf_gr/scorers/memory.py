@@ -42,6 +42,8 @@ class MemoryConfig:
         decay: δ ≥ 0: a pair at distance d counts d^−δ.
         backward: β from 0 to 1, what a pair counts from the later item to the earlier one; the other way it counts 1.
         normalizer: α from 0 to 1: what follows an item counts less the more events the item has, by events^−α.
+        discount: ν from 0 to 1: an item counts less the more events it has itself, by events^−ν. With α = ν = ½ and
+            β = 1 affinities are cosines, those of item-item kNN.
         recency: γ ≥ 0: the event before last counts 2^−γ of the last one, the one before that 3^−γ, and so on.
         temperature: T > 0: affinities are raised to 1/T before they become probabilities.
         popularity: μ in (0, 1], what goes to all items by their number of events (plus one), so that none has 0.
@@ -54,6 +56,7 @@ class MemoryConfig:
     decay: float = 0.5
     backward: float = 0.25
     normalizer: float = 0.5
+    discount: float = 0.0
     recency: float = 1.0
     temperature: float = 1.0
     popularity: float = 0.01
@@ -67,8 +70,9 @@ class MemoryConfig:
                 "decay": (0, 100),
                 "backward": (0, 1),
                 "normalizer": (0, 1),
+                "discount": (0, 1),
                 "recency": (0, 100),
-                "temperature": (1e-3, 1e3),
+                "temperature": (0.01, 100),
                 "popularity": (1e-9, 1),
                 "latest": (1, 100_000),
             },
@@ -155,48 +159,57 @@ class Memory:
 
     def affinities(self, histories: Sequence[np.ndarray], own: Sequence[np.ndarray] | None = None) -> sparse.csr_array:
         """What every item is to B histories: Σ over the events a of a history of
-        recency · (pairs a → i + β · pairs i → a) / events(a)^α, float64 [B, N], at least 0.
+        recency · (pairs a → i + β · pairs i → a) / (events(a)^α · events(i)^ν), float64 [B, N], at least 0.
 
         Args:
             histories: Rows of the catalog, oldest first; the `latest` ones of each are read.
             own: For every history all events of its user that the memory has counted. They are left out, as if that
                 user had not been there: for prompts of the training part, whose answers are in the memory else.
         """
-        latest = [history[-self.config.latest :] for history in histories]
+        config, num_items = self.config, self.num_items
+        latest = [history[-config.latest :] for history in histories]
         items, owners = _flat(latest)
         lengths = np.array([len(history) for history in latest], np.int64)
         age = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(items))
-        recency = age.astype(np.float64) ** -self.config.recency
-        known = items < self.num_items
-        keys = owners[known] * self.num_items + items[known]
-        read, place = np.unique(keys, return_inverse=True)  # each item of a history once
-        reader, item = np.divmod(read, self.num_items)
-        counts, graph = self.events[item], self._graph
+        known = items < num_items
+        # each item of a history once, as history · N + item
+        keys, place = np.unique(owners[known] * num_items + items[known], return_inverse=True)
+        recency = np.bincount(place, age[known].astype(np.float64) ** -config.recency, minlength=len(keys))
+        rows, columns = np.divmod(keys, num_items)
+        graph, taken = self._graph, None
         if own is not None:
-            counts, graph = self._without(own, read)
-            item = np.arange(len(read))
-        weights = np.bincount(place, recency[known], minlength=len(read))
-        weights = weights * np.maximum(counts, 1.0) ** -self.config.normalizer
-        return sparse.csr_array((weights, (reader, item)), shape=(len(latest), graph.shape[0])) @ graph
+            taken = _Own(own, config, num_items)
+            graph, columns = self._graph_without(taken, keys), np.arange(len(keys))
+        weights = recency * self._events_at(keys, taken) ** -config.normalizer
+        affinities = sparse.csr_array((weights, (rows, columns)), shape=(len(latest), graph.shape[0])) @ graph
+        if config.discount:
+            rows = np.repeat(np.arange(len(latest)), np.diff(affinities.indptr))
+            affinities.data *= self._events_at(rows * num_items + affinities.indices, taken) ** -config.discount
+        return affinities
 
-    def _without(self, own: Sequence[np.ndarray], read: np.ndarray) -> tuple[np.ndarray, sparse.csr_array]:
-        """Events int64 [n] of n items that histories read (history · N + item, ascending), and their rows of the
-        graph, float64 [n, N]: without what each history's own user did."""
-        num_items = self.num_items
-        items, owners = _flat(own)
-        earlier, later, weights = _pairs(owners, self.config)
-        user, earlier, later = owners[earlier], items[earlier], items[later]
+    def _events_at(self, keys: np.ndarray, taken: "_Own | None") -> np.ndarray:
+        """Events of items as histories see them, at least 1, float64 [n]; keys are history · N + item, int64 [n]."""
+        events = self.events[keys % self.num_items]
+        if taken is not None:
+            there, place = _places(keys, taken.keys)
+            events[there] -= taken.events[place]
+        return np.maximum(events, 1.0)
+
+    def _graph_without(self, taken: "_Own", keys: np.ndarray) -> sparse.csr_array:
+        """Rows of the graph for items that histories read (history · N + item, ascending), float64 [n, N], without
+        what each history's own user did."""
+        items = keys % self.num_items
 
         def rows(counts: sparse.csr_array, first: np.ndarray, second: np.ndarray) -> sparse.csr_array:
-            there, place = _places(user * num_items + first, read)
-            taken = (weights[there], (place, second[there]))
-            return counts[read % num_items] - sparse.coo_array(taken, shape=(len(read), num_items)).tocsr()
+            there, place = _places(taken.users * self.num_items + first, keys)
+            pairs = (taken.weights[there], (place, second[there]))
+            return counts[items] - sparse.coo_array(pairs, shape=(len(keys), self.num_items)).tocsr()
 
-        graph = rows(self.follows, earlier, later) / UNIT
+        graph = rows(self.follows, taken.earlier, taken.later) / UNIT
         if self.config.backward:
-            graph = graph + self.config.backward / UNIT * rows(self.follows.T.tocsr(), later, earlier)
-        _, place = _places(owners * num_items + items, read)
-        return self.events[read % num_items] - np.bincount(place, minlength=len(read)), sparse.csr_array(graph)
+            backward = rows(self.follows.T.tocsr(), taken.later, taken.earlier)
+            graph = graph + self.config.backward / UNIT * backward
+        return sparse.csr_array(graph)
 
     @cached_property
     def _graph(self) -> sparse.csr_array:
@@ -220,16 +233,21 @@ class Memory:
             histories, own: As for [`affinities`].
             every: bool [1, N], items that may be answers: N is at least that of the memory.
         """
-        affinities = self.affinities(histories, own)
-        affinities.data **= 1 / self.config.temperature
-        dense = np.zeros((len(histories), every.shape[1]), np.float32)
+        return self.log_probs_of(self.affinities(histories, own), every)
+
+    def log_probs_of(self, affinities: sparse.csr_array, every: torch.Tensor) -> torch.Tensor:
+        """The same of [`affinities`] that are known, by temperature and popularity alone."""
+        dense = np.zeros((affinities.shape[0], every.shape[1]))
         dense[:, : self.num_items] = affinities.toarray()
-        popular = np.ones(every.shape[1], np.float32)
-        popular[: self.num_items] += self.events
-        shares = [torch.from_numpy(part).to(every.device) * every for part in (dense, popular[None])]
-        known, popularity = (part / part.sum(1, keepdim=True).clamp(min=1e-30) for part in shares)
-        mu = self.config.popularity
-        return torch.where(shares[0].any(1, keepdim=True), (1 - mu) * known + mu * popularity, popularity).log()
+        dense /= np.maximum(dense.max(1, keepdims=True, initial=0), 1e-300)  # powers of at most 1 stay finite
+        dense **= 1 / self.config.temperature
+        popular = np.ones((1, every.shape[1]))
+        popular[0, : self.num_items] += self.events
+        known, popularity = (torch.from_numpy(part).float().to(every.device) * every for part in (dense, popular))
+        total, mu = known.sum(1, keepdim=True), self.config.popularity
+        popularity = popularity / popularity.sum()
+        mixed = (1 - mu) * known / total.clamp(min=1e-30) + mu * popularity
+        return torch.where(total > 0, mixed, popularity).log()
 
     # Files
 
@@ -246,6 +264,7 @@ class Memory:
             "rows": follows.indptr.astype(np.int64),
             "events": self.events,
         }
+        (folder / COUNTS_FILE).unlink(missing_ok=True)  # not written over: it may be a link to another folder's
         save_file(arrays, folder / COUNTS_FILE)
         if self.tails is not None:
             self.tails.save(folder)
@@ -254,12 +273,12 @@ class Memory:
     def load(cls, folder: str | Path) -> Self:
         """Reads what [`save`] has written. Raises [`HfGrError`] where it does not fit together."""
         folder = Path(folder)
-        said = read_json(folder / CONFIG_FILE)
+        config = read_json(folder / CONFIG_FILE)
         names = {field.name for field in fields(MemoryConfig)}
         if (
-            not isinstance(said, dict)
-            or said.get("format") != FORMAT
-            or said.keys() != {"format", "num_items"} | names
+            not isinstance(config, dict)
+            or config.get("format") != FORMAT
+            or config.keys() != {"format", "num_items"} | names
         ):
             raise HfGrError(
                 f"{folder / CONFIG_FILE} is not of a memory that this release reads; make it again: hf-gr remember."
@@ -267,9 +286,9 @@ class Memory:
         try:
             arrays = load_file(folder / COUNTS_FILE)
             data, columns, rows, events = (arrays[name] for name in ("data", "columns", "rows", "events"))
-            follows = sparse.csr_array((data, columns, rows), shape=(said["num_items"],) * 2)
+            follows = sparse.csr_array((data, columns, rows), shape=(config["num_items"],) * 2)
             follows.check_format()
-            if len(events) != said["num_items"] or min(data.min(initial=1), 1 + events.min(initial=0)) < 1:
+            if len(events) != config["num_items"] or min(data.min(initial=1), 1 + events.min(initial=0)) < 1:
                 raise ValueError("counts of other items")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise HfGrError(
@@ -277,7 +296,22 @@ class Memory:
                 "whole folder, or make it again: hf-gr remember."
             ) from None
         tails = Tails.load(folder) if (folder / TAILS_FILE).is_file() else None
-        return cls(MemoryConfig(**{name: said[name] for name in names}), follows, events, tails)
+        return cls(MemoryConfig(**{name: config[name] for name in names}), follows, events, tails)
+
+
+class _Own:
+    """What each history's own user did.
+
+    Attributes:
+        keys, events: Items of each history (history · N + item, ascending) and how often each was taken, int64 [m].
+        users, earlier, later, weights: Pairs: history, items, and what each counts in 1/65,536, int64 [P].
+    """
+
+    def __init__(self, histories: Sequence[np.ndarray], config: MemoryConfig, num_items: int):
+        items, owners = _flat(histories)
+        self.keys, self.events = np.unique(owners * num_items + items, return_counts=True)
+        earlier, later, self.weights = _pairs(owners, config)
+        self.users, self.earlier, self.later = owners[earlier], items[earlier], items[later]
 
 
 def _pairs(owners: np.ndarray, config: MemoryConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

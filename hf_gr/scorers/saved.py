@@ -16,7 +16,7 @@ from ..artifacts import read_json, write_json
 from ..catalog import SidCatalog
 from ..errors import HfGrError
 from ..scoring import Scorer
-from ..search_config import SEMANTIC_ID, Mixture
+from ..search_config import MEMORY, SEMANTIC_ID, Mixture
 from .memory import Memory
 from .retriever import RetrieverScorer
 
@@ -44,7 +44,7 @@ class SavedScorer(Scorer, Protocol):
         """
 
 
-SAVED: dict[str, type[SavedScorer]] = {"memory": Memory, "retriever": RetrieverScorer}
+SAVED: dict[str, type[SavedScorer]] = {MEMORY: Memory, "retriever": RetrieverScorer}
 MIXTURE_FILE = "scorers.json"
 SAVED_FILES = (MIXTURE_FILE, *(f"{name}/*.{kind}" for name in SAVED for kind in ("json", "safetensors")))
 

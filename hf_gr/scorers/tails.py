@@ -85,9 +85,10 @@ class Tails:
         """
         old = self.events
         row = row_of(_column(new.user_ids), _column(old.user_ids))
-        unknown = row < 0
-        row[unknown] = len(old) + np.arange(unknown.sum())
-        users = np.concatenate([old.user_ids, new.user_ids[unknown]])
+        unknown = new.user_ids[row < 0]
+        added = np.array(list(dict.fromkeys(unknown.tolist())), object)
+        row[row < 0] = len(old) + row_of(_column(unknown), _column(added))
+        users = np.concatenate([old.user_ids, added])
         owners = row[new.owners]
         is_later = np.ones(len(owners), bool)
         if self.time == "timestamp":
@@ -106,7 +107,7 @@ class Tails:
             np.concatenate([old.items, new.items[is_later]])[order],
             np.concatenate([old.timestamps, new.timestamps[is_later]])[order],
         )
-        before = np.append(old.lengths, np.zeros(int(unknown.sum()), np.int64))
+        before = np.append(old.lengths, np.zeros(len(added), np.int64))
         active = np.flatnonzero(joined.lengths > before)
         new_of_active = joined.cut(active, joined.lengths[active])
         return new_of_active, before[active], Tails(joined, self.window, self.time), int((~is_later).sum())

@@ -98,7 +98,7 @@ def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run
                 batch_size=batch,
                 seed=settings.seed,
             )
-            print(f"[sft] memory: {result.said}", flush=True)
+            print(f"[sft] memory: {result.summary}", flush=True)
 
         run.finish(
             trained,

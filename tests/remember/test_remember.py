@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +16,11 @@ from hf_gr.cli import main
 from hf_gr.dataset import Histories, InteractionDataset
 from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
+from hf_gr.evaluation.metrics import ndcg, target_ranks
 from hf_gr.hub import repo_files
 from hf_gr.provenance import TrainingData
-from hf_gr.remember import remember
-from hf_gr.scorers import Memory
+from hf_gr.remember import fit_memory, remember
+from hf_gr.scorers import Memory, Tails
 from hf_gr.search_config import Mixture
 from hf_gr.sft import sft
 
@@ -131,6 +133,32 @@ def test_events_of_unknown_items_are_left_out_and_told(data, model, tmp_path, ca
     remember(model, tmp_path / "new.parquet")
     assert "1 new, 0 known before, 1 of unknown items" in capsys.readouterr().out
     assert Memory.load(model / "memory").events.sum() == before.events.sum() + 1
+
+
+def test_positions_that_are_counted_already_are_refused(data, model, tmp_path):
+    """Their times do not tell that they were here before, but what was counted is on record."""
+    table = pa.table({"user_id": ["a", "a"], "item_id": ["i001", "i002"], "timestamp": [0, 1]})
+    table = table.replace_schema_metadata({"hf_gr.format": "2", "hf_gr.time": "position"})
+    pq.write_table(table, tmp_path / "new.parquet")
+    memory = Memory.load(model / "memory")
+    replace(memory, tails=Tails(memory.tails.events, memory.tails.window, "position")).save(model / "memory")
+    remember(model, tmp_path / "new.parquet")
+    with pytest.raises(HfGrError, match="has counted these very events"):
+        remember(model, tmp_path / "new.parquet")
+
+
+def test_the_mixture_that_was_chosen_is_the_best_of_those_tried(data, trained):
+    """NDCG@10 that a trial says, by lists that a recommender makes of its mixture."""
+    recommender = Recommender.from_pretrained(trained)
+    split = split_of(data)
+    fitted = fit_memory(recommender, split, "timestamp", users=len(split.validation), num_beams=40, exclude_seen=False)
+    recommender.scorers = {"memory": fitted.memory}
+    trials = [fitted.mixtures[0], next(trial for trial in fitted.mixtures if trial.temperature == 1.0)]
+    for trial in trials:
+        recommender.scorers = {"memory": fitted.memory.read_as(temperature=trial.temperature)}
+        items, _ = recommender.recommend(split.validation.histories, mixture=trial.mixture, num_beams=40, top_k=10)
+        ranks = target_ranks(items, split.validation.targets)
+        assert ndcg(ranks, 10).mean() == pytest.approx(trial.validation, abs=0.02)  # but for ties
 
 
 def test_what_cannot_be_remembered_is_refused_in_one_line(data, model, tmp_path):

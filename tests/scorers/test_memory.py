@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from hf_gr.dataset import Histories
 from hf_gr.errors import HfGrError
+from hf_gr.evaluation.baselines import ItemKNN
 from hf_gr.scorers import Memory, MemoryConfig
 from hf_gr.scorers.memory import UNIT
 from hf_gr.scoring import Requests
@@ -22,6 +23,7 @@ CONFIGS = st.builds(
     decay=st.sampled_from([0, 0.5, 1.5]),
     backward=st.sampled_from([0, 0.25, 1]),
     normalizer=st.sampled_from([0, 0.5, 1]),
+    discount=st.sampled_from([0, 0.5, 1]),
     recency=st.sampled_from([0, 1, 2]),
     temperature=st.sampled_from([0.5, 1, 2]),
     popularity=st.sampled_from([0.001, 0.1, 1]),
@@ -60,7 +62,7 @@ def listed_affinities(history, follows, events, config):
     for age, item in enumerate(reversed(latest), start=1):
         row = follows[item] + config.backward * follows[:, item]
         scores += age**-config.recency * row / max(events[item], 1) ** config.normalizer
-    return scores
+    return scores / np.maximum(events, 1) ** config.discount
 
 
 def same(one, other):
@@ -133,6 +135,28 @@ def test_probabilities_are_those_of_the_formula(log, config, removed):
         if known.sum() > 0:
             p = (1 - config.popularity) * known / known.sum() + config.popularity * p
         np.testing.assert_allclose(row, p, rtol=1e-4, atol=1e-9)
+
+
+def test_cosines_of_item_neighbors_are_a_reading():
+    """With α = ν = ½, β = 1, no decay and one event each, the item kNN's scores are the memory's (of one neighbor at
+    most so far away, and all neighbors kept)."""
+    random = np.random.default_rng(3)
+    log = [random.permutation(7)[: random.integers(1, 7)].tolist() for _ in range(30)]
+    config = MemoryConfig(window=2, decay=0, backward=1, normalizer=0.5, discount=0.5, latest=100)
+    knn = ItemKNN(histories_of(log), 7, neighbors=7, window=2)
+    asked = histories_of([[1, 2], [5], [0, 3, 4]])
+    lists = knn.recommend(asked, 7)
+    for history, row in zip(asked, lists, strict=True):
+        scores = memory_of(log, config).affinities([history]).toarray()[0]
+        assert (np.diff(scores[row]) <= 1e-6).all()
+
+
+@pytest.mark.parametrize("temperature", [0.01, 100])
+def test_temperatures_at_the_bounds_give_finite_numbers(temperature):
+    memory = memory_of([[0, 1, 2, 3], [0, 1], [0, 1], [4, 5]], MemoryConfig(temperature=temperature))
+    found = memory.log_probs([np.array([0, 1])], torch.ones(1, 7, dtype=torch.bool))
+    assert found.isfinite().all()
+    assert float(found.exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
 def test_histories_are_needed():

@@ -84,6 +84,13 @@ def test_new_items_and_users_find_room():
     assert memory.tails.events.user_ids.tolist() == ["u0", "u7"]
 
 
+def test_a_new_user_may_come_in_several_histories():
+    new = Histories(np.array(["v", "v"], object), np.array([0, 1, 2]), np.array([1, 2]), np.array([5, 6]))
+    memory, _ = made_of([], MemoryConfig(window=2)).remember(new, 8)
+    assert memory.tails.events.user_ids.tolist() == ["v"]
+    assert memory.follows[[1], [2]] > 0
+
+
 @settings(deadline=None, max_examples=30)
 @given(EVENTS, st.sampled_from(["timestamp", "position"]))
 def test_files_hold_all_of_them(tmp_path_factory, events, time):

@@ -7,23 +7,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..dataset import Histories
+from ..dataset import Cases, in_history
 from ..decoding import Recommender
 from ..decoding.mixing import candidate_scores, mixture_of
-from ..errors import HfGrError
 from ..scorers import Memory
 from ..scorers.own import own_mixture
 from ..scoring import Scorer
-from ..search_config import SEMANTIC_ID, Mixture, SearchConfig
+from ..search_config import MEMORY, SEMANTIC_ID, Mixture, SearchConfig
 from ..splits import Split
 from ..tables import TimeKind
 from ..validation import drawn_cases
-from .choose import Trial, chosen_memory, nobody_repeats
-from .mixture import MEMORY, TEMPERATURES, MixtureTrial, Scored, chosen_mixture
+from .choose import Trial, choose_memory
+from .mixture import TEMPERATURES, MixtureTrial, Scored, mixture_trials
+
+
+REPEATS = 0.01  # share of targets in their own history from which on people are taken to repeat [ours]
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class FittedMemory:
     """A memory, and how it came about.
 
     Attributes:
@@ -41,7 +43,7 @@ class Made:
     mixtures: list[MixtureTrial]
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """One line: what was chosen, and NDCG@10 of the model alone, the memory alone, and both."""
         config, (best, *_) = self.memory.config, self.mixtures
         by = {trial.mixture.by_name.get(MEMORY, 0.0): trial.validation for trial in reversed(self.mixtures)}
@@ -53,7 +55,7 @@ class Made:
         )
 
 
-def made(
+def fit_memory(
     recommender: Recommender,
     split: Split,
     time: TimeKind,
@@ -63,11 +65,11 @@ def made(
     batch_size: int = 64,
     exclude_seen: bool | None = None,
     seed: int = 0,
-) -> Made:
+) -> FittedMemory:
     """Makes the memory of the training part, for a model that may rank by several scorers already.
 
-    Its own settings are those of the highest NDCG@10 alone ([`chosen_memory`]), its temperature, share and rule of
-    mixing those of the highest NDCG@10 together ([`chosen_mixture`]), both on validation cases alone.
+    Its own settings are those of the highest NDCG@10 alone ([`choose_memory`]), its temperature, share and rule of
+    mixing those of the highest NDCG@10 together ([`mixture_trials`]), both on validation cases alone.
 
     Args:
         recommender: With the model; a memory that it has is left out.
@@ -76,31 +78,34 @@ def made(
         users: Validation cases that choose the share.
         num_beams: Of their search.
         batch_size: Cases at a time.
-        exclude_seen: Whether lists leave out what is in the history; none: where nobody repeats
-            ([`nobody_repeats`]).
+        exclude_seen: Whether lists leave out what is in the history; none: where fewer than one target in a hundred
+            stands in its own history.
         seed: Of the cases drawn.
     """
     if exclude_seen is None:
-        exclude_seen = nobody_repeats(split.validation)
+        exclude_seen = float(in_history(split.validation, split.validation.targets).mean()) < REPEATS
     num_items = len(recommender.catalog)
-    memory, memories = chosen_memory(
+    memory, memories = choose_memory(
         split.train, split.validation, num_items, time, exclude_seen=exclude_seen, seed=seed
     )
     cases = drawn_cases(split.validation, users, seed)
-    parts = []
-    for start in range(0, len(cases), batch_size):
-        some = cases.take(np.arange(start, min(start + batch_size, len(cases))))
-        parts.append(_scored(recommender, memory, some.histories, some.targets, num_beams, exclude_seen))
-    others = without_memory(recommender.mixture or own_mixture(recommender.model))
-    mixtures = chosen_mixture(_joined(parts), others)
+    others = _without_memory(recommender.mixture or own_mixture(recommender.model))
+    readings = {temperature: memory.read_as(temperature=temperature) for temperature in TEMPERATURES}
+    batches = (
+        cases.take(np.arange(start, min(start + batch_size, len(cases)))) for start in range(0, len(cases), batch_size)
+    )
+    scored = _joined(
+        [_scored(recommender, others, memory, readings, batch, num_beams, exclude_seen) for batch in batches]
+    )
+    mixtures = mixture_trials(scored, others)
     memory = memory.read_as(temperature=mixtures[0].temperature)
     mixture = mixtures[0].mixture
     if MEMORY not in mixture.by_name:
         mixture = replace(mixture, weights=mixture.by_name | {MEMORY: 0.0})
-    return Made(memory, mixture, exclude_seen, memories, mixtures)
+    return FittedMemory(memory, mixture, exclude_seen, memories, mixtures)
 
 
-def without_memory(mixture: Mixture | None) -> Mixture:
+def _without_memory(mixture: Mixture | None) -> Mixture:
     """What the other scorers of a model count among themselves."""
     weights = {} if mixture is None else {name: w for name, w in mixture.by_name.items() if name != MEMORY and w > 0}
     if mixture is None or not weights:
@@ -110,43 +115,41 @@ def without_memory(mixture: Mixture | None) -> Mixture:
 
 def _scored(
     recommender: Recommender,
+    others: Mixture,
     memory: Memory,
-    histories: Histories,
-    targets: np.ndarray,
+    readings: Mapping[float, Memory],
+    cases: Cases,
     num_beams: int,
     exclude_seen: bool,
 ) -> Scored:
-    """Candidates of some cases, and what every scorer says of them."""
-    read = list(histories)
-    config = SearchConfig(num_beams=num_beams, top_k=num_beams)
-    weights = without_memory(recommender.mixture or own_mixture(recommender.model)).by_name
+    """Candidates of some cases, and what every scorer says of them: the memory by each of its readings."""
+    histories = list(cases)
+    mixture = Mixture(others.by_name | {MEMORY: 1.0}, "probabilities")
+    config = SearchConfig(num_beams=num_beams, top_k=num_beams, mixture=mixture)
     call = recommender.call(config)
     scorers: Mapping[str, Scorer] = {**(call.scorers or {}), MEMORY: memory}
-    call = replace(call, histories=read, scorers=scorers)
-    config = replace(config, mixture=Mixture(weights | {MEMORY: 1.0}, "probabilities"))
+    call = replace(call, histories=histories, scorers=scorers)
     several = mixture_of(recommender.model, config, call)
     assert several is not None
-    grammar = recommender.grammar
-    items, log_probs = candidate_scores(
-        recommender.model, recommender.prompts(histories), grammar, config, call, *several
-    )
-    log_probs = {name: values.float().cpu() for name, values in log_probs.items() if name != MEMORY}
-    every = grammar.live()
-    remembered = {
-        temperature: memory.read_as(temperature=temperature).log_probs(read, every).gather(1, items.clamp(min=0)).cpu()
-        for temperature in TEMPERATURES
+    model, grammar = recommender.model, recommender.grammar
+    prompts = recommender.prompts(cases.histories)
+    items, log_probs = candidate_scores(model, prompts, grammar, config, call, *several)
+    affinities, every = memory.affinities(histories), grammar.live()
+    of_memory = {
+        temperature: reading.log_probs_of(affinities, every).gather(1, items.clamp(min=0)).cpu()
+        for temperature, reading in readings.items()
     }
     items = items.cpu()
     seen = torch.zeros_like(items, dtype=torch.bool)
     if exclude_seen:
-        seen = torch.from_numpy(np.stack([np.isin(row, one) for row, one in zip(items.numpy(), read, strict=True)]))
-    return Scored(items, torch.from_numpy(targets), seen, log_probs, remembered, grammar.num_items)
+        rows = [np.isin(row, history) for row, history in zip(items.numpy(), histories, strict=True)]
+        seen = torch.from_numpy(np.stack(rows))
+    of_others = {name: values.float().cpu() for name, values in log_probs.items() if name != MEMORY}
+    return Scored(items, torch.from_numpy(cases.targets), seen, of_others, of_memory, grammar.num_items)
 
 
 def _joined(parts: list[Scored]) -> Scored:
     """Cases of several batches as one; rows of fewer candidates are filled up with −1."""
-    if not parts:
-        raise HfGrError("there are no validation cases to choose on; take another split.")
     width = max(part.items.shape[1] for part in parts)
 
     def joined(tensors: list[torch.Tensor], value: float) -> torch.Tensor:
