@@ -15,7 +15,7 @@ from ..errors import HfGrError, first_line
 from ..hub import say_ranking
 from ..provenance import TrainingData, events_fingerprint, learned_from
 from ..scorers import Memory, save_scorers
-from ..scorers.saved import read_mixture
+from ..scorers.saved import drop_scorer, read_mixture
 from ..search_config import MEMORY
 from ..splits import Split, SplitKind
 from ..tables import TimeKind
@@ -100,13 +100,13 @@ def write_memory(
 def _make(folder: Path, source: Path, target: Path, split: SplitKind | None, settings: dict[str, Any]) -> None:
     known = TrainingData.of(folder)
     kind = split or ("leave_one_out" if known is None else known.split)
-    recommender = Recommender.from_pretrained(folder)
-    catalog = recommender.catalog
+    catalog = SidCatalog.load(folder)
     dataset = InteractionDataset.load(source).aligned(catalog.item_ids)
     parts = dataset.split(kind)
     learned = learned_from(kind, parts.train, catalog.item_ids, folder)
     with updating(STAGE, folder, target, _REWRITTEN, "memory_updates", {"events": len(parts.train.items)}) as half:
-        result = write_memory(half, recommender, parts, dataset.time, **settings)
+        drop_scorer(half, MEMORY)  # one that is there may be broken, or of another release
+        result = write_memory(half, Recommender.from_pretrained(half), parts, dataset.time, **settings)
         learned.save(half)
     print(f"[{STAGE}] {result.summary}", flush=True)
 

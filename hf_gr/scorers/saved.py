@@ -50,7 +50,7 @@ SAVED_FILES = (MIXTURE_FILE, *(f"{name}/*.{kind}" for name in SAVED for kind in 
 
 _FORMAT = 1
 _KEYS = {"format", "catalog_fingerprint", "weights", "rule", "smoothing"}
-_REMEDY = "bring the model's own files back, or make it again: hf-gr blend."
+_REMEDY = "bring the model's own files back, or make it again: hf-gr blend, hf-gr remember."
 
 
 def load_scorers(folder: str | Path, catalog: SidCatalog) -> tuple[dict[str, SavedScorer], Mixture | None]:
@@ -106,6 +106,20 @@ def save_scorers(
         scorer.save(Path(folder) / name)
     told = asdict(mixture) | {"weights": dict(mixture.weights)}
     write_json(Path(folder) / MIXTURE_FILE, told | {"format": _FORMAT, "catalog_fingerprint": catalog.fingerprint})
+
+
+def drop_scorer(folder: Path, name: str) -> None:
+    """Takes a scorer out of a model folder, whole or broken; the others keep their weights."""
+    shutil.rmtree(folder / name, ignore_errors=True)
+    file = folder / MIXTURE_FILE
+    if not file.is_file():
+        return
+    content = read_json(file)
+    weights = {other: w for other, w in _parsed(file, content).by_name.items() if other != name and w > 0}
+    if weights.keys() <= {SEMANTIC_ID}:
+        file.unlink()
+    else:
+        write_json(file, content | {"weights": weights})
 
 
 def copy_scorers(source: Path, folder: Path) -> None:

@@ -135,6 +135,21 @@ def test_events_of_unknown_items_are_left_out_and_told(data, model, tmp_path, ca
     assert Memory.load(model / "memory").events.sum() == before.events.sum() + 1
 
 
+@pytest.mark.parametrize("fault", ["another release", "cut short", "gone"])
+def test_a_broken_memory_is_made_again(data, trained, model, fault):
+    if fault == "another release":
+        (model / "memory" / "memory.json").write_text('{"format": 0}')
+    elif fault == "cut short":
+        (model / "memory" / "memory.safetensors").write_bytes(b"cut")
+    else:
+        shutil.rmtree(model / "memory")
+    with pytest.raises(HfGrError, match="hf-gr remember"):
+        Recommender.from_pretrained(model)
+    remember(model, data.dataset, users=40, seed=42)
+    assert counts_of(model) == counts_of(trained)
+    assert (model / "scorers.json").read_bytes() == (trained / "scorers.json").read_bytes()
+
+
 def test_positions_that_are_counted_already_are_refused(data, model, tmp_path):
     """Their times do not tell that they were here before, but what was counted is on record."""
     table = pa.table({"user_id": ["a", "a"], "item_id": ["i001", "i002"], "timestamp": [0, 1]})
