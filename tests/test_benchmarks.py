@@ -305,3 +305,11 @@ def test_differences_over_seeds_are_those_of_the_studies(load):
     assert f"| {mean:+.4f} | {mean - half:+.4f} to {mean + half:+.4f} |" in lines[1]
     with pytest.raises(SystemExit, match="item-knn and flat share 1 seeds"):
         module.main(["item-knn:flat"])
+
+
+def test_remembering_ends_in_the_bytes_of_a_memory_made_anew(load, tmp_path):
+    words = ["--items", "50", "--users", "40", "--events", "300", "--new", "20", "--json"]
+    load("remember").main([*words, str(tmp_path / "remember.json")])
+    result = json.loads((tmp_path / "remember.json").read_text())
+    assert result["same_bytes"] and result["new_events"] == 20
+    assert result["speedup"] == pytest.approx(result["anew"] / result["remember"])
