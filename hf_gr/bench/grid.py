@@ -17,7 +17,7 @@ from ..environment import hardware, versions
 from ..errors import HfGrError
 from ..evaluation.metrics import MISS
 from .results import SHORT, per_user
-from .steps import Places, Stage, Step, locked, steps_of
+from .steps import Places, Runner, Step, locked, steps_of
 from .suite import TRAINING, Cell, Suite
 
 
@@ -43,11 +43,11 @@ def run_grid(
     """
     processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    stage = Stage(max(1, (os.cpu_count() or 1) // (jobs * here)))
+    runner = Runner(max(1, (os.cpu_count() or 1) // (jobs * here)))
     first = rank * len(cells) // processes
 
     def run(cell: Cell) -> Outcome:
-        outcome = _run_cell(suite, cell, places, stage)
+        outcome = _run_cell(suite, cell, places, runner)
         say(f"[bench] {cell.name}: {outcome.state}{f' ({outcome.reason})' if outcome.reason else ''}")
         return outcome
 
@@ -56,7 +56,7 @@ def run_grid(
             return list(pool.map(run, [*cells[first:], *cells[:first]]))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            stage.stop()
+            runner.stop()
             raise
 
 
@@ -110,7 +110,7 @@ def _folder(cell: Cell, places: Places) -> Path:
     return places.out / cell.data / f"{cell.method}-s{cell.seed}"
 
 
-def _run_cell(suite: Suite, cell: Cell, places: Places, stage: Stage) -> Outcome:
+def _run_cell(suite: Suite, cell: Cell, places: Places, runner: Runner) -> Outcome:
     folder = _folder(cell, places)
     try:
         with locked(folder / "cell", wait=False) as free:
@@ -119,7 +119,7 @@ def _run_cell(suite: Suite, cell: Cell, places: Places, stage: Stage) -> Outcome
             if row_of(suite, cell, places) is not None:
                 return Outcome(cell, "done")
             steps = steps_of(suite, cell, places)
-            costs = [stage.run(step, folder / "log.txt") for step in steps]
+            costs = [runner.run(step, folder / "log.txt") for step in steps]
             write_json(folder / ROW, _row(suite, cell, steps, costs, places))
         return Outcome(cell, "done")
     except HfGrError as error:

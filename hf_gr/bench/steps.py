@@ -25,7 +25,7 @@ from .suite import Cell, Data, Suite
 
 LAUNCHER = re.compile(r"(GROUP_|ROLE_|LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|(ACCELERATE|TORCHELASTIC)_.*")
 LISTS = Path("benchmarks/baselines/lists.py")  # settings of a system stand beside it, if it has any
-STAGES = [sys.executable, "-m", "hf_gr.cli"]
+PROGRAM = [sys.executable, "-m", "hf_gr.cli"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Step:
     @property
     def told(self) -> str:
         """The command line as a person types it."""
-        words = self.command[len(STAGES) :]
-        return " ".join(["hf-gr", *words] if self.command[: -len(words)] == STAGES else ["python", *self.command[1:]])
+        words = self.command[len(PROGRAM) :]
+        return " ".join(["hf-gr", *words] if self.command[: -len(words)] == PROGRAM else ["python", *self.command[1:]])
 
     def cost(self) -> dict[str, Any] | None:
         """What it took, over all attempts: `seconds`, `cpu_seconds`, `peak_bytes` (`None` each where the stage found
@@ -119,7 +119,7 @@ class _Chain:
         if self.labelled is not None and str(self.labelled.output) in arguments:
             read = (*read, self.labelled.key)
         key = hashlib.sha256(json.dumps([stage, program, told, read]).encode()).hexdigest()[:12]
-        start = [self.places.python, program] if program else [*STAGES, stage]
+        start = [self.places.python, program] if program else [*PROGRAM, stage]
         self.steps.append(Step(stage, output, [*start, *arguments], key))
         return self.steps[-1]
 
@@ -265,7 +265,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
         yield file.fileno()
 
 
-class Stage:
+class Runner:
     """Runs steps, each as a process; [`stop`] ends those that run, from another thread."""
 
     def __init__(self, threads: int):

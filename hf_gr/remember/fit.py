@@ -109,7 +109,7 @@ def _without_memory(mixture: Mixture | None) -> Mixture:
     """What the other scorers of a model count among themselves."""
     weights = {} if mixture is None else {name: w for name, w in mixture.by_name.items() if name != MEMORY and w > 0}
     if mixture is None or not weights:
-        return Mixture({SEMANTIC_ID: 1.0}, "probabilities")
+        return Mixture({SEMANTIC_ID: 1.0}, "shares")
     return replace(mixture, weights=weights)
 
 
@@ -124,7 +124,7 @@ def _scored(
 ) -> Scored:
     """Candidates of some cases, and what every scorer says of them: the memory by each of its readings."""
     histories = list(cases)
-    mixture = Mixture(others.by_name | {MEMORY: 1.0}, "probabilities")
+    mixture = Mixture(others.by_name | {MEMORY: 1.0}, "shares")  # of semantic IDs the whole probability
     config = SearchConfig(num_beams=num_beams, top_k=num_beams, mixture=mixture)
     call = recommender.call(config)
     scorers: Mapping[str, Scorer] = {**(call.scorers or {}), MEMORY: memory}
@@ -144,8 +144,9 @@ def _scored(
     if exclude_seen:
         rows = [np.isin(row, history) for row, history in zip(items.numpy(), histories, strict=True)]
         seen = torch.from_numpy(np.stack(rows))
+    sharing = grammar.sharing[items.clamp(min=0).to(grammar.device)].clamp(min=1).log().cpu()
     of_others = {name: values.float().cpu() for name, values in log_probs.items() if name != MEMORY}
-    return Scored(items, torch.from_numpy(cases.targets), seen, of_others, of_memory, grammar.num_items)
+    return Scored(items, torch.from_numpy(cases.targets), seen, sharing, of_others, of_memory, grammar.num_items)
 
 
 def _joined(parts: list[Scored]) -> Scored:
@@ -159,6 +160,7 @@ def _joined(parts: list[Scored]) -> Scored:
         joined([part.items for part in parts], -1),
         torch.cat([part.targets for part in parts]),
         joined([part.seen for part in parts], False),
+        joined([part.sharing for part in parts], 0),
         {n: joined([part.log_probs[n] for part in parts], -torch.inf) for n in parts[0].log_probs},
         {t: joined([part.memory[t] for part in parts], -torch.inf) for t in parts[0].memory},
         parts[0].num_items,

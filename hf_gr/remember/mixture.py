@@ -7,7 +7,7 @@ import torch
 
 from ..evaluation.metrics import MISS, ndcg
 from ..scoring import mixed
-from ..search_config import MEMORY, MixingRule, Mixture
+from ..search_config import MEMORY, SEMANTIC_ID, MixingRule, Mixture
 
 
 TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0)
@@ -23,7 +23,8 @@ class Scored:
         items: int64 [n, C], catalog rows; −1 is none.
         targets: int64 [n].
         seen: bool [n, C], candidates that lists leave out.
-        log_probs: float32 [n, C] of every scorer but the memory, by name.
+        sharing: float32 [n, C], logarithm of how many items stand on the candidate's semantic ID.
+        log_probs: float32 [n, C] of every scorer but the memory, by name; that of a semantic ID is the whole one.
         memory: float32 [n, C] of the memory, by temperature.
         num_items: Items that may be answers.
     """
@@ -31,6 +32,7 @@ class Scored:
     items: torch.Tensor
     targets: torch.Tensor
     seen: torch.Tensor
+    sharing: torch.Tensor
     log_probs: Mapping[str, torch.Tensor]
     memory: Mapping[float, torch.Tensor]
     num_items: int
@@ -38,14 +40,17 @@ class Scored:
     def ndcg(self, mixture: Mixture, temperature: float) -> float:
         """NDCG@10 of the lists that a mixture makes."""
         log_probs = {**self.log_probs, MEMORY: self.memory[temperature]}
+        if mixture.rule != "shares" and SEMANTIC_ID in log_probs:
+            log_probs[SEMANTIC_ID] = log_probs[SEMANTIC_ID] - self.sharing
         parts = [(weight, log_probs[name]) for name, weight in mixture.by_name.items()]
         assert mixture.rule is not None
         scores = mixed(parts, mixture.rule, mixture.smoothing, self.num_items)
         scores = scores.masked_fill((self.items < 0) | self.seen, -torch.inf)
         is_target = self.items == self.targets[:, None]
         target = scores.masked_fill(~is_target, -torch.inf).amax(1, keepdim=True)
-        higher, equal = (scores > target).sum(1), ((scores == target) & ~is_target).sum(1)
-        ranks = torch.where(target[:, 0].isneginf(), MISS, higher + equal // 2)
+        before = torch.arange(scores.shape[1]) < is_target.int().argmax(1, keepdim=True)
+        ahead = (scores > target) | ((scores == target) & before)  # equals stand as the search had them
+        ranks = torch.where(target[:, 0].isneginf(), MISS, ahead.sum(1))
         return float(ndcg(ranks.numpy(), 10).mean())
 
 
@@ -66,11 +71,11 @@ def mixture_trials(scored: Scored, others: Mixture) -> list[MixtureTrial]:
 
     Args:
         scored: Candidates of the validation cases.
-        others: What the other scorers count among themselves.
+        others: What the other scorers count among themselves, and their rule.
     """
     total = sum(others.by_name.values())
     rest = {name: weight / total for name, weight in others.by_name.items()}
-    alone = [(Mixture(rest, others.rule or "log_probs"), 1.0), (Mixture({MEMORY: 1.0}, "probabilities"), 1.0)]
+    alone = [(Mixture(rest, others.rule), 1.0), (Mixture({MEMORY: 1.0}, "probabilities"), 1.0)]
     together = [
         (
             Mixture({name: round((1 - share) * weight, 6) for name, weight in rest.items()} | {MEMORY: share}, rule),

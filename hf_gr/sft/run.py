@@ -1,6 +1,7 @@
 """The stage: from dataset and catalog to a fine-tuned model."""
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from ..provenance import learned_from
 from ..remember import write_memory
 from ..runs import Run
 from ..scorers import load_scorers
-from ..scorers.saved import SAVED_FILES, read_mixture
+from ..scorers.saved import SAVED_FILES, drop_scorer, read_mixture
+from ..search_config import MEMORY
+from ..splits import Split
+from ..tables import TimeKind
 from ..training import load_lm, trained_model
 from ..vocabulary import SidVocabulary, add_vocabulary, reads_text, text_ids
 from .config import SFT_CONFIGS, SidDataConfig, SidModelConfig, SidSFTConfig, check_together
@@ -81,25 +85,16 @@ def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run
         catalog, vocabulary = trainer.catalog, trainer.vocabulary  # a callback may have exchanged them
     if PartialState().is_main_process:
         log = trainer.state.log_history
-
-        def with_memory(folder: Path, plain: PreTrainedModel) -> None:
-            scorers, mixture = load_scorers(folder, catalog)
-            recommender = Recommender(
-                plain, tokenizer, catalog, vocabulary, thinking=heads, scorers=scorers, mixture=mixture
-            )
-            batch = settings.per_device_eval_batch_size
-            result = write_memory(
-                folder,
-                recommender,
-                split,
-                dataset.time,
-                users=settings.memory_users,
-                num_beams=settings.eval_beams,
-                batch_size=batch,
-                seed=settings.seed,
-            )
-            print(f"[sft] memory: {result.summary}", flush=True)
-
+        remembering = partial(
+            _remember,
+            tokenizer=tokenizer,
+            catalog=catalog,
+            vocabulary=vocabulary,
+            heads=heads,
+            split=split,
+            time=dataset.time,
+            args=settings,
+        )
         run.finish(
             trained,
             tokenizer,
@@ -112,11 +107,33 @@ def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run
             interests,
             learned,
             start.continue_from,
-            with_memory if settings.memory else None,
+            remembering if settings.memory else None,
         )
         run.report()
     PartialState().wait_for_everyone()
     return run.model
+
+
+def _remember(
+    folder: Path,
+    model: PreTrainedModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    catalog: SidCatalog,
+    vocabulary: SidVocabulary,
+    heads: ThinkingHeads | None,
+    split: Split,
+    time: TimeKind,
+    args: SidSFTConfig,
+) -> None:
+    """Gives the model in a folder a memory of the training part."""
+    drop_scorer(folder, MEMORY)  # that of the model it went on from
+    scorers, mixture = load_scorers(folder, catalog)
+    recommender = Recommender(model, tokenizer, catalog, vocabulary, thinking=heads, scorers=scorers, mixture=mixture)
+    size: int = vars(args)["per_device_eval_batch_size"]
+    settings = {"users": args.memory_users, "num_beams": args.eval_beams, "batch_size": size, "seed": args.seed}
+    result = write_memory(folder, recommender, split, time, **settings)
+    print(f"[sft] memory: {result.summary}", flush=True)
 
 
 def starting_model(

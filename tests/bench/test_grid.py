@@ -47,7 +47,7 @@ def stand_in(tmp_path, monkeypatch):
         script.write_text(f"LOG, PAUSE = {str(log)!r}, {seconds}\n{STAND_IN}")
 
     pause(0)
-    monkeypatch.setattr("hf_gr.bench.steps.STAGES", [sys.executable, str(script)])
+    monkeypatch.setattr("hf_gr.bench.steps.PROGRAM", [sys.executable, str(script)])
     log.touch()
     return log, pause
 

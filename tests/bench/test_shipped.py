@@ -9,8 +9,7 @@ from hf_gr.arguments import parse_config
 from hf_gr.bench import Places, Results, load_suite
 from hf_gr.bench.page import write_page
 from hf_gr.bench.results import METRICS, per_user
-from hf_gr.bench.steps import STAGES as PROGRAM
-from hf_gr.bench.steps import steps_of
+from hf_gr.bench.steps import PROGRAM, steps_of
 from hf_gr.bench.suite import shipped_suites
 from hf_gr.embedding import stage as embed
 from hf_gr.interests import labelling, mining

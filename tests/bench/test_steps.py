@@ -8,7 +8,7 @@ import pytest
 from bench.suites import write_suite
 
 from hf_gr.bench import Places, load_suite
-from hf_gr.bench.steps import LAUNCHER, Stage, Step, _environment, steps_of
+from hf_gr.bench.steps import LAUNCHER, Runner, Step, _environment, steps_of
 from hf_gr.errors import HfGrError
 
 
@@ -123,9 +123,9 @@ def test_what_was_measured_stays_where_only_a_key_has_changed(tmp_path):
     old, new = (Step("sft", output, command, key) for key in ("old", "new"))
     old.cost_file.write_text(json.dumps(measured | {"key": "old", "finished": True}))
     assert new.cost() is None
-    assert Stage(1).run(new, tmp_path / "log.txt") == measured and new.cost()["seconds"] == 5.0
+    assert Runner(1).run(new, tmp_path / "log.txt") == measured and new.cost()["seconds"] == 5.0
     old.cost_file.unlink()
-    assert Stage(1).run(new, tmp_path / "log.txt") == dict.fromkeys(measured)
+    assert Runner(1).run(new, tmp_path / "log.txt") == dict.fromkeys(measured)
 
 
 def test_stages_hear_nothing_of_a_launcher(monkeypatch):

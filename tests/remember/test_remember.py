@@ -12,6 +12,7 @@ import pytest
 from tiny_runs import TinyData, sft_configs, tiny_data
 from transformers import pipeline
 
+from hf_gr.catalog import SidCatalog
 from hf_gr.cli import main
 from hf_gr.dataset import Histories, InteractionDataset
 from hf_gr.decoding import Recommender
@@ -162,18 +163,30 @@ def test_positions_that_are_counted_already_are_refused(data, model, tmp_path):
         remember(model, tmp_path / "new.parquet")
 
 
-def test_the_mixture_that_was_chosen_is_the_best_of_those_tried(data, trained):
-    """NDCG@10 that a trial says, by lists that a recommender makes of its mixture."""
-    recommender = Recommender.from_pretrained(trained)
-    split = split_of(data)
-    fitted = fit_memory(recommender, split, "timestamp", users=len(split.validation), num_beams=40, exclude_seen=False)
-    recommender.scorers = {"memory": fitted.memory}
-    trials = [fitted.mixtures[0], next(trial for trial in fitted.mixtures if trial.temperature == 1.0)]
-    for trial in trials:
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_what_a_trial_says_is_what_its_lists_have(data, tmp_path, shared, exclude_seen):
+    """Of every rule, of the model alone and of the memory alone; also where items share their semantic IDs."""
+    catalog = SidCatalog.load(data.catalog)
+    if shared:
+        catalog = replace(catalog, codes=catalog.codes // 2)
+    catalog.save(tmp_path / "catalog")
+    own = TinyData(data.dataset, tmp_path / "catalog")
+    recommender = Recommender.from_pretrained(sft(*sft_configs(**own.sft(tmp_path / "run", max_steps=15))))
+    cases = split_of(data).validation
+    settings = {"users": len(cases), "num_beams": len(catalog), "exclude_seen": exclude_seen}
+    fitted = fit_memory(recommender, split_of(data), "timestamp", **settings)
+    by_rule = {trial.mixture.rule: trial for trial in reversed(fitted.mixtures)}
+    alone = [trial for trial in fitted.mixtures if len([w for _, w in trial.mixture.weights if w]) == 1]
+    assert len(by_rule) == 3 and len(alone) == 2
+    exclude = list(cases) if exclude_seen else None
+    for trial in [*by_rule.values(), *alone]:
         recommender.scorers = {"memory": fitted.memory.read_as(temperature=trial.temperature)}
-        items, _ = recommender.recommend(split.validation.histories, mixture=trial.mixture, num_beams=40, top_k=10)
-        ranks = target_ranks(items, split.validation.targets)
-        assert ndcg(ranks, 10).mean() == pytest.approx(trial.validation, abs=0.02)  # but for ties
+        items, _ = recommender.recommend(
+            cases.histories, exclude=exclude, mixture=trial.mixture, num_beams=len(catalog), top_k=10
+        )
+        measured = ndcg(target_ranks(items, cases.targets), 10).mean()
+        assert measured == pytest.approx(trial.validation, abs=0.02)  # but for ties
 
 
 def test_what_cannot_be_remembered_is_refused_in_one_line(data, model, tmp_path):
