@@ -164,9 +164,7 @@ def remember(
     ],
     out: Annotated[Path | None, typer.Option(help="Folder to write to instead.")] = None,
     split: Annotated[str | None, typer.Option(help="Whose training part it is; default: the model's.")] = None,
-    exclude_seen: Annotated[
-        bool | None, typer.Option(help="Choose by lists without seen items; default: where nobody repeats.")
-    ] = None,
+    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Choose by lists without seen items.")] = False,
     users: Annotated[int, typer.Option(min=1, help="Validation users that choose what the memory counts.")] = 1000,
     num_beams: Annotated[int, typer.Option(min=10, help="Beams of their search.")] = 50,
     batch_size: Annotated[int, typer.Option(min=1, help="Users at a time.")] = 64,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..dataset import Cases, in_history
+from ..dataset import Cases
 from ..decoding import Recommender
 from ..decoding.mixing import candidate_scores, mixture_of
 from ..scorers import Memory
@@ -19,9 +19,6 @@ from ..tables import TimeKind
 from ..validation import drawn_cases
 from .choose import Trial, choose_memory
 from .mixture import TEMPERATURES, MixtureTrial, Scored, mixture_trials
-
-
-REPEATS = 0.01  # share of targets in their own history from which on people are taken to repeat [ours]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +60,7 @@ def fit_memory(
     users: int = 1000,
     num_beams: int = 50,
     batch_size: int = 64,
-    exclude_seen: bool | None = None,
+    exclude_seen: bool = False,
     seed: int = 0,
 ) -> FittedMemory:
     """Makes the memory of the training part, for a model that may rank by several scorers already.
@@ -78,12 +75,9 @@ def fit_memory(
         users: Validation cases that choose the share.
         num_beams: Of their search.
         batch_size: Cases at a time.
-        exclude_seen: Whether lists leave out what is in the history; none: where fewer than one target in a hundred
-            stands in its own history.
+        exclude_seen: Whether the lists that choose leave out what is in the history.
         seed: Of the cases drawn.
     """
-    if exclude_seen is None:
-        exclude_seen = float(in_history(split.validation, split.validation.targets).mean()) < REPEATS
     num_items = len(recommender.catalog)
     memory, memories = choose_memory(
         split.train, split.validation, num_items, time, exclude_seen=exclude_seen, seed=seed

@@ -34,7 +34,7 @@ def remember(
     *,
     out: str | Path | None = None,
     split: SplitKind | None = None,
-    exclude_seen: bool | None = None,
+    exclude_seen: bool = False,
     users: int = 1000,
     num_beams: int = 50,
     batch_size: int = 64,
@@ -52,7 +52,7 @@ def remember(
             prepared folder: they are taken in.
         out: Folder to write to instead of `model`.
         split: Whose training part is remembered; none: the one that the model was trained on.
-        exclude_seen: Whether lists without items of the history choose; none: where nobody repeats.
+        exclude_seen: Whether lists without items of the history choose, for those who serve such.
         users: Validation cases that choose what the memory counts.
         num_beams, batch_size: Of their search.
         seed: Of the cases drawn.
