@@ -29,6 +29,7 @@ from .fingerprints import CARD, MANIFEST, fingerprint
 
 MARKER = ".hf-gr"  # a folder that holds this file is scratch: hf_gr made it, and may remove it
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in any folder
+_VERSIONS: dict[str, int] = {}  # of a stage; raise it with a change that gives the same settings another result
 _FORMER_KEYS = {"station": "stage", "upkeep": "catalog_updates"}  # of the first releases' manifests
 
 
@@ -334,6 +335,7 @@ def write_manifest(
     """
     manifest = {
         "stage": stage,
+        "stage_version": stage_version(stage),
         "settings": dict(settings),
         "inputs": dict(inputs),
         "fingerprint": fingerprint(folder),
@@ -358,16 +360,23 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     return None
 
 
+def stage_version(stage: str) -> int:
+    """Version of a stage, from 1: artifacts of two versions may differ where settings and inputs do not."""
+    return _VERSIONS.get(stage, 1)
+
+
 def settings_key(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """12 hex digits that name one (stage, settings, inputs) combination."""
-    text = json.dumps([stage, settings, inputs], sort_keys=True, default=str)
+    version = stage_version(stage)
+    made = [stage, settings, inputs, *([version] if version > 1 else [])]  # keys of version 1 are those of before
+    text = json.dumps(made, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def is_current(folder: str | Path, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
-    """Whether `folder` was made by `stage` with these settings from these inputs."""
+    """Whether `folder` was made by today's version of `stage` with these settings from these inputs."""
     manifest = read_manifest(folder)
-    if manifest is None:
+    if manifest is None or manifest.get("stage_version", 1) != stage_version(stage):
         return False
     recorded = settings_key(manifest["stage"], manifest["settings"], manifest["inputs"])
     return recorded == settings_key(stage, settings, inputs)

@@ -67,7 +67,7 @@ def bench(
     fresh = Results()
     for cell in chosen:
         if (row := row_of(suite, cell, places)) is not None:
-            fresh.add(row, *ranks_of(cell, places))
+            fresh.add(row, *ranks_of(suite, cell, places))
     if check:
         _check(fresh, Results.load(page.parent / "results", suite.name), suite)
     else:
@@ -85,7 +85,8 @@ def _write(page: Path, suite: Suite, fresh: Results) -> None:
     folder = page.parent / "results"
     known = Results.load(folder, suite.name)
     for row in fresh.rows:
-        known.add(row, fresh.users[row["data"]], fresh.ranks[row["data"], row["method"], row["seed"]])
+        key = (row["data"], row["method"], row["seed"])
+        known.add(row, fresh.users[row["data"]], fresh.ranks[key], fresh.unseen.get(key))
     known.save(folder, suite.name)
     suites = {suite.name: suite}
     for name in sorted(file.name.removesuffix("-ranks.parquet") for file in folder.glob("*-ranks.parquet")):

@@ -1,7 +1,7 @@
 """A grid of cells: run a few at a time, by any number of processes, gone on with after a kill, never run twice."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,12 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..artifacts import read_json, write_json
-from ..dataset import InteractionDataset
 from ..environment import hardware, versions
 from ..errors import HfGrError
 from ..evaluation.metrics import MISS
-from .results import SHORT, per_user
-from .steps import Places, Runner, Step, locked, steps_of
+from .results import UNSEEN
+from .steps import Places, Runner, Step, locked, settings_of, steps_of
 from .suite import TRAINING, Cell, Suite
 
 
@@ -69,41 +68,31 @@ def row_of(suite: Suite, cell: Cell, places: Places) -> dict[str, Any] | None:
     return row if row["key"] == steps_of(suite, cell, places)[-1].key else None
 
 
-def ranks_of(cell: Cell, places: Places, *, unseen: bool = False) -> tuple[list[str], np.ndarray]:
+def ranks_of(suite: Suite, cell: Cell, places: Places) -> tuple[list[str], np.ndarray, np.ndarray | None]:
     """Users of a finished cell, in order of their ids, and the rank of each one's target, int64 from 0 ([`MISS`]).
 
-    With `unseen` the ranks after items of the user's history were taken out of the list, the target too if it is one.
+    Then the ranks without the items of the history, `None` where the suite does not judge so.
     """
-    seen = _seen(places.out / cell.data / "dataset") if unseen else {}
-    return ranks_in(_folder(cell, places) / "test" / "predictions.parquet", seen)
+    folder = _folder(cell, places)
+    users, ranks = ranks_in(folder / "test" / "predictions.parquet")
+    return users, ranks, ranks_in(folder / "test-unseen" / "predictions.parquet")[1] if suite.exclude_seen else None
 
 
-def ranks_in(predictions: Path, seen: Mapping[str, set[str]] | None = None) -> tuple[list[str], np.ndarray]:
+def ranks_in(predictions: Path) -> tuple[list[str], np.ndarray]:
     """Users of a file of predictions with one case each, in order of their ids, and the rank of each one's target.
 
     Args:
         predictions: `predictions.parquet` of `hf-gr evaluate`.
-        seen: User → items that are taken out of the user's list first, the target too if it is one.
 
     Returns:
         Ids, and int64 [users] from 0 ([`MISS`] where the target is not in the list).
     """
     table = pq.read_table(predictions, columns=["user_id", "item_ids", "target"]).sort_by("user_id")
-    users, ranks = table["user_id"].to_pylist(), []
-    for user, items, target in zip(users, table["item_ids"].to_pylist(), table["target"].to_pylist(), strict=True):
-        left = [item for item in items if item not in seen[user]] if seen else items
-        ranks.append(left.index(target) if target in left else MISS)
-    return users, np.array(ranks, np.int64)
-
-
-def _seen(dataset: Path) -> dict[str, set[str]]:
-    """Items of every user but the last."""
-    events = InteractionDataset.load(dataset)
-    histories, seen = events.split("leave_one_out").test.histories, {}
-    for row, user in enumerate(histories.user_ids):
-        items = histories.items[histories.ptr[row] : histories.ptr[row + 1]]
-        seen[str(user)] = {events.item_ids[item] for item in items}
-    return seen
+    ranks = [
+        items.index(target) if target in items else MISS
+        for items, target in zip(table["item_ids"].to_pylist(), table["target"].to_pylist(), strict=True)
+    ]
+    return table["user_id"].to_pylist(), np.array(ranks, np.int64)
 
 
 def _folder(cell: Cell, places: Places) -> Path:
@@ -128,20 +117,25 @@ def _run_cell(suite: Suite, cell: Cell, places: Places, runner: Runner) -> Outco
 
 def _row(suite: Suite, cell: Cell, steps: list[Step], costs: list[dict[str, Any]], places: Places) -> dict[str, Any]:
     row: dict[str, Any] = {"suite": suite.name, "data": cell.data, "method": cell.method, "seed": cell.seed}
-    judged = read_json(steps[-1].output / "metrics.json")
+    judged = read_json(_folder(cell, places) / "test" / "metrics.json")
     row |= {name: figure["value"] for name, figure in next(iter(judged["systems"].values()))["item"].items()}
+    row["seen_targets"] = judged["seen_targets"]
     if suite.exclude_seen:
-        ranks = ranks_of(cell, places, unseen=True)[1]
-        row |= {f"unseen_{name}": float(per_user(ranks, name).mean()) for name in SHORT}
-    training = [cost for step, cost in zip(steps, costs, strict=True) if step.stage in TRAINING] or costs[-1:]
+        unseen = read_json(_folder(cell, places) / "test-unseen" / "metrics.json")
+        figures = next(iter(unseen["systems"].values()))["item"]
+        row |= {f"{UNSEEN}{name}": figure["value"] for name, figure in figures.items()}
+    training = [cost for step, cost in zip(steps, costs, strict=True) if step.stage in TRAINING] or [
+        costs[[step.stage for step in steps].index("evaluate")]
+    ]
     if next(iter(judged["systems"])) == "item kNN":  # which is chosen and fitted where it is judged
         row["chosen"] = "window {window}, {neighbours} neighbours".format(**judged["item kNN"])
     found = versions()
     return row | {
         "key": steps[-1].key,
+        "settings": settings_of(suite, cell),
         "train_seconds": _sum(training, "seconds"),
         "train_cpu_seconds": _sum(training, "cpu_seconds"),
-        "test_seconds": costs[-1]["seconds"],
+        "test_seconds": _sum([c for step, c in zip(steps, costs, strict=True) if step.stage == "evaluate"], "seconds"),
         "all_cpu_seconds": _sum(costs, "cpu_seconds"),
         "peak_bytes": max((cost["peak_bytes"] or 0 for cost in training), default=0) or None,
         "commands": "\n".join(places.portable(step.told) for step in steps),

@@ -1,6 +1,6 @@
 """Rows of finished cells in Parquet, and what is told of them: means, paired differences, intervals of a next run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from scipy.stats import t as student
 
 from ..artifacts import replacing
 from ..errors import HfGrError
-from ..evaluation.metrics import MISS, hit_rate, ndcg, paired_bootstrap
+from ..evaluation.metrics import MISS, hit_rate, ndcg
 
 
 METRICS = ("HR@5", "HR@10", "HR@50", "NDCG@5", "NDCG@10")
-SHORT = ("HR@5", "HR@10", "NDCG@5", "NDCG@10")  # told by lists of 50 also when some items are taken out
+UNSEEN = "unseen_"  # before the name of a metric: of lists without the items of the history
 _OUT = np.iinfo(np.int16).max  # of a rank in a file: the target is not in the list
 _KEY = ("data", "method", "seed")
 
@@ -40,12 +40,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean over users and shared seeds of one method less another, with a 95 % interval over users."""
+    """Mean over users and shared seeds of one method less another, with its 95 % interval ([`interval`]).
+
+    `trainings` counts the seeds: the interval of a single one knows nothing of the noise of training.
+    """
 
     value: float
     low: float
     high: float
-    relative: float
+    relative: float | None
+    trainings: int
 
 
 class Results:
@@ -54,15 +58,19 @@ class Results:
     Attributes:
         rows: One a cell.
         ranks: (data, method, seed) → int64 [users], from 0, in the order of `users`.
+        unseen: The same of lists without the items of the history, for the cells that were judged so.
         users: Data set → ids of its users.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.ranks: dict[tuple[str, str, int], np.ndarray] = {}
+        self.unseen: dict[tuple[str, str, int], np.ndarray] = {}
         self.users: dict[str, list[str]] = {}
 
-    def add(self, row: Mapping[str, Any], users: list[str], ranks: np.ndarray) -> None:
+    def add(
+        self, row: Mapping[str, Any], users: list[str], ranks: np.ndarray, unseen: np.ndarray | None = None
+    ) -> None:
         """Takes a row in the place of an earlier one of its cell; refuses one that contradicts itself, or other users
         than those of its data set ([`HfGrError`])."""
         check_consistent(row)
@@ -71,6 +79,18 @@ class Results:
             raise HfGrError(f"{'/'.join(map(str, key))} was judged on other users than the rest; run the suite anew.")
         self.rows = [old for old in self.rows if tuple(old[name] for name in _KEY) != key] + [dict(row)]
         self.ranks[key] = ranks
+        self.unseen.pop(key, None)
+        if unseen is not None:
+            self.unseen[key] = unseen
+
+    def parted(self, current: Callable[[Mapping[str, Any]], bool]) -> tuple["Results", "Results"]:
+        """The rows that are `current`, and the others."""
+        parts = (Results(), Results())
+        for row in self.rows:
+            key = (row["data"], row["method"], row["seed"])
+            part = parts[0 if current(row) else 1]
+            part.add(row, self.users[row["data"]], self.ranks[key], self.unseen.get(key))
+        return parts
 
     def of(self, data: str, method: str) -> list[dict[str, Any]]:
         """The rows of a method, by seed."""
@@ -85,33 +105,37 @@ class Results:
         return Figure(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
 
     def difference(self, data: str, method: str, other: str, name: str) -> Difference | None:
-        """A metric of one method less another's, user by user, on the seeds that both have; of two methods without a
-        common seed the first's first seed against each of the other's."""
+        """A metric (`NDCG@10`, `unseen_NDCG@10`) of one method less another's, user by user, on the seeds that both
+        have; a method of one seed counts against each of the other's."""
         pairs = self._pairs(data, method, other)
-        if not pairs:
+        ranks = self.unseen if name.startswith(UNSEEN) else self.ranks
+        if not pairs or not all(key in ranks for pair in pairs for key in pair):
             return None
-        sides = zip(*pairs, strict=True)
-        ours, theirs = (np.mean([per_user(self.ranks[key], name) for key in side], axis=0) for side in sides)
-        value, low, high = (float(x) for x in paired_bootstrap(ours, theirs, seed=0, samples=2000))
-        base = float(theirs.mean())
-        return Difference(value, low, high, value / base if base else 0.0)
+        ours, theirs = (np.stack([per_user(ranks[key], name) for key in side]) for side in zip(*pairs, strict=True))
+        low, high = interval(ours - theirs)
+        value, base = float((ours - theirs).mean()), float(theirs.mean())
+        return Difference(value, low, high, value / base if base else None, len(pairs))
 
-    def best(self, data: str, name: str) -> str | None:
-        """The method that is ahead of each other one with its interval above 0; `None` if there is none."""
-        methods = list(dict.fromkeys(row["method"] for row in self.rows if row["data"] == data))
-        if len(methods) < 2:
+    def best(self, data: str, name: str, fixed: Collection[str] = ()) -> str | None:
+        """The method that is ahead of each other one with its interval above 0, over more than one training; `None` if
+        there is none. Methods that are `fixed` give the same lists whatever the seed."""
+        methods = dict.fromkeys(row["method"] for row in self.rows if row["data"] == data)
+        means = {method: figure.mean for method in methods if (figure := self.figure(data, method, name)) is not None}
+        if len(means) < 2:
             return None
-        means = {method: self.figure(data, method, name) for method in methods}
-        first = max(methods, key=lambda method: means[method].mean if means[method] else -1.0)  # type: ignore[union-attr]
-        found = [self.difference(data, first, other, name) for other in methods if other != first]
-        return first if all(one is not None and one.low > 0 for one in found) else None
+        first = max(means, key=means.__getitem__)
+        found = [(other, self.difference(data, first, other, name)) for other in means if other != first]
+        ahead = (
+            one is not None and one.low > 0 and (one.trainings > 1 or {first, other} <= set(fixed))
+            for other, one in found
+        )
+        return first if all(ahead) else None
 
     def _pairs(self, data: str, method: str, other: str) -> list[tuple[tuple[str, str, int], tuple[str, str, int]]]:
         ours, theirs = ([row["seed"] for row in self.of(data, name)] for name in (method, other))
-        shared = [seed for seed in ours if seed in theirs]
-        if shared:
-            return [((data, method, seed), (data, other, seed)) for seed in shared]
-        return [((data, method, ours[0]), (data, other, seed)) for seed in theirs] if ours else []
+        if len(ours) == 1 or len(theirs) == 1:
+            return [((data, method, mine), (data, other, yours)) for mine in ours for yours in theirs]
+        return [((data, method, seed), (data, other, seed)) for seed in ours if seed in theirs]
 
     def save(self, folder: Path, suite: str) -> None:
         """Writes `SUITE.parquet` (rows) and `SUITE-ranks.parquet` (a row a cell: the rank of every user's target)."""
@@ -120,10 +144,11 @@ class Results:
         names = list(dict.fromkeys(name for row in rows for name in row))
         _write(pa.table({name: [row.get(name) for row in rows] for name in names}), folder / f"{suite}.parquet")
         keys = sorted(self.ranks)
-        lists = [np.minimum(self.ranks[key], _OUT).astype(np.int16) for key in keys]
         table = {name: [key[place] for key in keys] for place, name in enumerate(_KEY)}
-        ranks = pa.array(lists, pa.list_(pa.int16()))
-        _write(pa.table(table | {"ranks": ranks}), folder / f"{suite}-ranks.parquet")
+        for name, ranks in (("ranks", self.ranks), ("unseen", self.unseen)):
+            lists = [np.minimum(ranks[key], _OUT).astype(np.int16) if key in ranks else None for key in keys]
+            table[name] = pa.array(lists, pa.list_(pa.int16()))
+        _write(pa.table(table), folder / f"{suite}-ranks.parquet")
         users = pa.array(list(self.users.values()), pa.list_(pa.string()))
         _write(pa.table({"data": list(self.users), "users": users}), folder / f"{suite}-users.parquet")
 
@@ -135,16 +160,46 @@ class Results:
             return found
         found.rows = pq.read_table(folder / f"{suite}.parquet").to_pylist()
         for row in pq.read_table(folder / f"{suite}-ranks.parquet").to_pylist():
-            ranks = np.array(row["ranks"], np.int64)
-            found.ranks[row["data"], row["method"], row["seed"]] = np.where(ranks == _OUT, MISS, ranks)
+            for name, of_cell in (("ranks", found.ranks), ("unseen", found.unseen)):
+                if row.get(name) is not None:
+                    ranks = np.array(row[name], np.int64)
+                    of_cell[row["data"], row["method"], row["seed"]] = np.where(ranks == _OUT, MISS, ranks)
         users = pq.read_table(folder / f"{suite}-users.parquet").to_pylist()
         found.users = {row["data"]: row["users"] for row in users}
         return found
 
 
+def interval(differences: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of paired differences over trainings and users, both of which are a sample.
+
+    Two-way analysis of variance with random effects (known): the variance of the mean is (MS_trainings + MS_users -
+    MS_rest) / (S · U). MS_trainings counts by Student's t of S - 1, the rest of it by that of U - 1 degrees of freedom
+    (our choice): two trainings tell little of the noise of training, and their interval says so. With one training the
+    interval is over users alone.
+
+    Args:
+        differences: float64 [S, U], one less the other of every training and user.
+
+    Returns:
+        Its two ends; they are the mean where there is one user.
+    """
+    trainings, users = differences.shape
+    mean = float(differences.mean())
+    if users == 1:
+        return mean, mean
+    of_user, of_training = differences.mean(0), differences.mean(1)
+    spread = float(student.ppf(0.975, users - 1)) ** 2 * trainings * float(of_user.var(ddof=1))
+    if trainings > 1:
+        rest = ((differences - of_user - of_training[:, None] + mean) ** 2).sum() / ((trainings - 1) * (users - 1))
+        spread = max(0.0, spread - float(student.ppf(0.975, users - 1)) ** 2 * float(rest))
+        spread += float(student.ppf(0.975, trainings - 1)) ** 2 * users * float(of_training.var(ddof=1))
+    reach = (spread / (trainings * users)) ** 0.5
+    return mean - reach, mean + reach
+
+
 def per_user(ranks: np.ndarray, name: str) -> np.ndarray:
-    """A metric such as `NDCG@10` of every user, float64 [users]."""
-    kind, k = name.split("@")
+    """A metric such as `NDCG@10` (or `unseen_NDCG@10`) of every user, float64 [users]."""
+    kind, k = name.removeprefix(UNSEEN).split("@")
     return {"HR": hit_rate, "NDCG": ndcg}[kind](ranks, int(k))
 
 

@@ -18,13 +18,15 @@ from typing import Any
 import yaml
 
 from ..arguments import RECIPES, recipe_file
-from ..artifacts import read_json, write_json
+from ..artifacts import read_json, stage_version, write_json
 from ..errors import HfGrError
+from ..fingerprints import fingerprint
 from .suite import Cell, Data, Suite
 
 
 LAUNCHER = re.compile(r"(GROUP_|ROLE_|LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|(ACCELERATE|TORCHELASTIC)_.*")
 LISTS = Path("benchmarks/baselines/lists.py")  # settings of a system stand beside it, if it has any
+_NOWHERE = Path(os.devnull) / "raw"  # in the place of raw data that are not to be read
 PROGRAM = [sys.executable, "-m", "hf_gr.cli"]
 
 
@@ -90,8 +92,18 @@ class Places:
 
 
 def steps_of(suite: Suite, cell: Cell, places: Places) -> list[Step]:
-    """The stages of a cell in order; the last one judges, into `test`."""
+    """The stages of a cell in order. The last one judges, into `test`; where the suite has `exclude_seen` one judges
+    into `test` first, and the last one without the items of the history, into `test-unseen`."""
     return _Chain(suite, cell, places).steps
+
+
+def settings_of(suite: Suite, cell: Cell) -> str | None:
+    """The key of a cell's settings and of the versions of its stages, whatever its raw data; `None` where a part of
+    the settings is not here (those of baselines are in a checkout alone)."""
+    try:
+        return steps_of(suite, cell, Places(Path("bench"), _NOWHERE))[-1].key
+    except HfGrError:
+        return None
 
 
 class _Chain:
@@ -105,11 +117,15 @@ class _Chain:
         self.steps: list[Step] = []
         self.labelled: Step | None = None  # interests, once a method has mined some
         self._prepare()
-        self._judge(self._train(cell.method))
+        judged = self._train(cell.method)
+        made = self.steps[-1].key
+        self._judge(judged, "test", made)
+        if suite.exclude_seen:
+            self._judge(judged, "test-unseen", made, self.steps[-1].key)
 
     def _add(self, stage: str, output: Path, arguments: list[str], *read: str, program: str = "") -> Step:
-        """Adds a step. Its key covers its arguments, what YAML files among them say instead of where they are, and the
-        keys of the steps that it builds on."""
+        """Adds a step. Its key covers its arguments, what YAML files among them say instead of where they are, the
+        stage's version, and the keys of the steps that it builds on."""
         told = [
             yaml.safe_load(recipe_file(word).read_text(encoding="utf-8"))
             if option == "--config"
@@ -118,7 +134,8 @@ class _Chain:
         ]
         if self.labelled is not None and str(self.labelled.output) in arguments:
             read = (*read, self.labelled.key)
-        key = hashlib.sha256(json.dumps([stage, program, told, read]).encode()).hexdigest()[:12]
+        made = [stage, stage_version(stage), program, told, read]
+        key = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:12]
         start = [self.places.python, program] if program else [*PROGRAM, stage]
         self.steps.append(Step(stage, output, [*start, *arguments], key))
         return self.steps[-1]
@@ -128,7 +145,9 @@ class _Chain:
         if raw is None and any("{data}" in word for word in self.data.prepare):
             raise HfGrError(f"{self.data.name} is made of raw files; name their folder with --data.")
         words = [word.replace("{data}", str(raw)) for word in self.data.prepare]
-        self._add("prepare", self.dataset, [*words, "--out", str(self.dataset)])
+        files = [Path(word) for word, told in zip(words, self.data.prepare, strict=True) if "{data}" in told]
+        read = [fingerprint(file) for file in files if file.exists()]
+        self._add("prepare", self.dataset, [*words, "--out", str(self.dataset)], *read)
 
     def _config(self, method: str, stage: str) -> tuple[str, list[str]] | None:
         """Recipe of a stage and its command-line arguments; `None` where the method does not have it."""
@@ -182,11 +201,6 @@ class _Chain:
             words = [*judged[1:], *self._train(given.pop("method"))[1:], *_arguments(given)]
             self._add("blend", folder / "blend", [*words, "--out", str(folder / "blend")], made, self.steps[-1].key)
             judged = ["--model", str(folder / "blend")]
-        if "remember" in own:
-            words = [judged[1], str(self.dataset), *_arguments(own["remember"]), "--seed", str(self.cell.seed)]
-            output = folder / "remember"
-            self._add("remember", output, [*words, "--out", str(output)], prepared, self.steps[-1].key)
-            judged = ["--model", str(output)]
         return judged
 
     def _interests(self, method: str, prepared: str) -> None:
@@ -225,12 +239,21 @@ class _Chain:
         self._add("quantize", catalog, [*words, "--seed", str(self.cell.seed)], embedded.key)
         return catalog
 
-    def _judge(self, judged: list[str]) -> None:
-        output = self.root / f"{self.cell.method}-s{self.cell.seed}" / "test"
-        settings = {"baselines": False, "seed": self.cell.seed, **self.suite.evaluate}
-        settings |= self.suite.methods[self.cell.method].get("evaluate", {})
-        words = ["--dataset", str(self.dataset), *judged, *_arguments(settings), "--output_dir", str(output)]
-        self._add("evaluate", output, words, self.steps[-1].key)
+    def _judge(self, judged: list[str], name: str, made: str, *before: str) -> None:
+        """The step that judges, after the memory of a method that has one: both know whether seen items are served."""
+        method = self.suite.methods[self.cell.method]
+        folder, unseen = self.root / f"{self.cell.method}-s{self.cell.seed}", name != "test"
+        seed = str(self.cell.seed)
+        if "remember" in method:
+            output = folder / ("remember-unseen" if unseen else "remember")
+            words = [judged[1], str(self.dataset), *_arguments(method["remember"]), "--seed", seed]
+            words += ["--exclude-seen"] if unseen else []
+            self._add("remember", output, [*words, "--out", str(output)], self.steps[0].key, made)
+            judged, made = ["--model", str(output)], self.steps[-1].key
+        settings = {"baselines": False, "seed": self.cell.seed, **self.suite.evaluate, **method.get("evaluate", {})}
+        settings |= {"exclude_seen": True} if unseen else {}
+        words = ["--dataset", str(self.dataset), *judged, *_arguments(settings), "--output_dir", str(folder / name)]
+        self._add("evaluate", folder / name, words, made, *before)
 
 
 def _mark(recipe: str, words: list[str]) -> str:

@@ -70,8 +70,8 @@ class Suite:
             `evaluate: {baselines: true}` alone is item kNN.
         seeds: Of all data sets that do not name their own.
         evaluate: Keys of `hf-gr evaluate` for all.
-        against: The method that all others are compared with.
-        exclude_seen: Whether lists are judged a second time without what the history holds.
+        against: The methods that all others are compared with; a name or several.
+        exclude_seen: Whether models are asked and judged a second time without what the history holds.
         prediction: Whether tables tell where another run of a row is to be expected.
         price_per_hour: Of a core (or of a GPU where there is one), in a currency of your own; no cost is told without.
     """
@@ -82,7 +82,7 @@ class Suite:
     methods: dict[str, dict[str, Any]]
     seeds: list[int]
     evaluate: dict[str, Any] = field(default_factory=dict)
-    against: str = ""
+    against: tuple[str, ...] = ()
     notes: str = ""
     exclude_seen: bool = False
     prediction: bool = False
@@ -171,6 +171,8 @@ def load_suite(name: str | Path) -> Suite:
         )
     for method, own in given["methods"].items():
         _check_keys(own, METHOD_KEYS, file, f"method {method}")
+        if "remember" in given["methods"].get(own.get("from"), {}):
+            raise HfGrError(f"{file}: method {method} goes on from {own['from']}, whose memory it would lose.")
         if own.get("from", method) not in given["methods"]:
             raise HfGrError(f"{file}: method {method} goes on from {own['from']!r}, which is no method of the suite.")
         if "blend" in own:
@@ -189,11 +191,14 @@ def load_suite(name: str | Path) -> Suite:
             )
     for method in given["methods"]:
         _check_way(method, given["methods"], file)
-    suite = Suite(file, **given | {"datasets": datasets, "evaluate": given.get("evaluate") or {}})
+    against = given.get("against") or []
+    against = tuple([against] if isinstance(against, str) else against)
+    suite = Suite(file, **given | {"datasets": datasets, "evaluate": given.get("evaluate") or {}, "against": against})
     for settings in (suite.evaluate, *(own.get("evaluate") or {} for own in suite.methods.values())):
         _check_judging(settings, suite)
-    if suite.against not in ("", *suite.methods):
-        raise HfGrError(f"{file}: against is {suite.against!r}, which is no method of the suite.")
+    for other in suite.against:
+        if other not in suite.methods:
+            raise HfGrError(f"{file}: against is {other!r}, which is no method of the suite.")
     return suite
 
 
@@ -207,15 +212,12 @@ def _check_way(method: str, methods: Mapping[str, Any], file: Path) -> None:
 
 
 def _check_judging(settings: Mapping[str, Any], suite: Suite) -> None:
-    """Refuses what the tables cannot hold: they compare one case a user, and know what histories hold by its test."""
-    split, part = settings.get("split", "leave_one_out"), settings.get("part", "test")
+    """Refuses what the tables cannot hold: they compare one case a user, and ask for seen items themselves."""
+    split = settings.get("split", "leave_one_out")
     if read_split(split).kind != "leave_one_out":
         raise HfGrError(f"{suite.file}: split is {split}, but tables compare one case a user; use leave_one_out.")
-    if suite.exclude_seen and (split, part) != ("leave_one_out", "test"):
-        raise HfGrError(
-            f"{suite.file}: exclude_seen knows the histories of leave_one_out's test alone, not of {split}, {part}; "
-            "leave one of them out."
-        )
+    if "exclude_seen" in settings:
+        raise HfGrError(f"{suite.file}: exclude_seen is a key of the suite, not of evaluate; it adds a second table.")
 
 
 def _check_keys(given: Any, known: Sequence[str], file: Path, what: str) -> None:

@@ -48,7 +48,7 @@ class EvaluateConfig:
     )
     exclude_seen: bool = field(
         default=False,
-        metadata={"help": "Never recommend what is in the history. Lists from `predictions` are judged as they are."},
+        metadata={"help": "Never recommend what is in the history; lists from `predictions` are judged without it."},
     )
     method: Literal["beam", "sample", "gumbel", "exhaustive"] = field(
         default="beam",

@@ -61,6 +61,23 @@ def read_predictions(
     return result
 
 
+def without_history(lists: np.ndarray, cases: Cases) -> np.ndarray:
+    """The lists without the items of each one's history; those behind them move up.
+
+    Args:
+        lists: int64 [cases, K], padded with -1.
+        cases: Of the same order.
+
+    Returns:
+        int64 [cases, K].
+    """
+    result = np.full_like(lists, MISSING)
+    for row, (items, history) in enumerate(zip(lists, cases, strict=True)):
+        left = items[(items != MISSING) & ~np.isin(items, history)]
+        result[row, : len(left)] = left
+    return result
+
+
 def write_predictions(file: str | Path, recommended: np.ndarray, cases: Cases, item_ids: list[str]) -> None:
     """Writes lists as Parquet: `user_id`, `case`, `item_ids` (null where an answer was no item), `target`."""
     names = np.array([*item_ids, None], dtype=object)

@@ -15,7 +15,7 @@ from ..splits import Split
 from . import metrics as m
 from .baselines import ItemKNN, Popularity, tuned_knn
 from .config import EvaluateConfig
-from .predictions import read_predictions
+from .predictions import read_predictions, without_history
 from .redistribution import judge_redistribution
 from .thoughts import judge_thoughts
 
@@ -55,7 +55,12 @@ def all_lists(
             of_model, codes, figures = _generated(paths["model"], dataset, cases, config, world)
             lists |= of_model
     if config.predictions and main:
-        lists["predictions"] = read_predictions(config.predictions, dataset, cases, top_k=config.top_k)
+        read = read_predictions(
+            config.predictions, dataset, cases, top_k=None if config.exclude_seen else config.top_k
+        )
+        read = without_history(read, cases) if config.exclude_seen else read
+        short = max(0, config.top_k - read.shape[1])
+        lists["predictions"] = np.pad(read, ((0, 0), (0, short)), constant_values=m.MISSING)[:, : config.top_k]
     if config.baselines and main:
         settings: dict[str, Any] = {"num_items": dataset.num_items, "exclude_seen": config.exclude_seen}
         knn, trials = tuned_knn(split.train, split.validation, **settings)

@@ -32,7 +32,7 @@ folder.mkdir(parents=True, exist_ok=True)
 (folder / "manifest.json").write_text("{}")
 metrics = {f"{name}@{k}": {"value": 0.5} for name in ("HR",) for k in (5, 10, 50)}
 metrics |= {f"NDCG@{k}": {"value": 0.5} for k in (5, 10, 50)}
-(folder / "metrics.json").write_text(json.dumps({"systems": {"model": {"item": metrics}}}))
+(folder / "metrics.json").write_text(json.dumps({"systems": {"model": {"item": metrics}}, "seen_targets": 0.0}))
 lists = {"user_id": ["a", "b"], "item_ids": [["x", "y"], ["y"]], "target": ["x", "x"]}
 pq.write_table(pa.table(lists), folder / "predictions.parquet")
 """
@@ -160,7 +160,13 @@ def test_the_row_of_item_knn_says_what_was_chosen(tmp_path):
     assert row["chosen"] == f"window {knn['item kNN']['window']}, {knn['item kNN']['neighbours']} neighbours"
     assert row["HR@10"] == knn["systems"]["item kNN"]["item"]["HR@10"]["value"] and row["train_cpu_seconds"] > 0
     page = (out / "RESULTS.md").read_text()
-    assert f"| kNN ({row['chosen']}) | 1 |" in page and "| HR@10 against kept |" in page
+    assert f"| kNN ({row['chosen']}) | 1 |" in page
+    assert page.index("Items of the history removed") < page.index("Items of the history kept")  # nobody repeats
+    unseen = json.loads((out / "circle/knn-s0/test-unseen/metrics.json").read_text())
+    assert (
+        unseen["settings"]["exclude_seen"]
+        and row["unseen_HR@10"] == unseen["systems"]["item kNN"]["item"]["HR@10"]["value"]
+    )
 
 
 @pytest.mark.slow
@@ -176,7 +182,7 @@ def test_from_raw_data_to_the_page(tmp_path, capsys):
     assert "| flat | 1 |" in (out / "RESULTS.md").read_text()
     main([*words, "--list"])
     assert "done" in capsys.readouterr().out
-    assert [step.cost() is not None for step in steps_of(suite, suite.cells()[0], Places(out, tmp_path))] == [True] * 5
+    assert [step.cost() is not None for step in steps_of(suite, suite.cells()[0], Places(out, tmp_path))] == [True] * 6
     started = time.perf_counter()
     main(words)
     assert time.perf_counter() - started < 5

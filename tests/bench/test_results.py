@@ -1,5 +1,6 @@
 """Rows and ranks through files, differences and intervals against NumPy, and rows that contradict themselves."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 from bench.suites import write_suite
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from hf_gr.bench import Results, _write, check_consistent, load_suite
+from hf_gr.bench import Cell, Results, _write, check_consistent, load_suite
 from hf_gr.bench.page import write_page
-from hf_gr.bench.results import outside, per_user
+from hf_gr.bench.results import interval, outside, per_user
+from hf_gr.bench.steps import settings_of
 from hf_gr.bench.suite import shipped_suites
 from hf_gr.cli import main
 from hf_gr.errors import HfGrError
@@ -75,7 +78,56 @@ def test_figures_are_numpys():
     ours, theirs = (np.mean([row["HR@10"] for row in results.of("circle", name)]) for name in ("wide", "flat"))
     assert found.value == pytest.approx(ours - theirs) and found.low < found.value < found.high
     assert found.relative == pytest.approx((ours - theirs) / theirs)
-    assert results.best("circle", "HR@10") == "wide"
+    assert found.trainings == 3 and results.best("circle", "HR@10") == "wide"
+
+
+@pytest.mark.parametrize(("trainings", "noise"), [(1, 0.0), (2, 0.3), (2, 0.05), (5, 0.3), (5, 0.0)])
+def test_an_interval_holds_the_truth_as_often_as_it_says(trainings, noise):
+    """Over users and trainings drawn anew each time, as the two-way model has them."""
+    random = np.random.default_rng(0)
+    covered = []
+    for _ in range(1000):
+        users, noises = random.normal(size=60), noise * random.normal(size=(trainings, 1))
+        low, high = interval(0.1 + users + noises + random.normal(size=(trainings, 60)))
+        covered.append(low < 0.1 < high)
+    assert 0.935 <= np.mean(covered) <= (0.97 if trainings in (1, 5) else 1.0)  # more, never less, of two trainings
+
+
+def test_an_interval_of_one_training_is_students():
+    values = np.random.default_rng(1).normal(size=(1, 50))
+    expected = stats.t.interval(0.95, 49, values.mean(), stats.sem(values[0]))
+    assert interval(values) == pytest.approx(expected)
+
+
+def test_one_training_is_never_the_best_unless_nothing_is_left_to_chance():
+    results = Results()
+    results.add(*made("circle", "flat", 0))
+    results.add(*made("circle", "wide", 0, 0.9))
+    assert results.difference("circle", "wide", "flat", "HR@10").trainings == 1
+    assert results.best("circle", "HR@10") is None
+    assert results.best("circle", "HR@10", ["flat", "wide"]) == "wide"
+
+
+def test_a_method_of_one_seed_counts_against_every_training_of_the_other():
+    results = some()
+    results.add(*made("circle", "knn", 0, 0.1))
+    found = results.difference("circle", "wide", "knn", "HR@10")
+    assert found.trainings == 3
+    assert results.difference("circle", "knn", "wide", "HR@10").value == pytest.approx(-found.value)
+
+
+def test_lists_without_seen_items_have_differences_of_their_own(tmp_path):
+    results = Results()
+    for method, chance in (("flat", 0.3), ("wide", 0.6)):
+        row, users, ranks = made("circle", method, 0, chance)
+        results.add(row, users, ranks, np.maximum(ranks - 1, 0))
+    kept, unseen = (results.difference("circle", "wide", "flat", name) for name in ("NDCG@10", "unseen_NDCG@10"))
+    assert unseen.value > kept.value > 0
+    results.save(tmp_path, "tiny")
+    again = Results.load(tmp_path, "tiny")
+    assert again.difference("circle", "wide", "flat", "unseen_NDCG@10") == unseen
+    results.add(*made("circle", "wide", 0, 0.6))
+    assert results.difference("circle", "wide", "flat", "unseen_NDCG@10") is None
 
 
 def test_nothing_is_best_where_intervals_touch_zero():
@@ -110,14 +162,31 @@ def test_the_page_tells_what_was_measured_and_what_was_not(tmp_path):
     suite = load_suite(
         write_suite(tmp_path, seeds=[0, 1, 2, 3], prediction=True, notes="Of a circle.", price_per_hour=3)
     )
-    results = some()
+    results = Results()
+    for seed, (method, chance) in product(range(3), (("flat", 0.3), ("wide", 0.6))):
+        row, users, ranks = made("circle", method, seed, chance)
+        results.add(row | {"settings": settings_of(suite, Cell("circle", method, seed))}, users, ranks)
     write_page(tmp_path / "RESULTS.md", [(suite, results)])
     page = Path(tmp_path / "RESULTS.md").read_text()
     line = next(line for line in page.splitlines() if line.startswith("| twice as wide | 3 |"))
     figure = results.figure("circle", "wide", "HR@10")
     assert f"**{figure.mean:.4f} ± {figure.std:.4f}**" in line and "| 1.5 | 2.0 | 0.100 |" in line
     assert "Of a circle." in page and "hf-gr bench tiny.yaml --data DATA --cells 'circle/flat-s*'" in page
+    assert page.count("flat, removed") == 0 and "Rows of circle of other settings" not in page
     assert "| circle, flat | 3 |" in page and "{:.4f} to {:.4f}".format(*figure.next_run) in page
+
+
+def test_rows_of_other_settings_are_said_and_not_compared(tmp_path):
+    suite = load_suite(write_suite(tmp_path))
+    results = Results()
+    for method, settings in (("flat", settings_of(suite, Cell("circle", "flat", 0))), ("wide", "of before")):
+        row, users, ranks = made("circle", method, 0)
+        results.add(row | {"settings": settings}, users, ranks)
+    write_page(tmp_path / "RESULTS.md", [(suite, results)])
+    page = Path(tmp_path / "RESULTS.md").read_text()
+    old = page.index("Rows of circle of other settings or versions:")
+    assert page.index("| flat | 1 |") < old < page.index("| twice as wide | 1 |")
+    assert "less flat" not in page and "| circle, twice as wide | 0 |" in page  # it is to be run anew
 
 
 def test_the_page_holds_the_suites_that_have_rows(tmp_path, capsys):

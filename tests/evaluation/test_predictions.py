@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_gr.dataset import Cases, InteractionDataset
+from hf_gr.dataset import Cases, Histories, InteractionDataset
 from hf_gr.errors import HfGrError
-from hf_gr.evaluation.predictions import case_numbers, read_predictions, write_predictions
+from hf_gr.evaluation.metrics import MISSING
+from hf_gr.evaluation.predictions import case_numbers, read_predictions, without_history, write_predictions
 
 
 @pytest.fixture
@@ -180,3 +181,19 @@ def test_unreadable_files_are_refused(tmp_path, dataset, cases, name, content):
     assert "\n" not in str(error.value)
     with pytest.raises(HfGrError, match="does not exist"):
         read_predictions(tmp_path / "absent.parquet", dataset, cases)
+
+
+@given(
+    st.lists(st.lists(st.integers(-2, 6), min_size=4, max_size=4), min_size=1, max_size=5),
+    st.lists(st.lists(st.integers(0, 6), max_size=5), min_size=5, max_size=5),
+)
+def test_lists_without_their_histories(lists, histories):
+    histories = histories[: len(lists)]
+    ptr = np.cumsum([0, *map(len, histories)])
+    items = np.array([item for history in histories for item in history], np.int64)
+    users = np.array([str(row) for row in range(len(lists))])
+    cases = Cases(Histories(users, ptr, items, np.arange(len(items))), np.zeros(len(lists), np.int64))
+    found = without_history(np.array(lists), cases)
+    for row, items, history in zip(found, lists, histories, strict=True):
+        left = [item for item in items if item != MISSING and item not in history]
+        assert row.tolist() == left + [MISSING] * (4 - len(left))
