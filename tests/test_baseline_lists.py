@@ -6,6 +6,7 @@ RecTools lives in an environment of its own, so a stand-in takes the place of it
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -124,6 +125,31 @@ def test_wrong_arguments_end_with_a_message(lists, capsys, changes, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("best", [30, 300])
+def test_of_several_values_the_validation_part_chooses(lists, dataset, monkeypatch, best):
+    events = lists.read_events(dataset.path)
+    targets = {part: np.full(4, -1) for part in ("validation", "test")}
+    for part, rows in targets.items():
+        rows[events.judged] = events.targets(part)
+
+    class Model(SimpleNamespace):
+        def fit(self, train):
+            assert train == "train"
+            return self
+
+    def answers(model, events, known, top_k, exclude_seen):
+        return targets["validation" if model.value == best else "test"][:, None]
+
+    monkeypatch.setattr(lists, "rectools_dataset", lambda known: "train")
+    monkeypatch.setattr(lists, "simple_model", lambda name, settings: Model(value=settings["regularization"]))
+    monkeypatch.setattr(lists, "lists_of", answers)
+    settings = {"regularization": [30, 100, 300]}
+    if best == 30:
+        settings["regularization"].reverse()
+    assert lists.chosen_model("ease", settings, events, False).value == best
+    assert lists.chosen_model("ease", {"regularization": 7}, events, False).value == 7
+
+
 def test_settings_are_keys_and_values(lists, tmp_path):
     (tmp_path / "odd.yaml").write_text("- 1\n")
     with pytest.raises(SystemExit, match="holds no settings"):
@@ -135,4 +161,5 @@ def test_settings_are_keys_and_values(lists, tmp_path):
 def test_a_shipped_config_names_a_schedule(lists, name):
     settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     assert settings["n_factors"] % settings["n_heads"] == 0
-    assert set(lists.SCHEDULE) <= settings.keys()
+    assert set(lists.SCHEDULE) - {"seconds"} <= settings.keys()  # none is stopped by the clock
+    assert "seconds" not in settings

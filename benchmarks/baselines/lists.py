@@ -12,6 +12,7 @@ validation part in a row bring no better NDCG@10, and the best state answers.
 
 import argparse
 import copy
+import itertools
 import math
 import os
 import time
@@ -158,6 +159,24 @@ def simple_model(name: str, settings: dict[str, Any]) -> Any:
     return PopularModel(**settings) if name == "popularity" else EASEModel(recommend_n_threads=1, **settings)
 
 
+def chosen_model(name: str, settings: dict[str, Any], events: Events, exclude_seen: bool) -> Any:
+    """Popularity or EASE; of a setting that is a list the value with the best NDCG@10 on the validation part."""
+    train = rectools_dataset(events.known("train"))
+    known, targets = events.known("validation"), events.targets("validation")
+    choices = [key for key, value in settings.items() if isinstance(value, list)]
+    best, model = -1.0, None
+    for values in itertools.product(*(settings[key] for key in choices)):
+        trial = dict(zip(choices, values, strict=True))
+        candidate = simple_model(name, settings | trial).fit(train)
+        if not choices:
+            return candidate
+        score = ndcg(lists_of(candidate, events, known, 10, exclude_seen)[events.judged], targets)
+        print(f"{trial}: validation NDCG@10 {score:.4f}", flush=True)
+        if score > best:
+            best, model = score, candidate
+    return model
+
+
 def trained_network(name: str, settings: dict[str, Any], events: Events, seed: int, exclude_seen: bool) -> Any:
     """SASRec or HSTU, in the state of the best look at the validation part."""
     from pytorch_lightning import Trainer, seed_everything
@@ -263,7 +282,7 @@ def main(given: list[str] | None = None) -> None:
         torch.set_num_threads(asked.threads)
         model = trained_network(asked.model, settings, events, asked.seed, asked.exclude_seen)
     else:
-        model = simple_model(asked.model, settings).fit(rectools_dataset(events.known("train")))
+        model = chosen_model(asked.model, settings, events, asked.exclude_seen)
     for file, exclude_seen in ((asked.out, asked.exclude_seen), (asked.also, not asked.exclude_seen)):
         if file is not None:
             lists = lists_of(model, events, events.known(asked.part), asked.top_k, exclude_seen)

@@ -177,7 +177,7 @@ class _Chain:
                     "hf_gr, or name the cells of other methods with --cells."
                 )
             output, settings = folder / "lists.parquet", LISTS.with_name(f"{own['lists']}.yaml")
-            words = [*common, "--model", own["lists"], "--part", "test", "--out", str(output)]
+            words = [*common, "--model", own["lists"], "--part", "test", "--top-k", "100", "--out", str(output)]
             words += ["--config", str(settings)] if settings.is_file() else []
             self._add("lists", output, words, prepared, program=str(LISTS))
             return ["--predictions", str(output)]
