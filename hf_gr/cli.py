@@ -320,6 +320,7 @@ def bench(
     max_steps: Annotated[int, typer.Option(help="Steps of every training, for a trial.")] = 0,
     list_only: Annotated[bool, typer.Option("--list", help="Show the cells and run nothing.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Hold results against those of the report.")] = False,
+    missing: Annotated[bool, typer.Option("--missing", help="Only cells without a row in the report.")] = False,
 ) -> None:
     """Run a grid of data sets, methods and seeds from raw data to tables; a killed one goes on."""
     from .bench import bench as run
@@ -340,6 +341,7 @@ def bench(
         max_steps=max_steps,
         list_only=list_only,
         check=check,
+        missing=missing,
     )
 
 

@@ -13,7 +13,7 @@ from ..terminal import plain
 from .grid import ranks_of, row_of, run_grid
 from .page import is_page, write_page
 from .results import Results, check_consistent, outside
-from .steps import Places, steps_of
+from .steps import Places, locked, steps_of
 from .suite import SUITES, Cell, Suite, load_suite, shipped_suites
 
 
@@ -32,6 +32,7 @@ def bench(
     max_steps: int = 0,
     list_only: bool = False,
     check: bool = False,
+    missing: bool = False,
 ) -> Path | None:
     """Runs a suite, and writes its tables.
 
@@ -48,30 +49,45 @@ def bench(
         list_only: Say which cells there are, and run nothing.
         check: Do not write rows, but hold them against those of the report: [`HfGrError`] if one lies outside the
             95 % prediction interval of its row.
+        missing: Leave out the cells whose row, of the same raw data, settings and stages, is beside the page already,
+            wherever it was made.
 
     Raises:
         HfGrError: If a cell failed, after the others ran.
     """
     suite = load_suite(name)
     places = Places(out / f"trial-{max_steps}" if max_steps else out, data, baselines_python, max_steps)
+    page = report or places.out / "RESULTS.md"
+    if missing and check:
+        raise HfGrError("--check runs what has a row, --missing what has none; take one of them.")
     chosen = suite.chosen(cells)
+    keys = {cell: steps_of(suite, cell, places)[-1].key for cell in chosen}  # raises on what cannot be run
+    if missing:
+        known = {row["key"] for row in Results.load(page.parent / "results", suite.name).rows}
+        chosen = [cell for cell in chosen if keys[cell] not in known]
     if list_only:
         _show_cells(suite, chosen, places)
         return None
-    for cell in chosen:
-        steps_of(suite, cell, places)  # raises on what cannot be run, before anything is
-    page = report or places.out / "RESULTS.md"
     if not check:
         check_output_file(page, is_page)
-    outcomes = run_grid(suite, chosen, places, jobs)
-    fresh = Results()
-    for cell in chosen:
-        if (row := row_of(suite, cell, places)) is not None:
-            fresh.add(row, *ranks_of(suite, cell, places))
+
+    def rows_of(cells: Sequence[Cell]) -> Results:
+        results = Results()
+        for cell in cells:
+            if (row := row_of(suite, cell, places)) is not None:
+                results.add(row, *ranks_of(suite, cell, places))
+        return results
+
+    def finished(cell: Cell) -> None:
+        if not check:  # now, and not at the end, which a long grid may not live to see
+            _write(page, suite, rows_of([cell]))
+
+    outcomes = run_grid(suite, chosen, places, jobs, finished=finished)
     if check:
-        _check(fresh, Results.load(page.parent / "results", suite.name), suite)
+        _check(rows_of(chosen), Results.load(page.parent / "results", suite.name), suite)
     else:
-        _write(page, suite, fresh)
+        _write(page, suite, rows_of(chosen))
+        print(f"[bench] wrote {page}")
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if failed:
         raise HfGrError(
@@ -82,12 +98,17 @@ def bench(
 
 def _write(page: Path, suite: Suite, fresh: Results) -> None:
     """Adds rows to those beside the page, and writes the page anew from all suites that have any."""
-    folder = page.parent / "results"
-    known = Results.load(folder, suite.name)
-    for row in fresh.rows:
-        key = (row["data"], row["method"], row["seed"])
-        known.add(row, fresh.users[row["data"]], fresh.ranks[key], fresh.unseen.get(key))
-    known.save(folder, suite.name)
+    with locked(page):
+        folder = page.parent / "results"
+        known = Results.load(folder, suite.name)
+        for row in fresh.rows:
+            key = (row["data"], row["method"], row["seed"])
+            known.add(row, fresh.users[row["data"]], fresh.ranks[key], fresh.unseen.get(key))
+        known.save(folder, suite.name)
+        _write_page(page, folder, suite)
+
+
+def _write_page(page: Path, folder: Path, suite: Suite) -> None:
     suites = {suite.name: suite}
     for name in sorted(file.name.removesuffix("-ranks.parquet") for file in folder.glob("*-ranks.parquet")):
         if name in suites:
@@ -99,7 +120,6 @@ def _write(page: Path, suite: Suite, fresh: Results) -> None:
         else:
             suites[name] = load_suite(file)
     write_page(page, [(suites[name], Results.load(folder, name)) for name in sorted(suites)])
-    print(f"[bench] wrote {page}")
 
 
 def _check(fresh: Results, known: Results, suite: Suite) -> None:

@@ -33,9 +33,15 @@ class Outcome:
 
 
 def run_grid(
-    suite: Suite, cells: Sequence[Cell], places: Places, jobs: int = 1, say: Callable[[str], None] = print
+    suite: Suite,
+    cells: Sequence[Cell],
+    places: Places,
+    jobs: int = 1,
+    say: Callable[[str], None] = print,
+    finished: Callable[[Cell], None] = lambda cell: None,
 ) -> list[Outcome]:
-    """Runs the cells that have no row yet, `jobs` at a time, each on its share of the cores.
+    """Runs the cells that have no row yet, `jobs` at a time, each on its share of the cores; calls `finished` with
+    each cell that has got one.
 
     A cell that fails is named, and the others go on. Several processes may call this for one grid: each takes the
     cells that nobody has, beginning at a place of its own. Interrupted, it ends what runs and begins nothing more.
@@ -46,7 +52,10 @@ def run_grid(
     first = rank * len(cells) // processes
 
     def run(cell: Cell) -> Outcome:
+        has_row = row_of(suite, cell, places) is not None
         outcome = _run_cell(suite, cell, places, runner)
+        if outcome.state == "done" and not has_row:
+            finished(cell)
         say(f"[bench] {cell.name}: {outcome.state}{f' ({outcome.reason})' if outcome.reason else ''}")
         return outcome
 

@@ -12,6 +12,7 @@ import yaml
 from bench.suites import write_suite, write_table
 
 from hf_gr.bench import Places, bench, load_suite
+from hf_gr.bench.grid import _row as ROW
 from hf_gr.bench.grid import row_of, run_grid
 from hf_gr.bench.steps import locked, steps_of
 from hf_gr.cli import main
@@ -133,6 +134,36 @@ def test_two_processes_never_run_a_cell_at_a_time(tmp_path, stand_in):
         assert json.loads(os.read(reader, 100)) == ["busy", "done"]
         os.waitpid(child, 0)  # it holds what it inherited, the lock too
     assert run_grid(suite, suite.cells(), places)[0].state == "done"
+
+
+def test_rows_stand_on_the_page_at_once_and_another_machine_runs_what_is_missing(tmp_path, stand_in, monkeypatch):
+    log, _ = stand_in
+    file, page = write_suite(tmp_path, exclude_seen=False), tmp_path / "RESULTS.md"
+    write_table(tmp_path)
+    there = {"data": tmp_path, "report": page}
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # before the second of two cells
+        patch.setattr(
+            "hf_gr.bench.grid._row",
+            lambda suite, cell, *rest: stop() if cell.method == "wide" else ROW(suite, cell, *rest),
+        )
+        bench(file, out=tmp_path / "one", **there)
+    assert "| flat | 1 |" in page.read_text() and "twice as wide | 1 |" not in page.read_text()
+    before = len(ran(log))
+    bench(file, out=tmp_path / "two", missing=True, **there)
+    assert not [line for line in ran(log)[before:] if "flat" in line]
+    assert "twice as wide | 1 |" in page.read_text()
+    before = len(ran(log))
+    bench(file, out=tmp_path / "three", missing=True, **there)
+    assert len(ran(log)) == before
+    (tmp_path / "log.csv").write_text((tmp_path / "log.csv").read_text() + "u0,i9,99\n")
+    bench(file, out=tmp_path / "four", missing=True, **there)
+    assert len(ran(log)) == before + 3 + 2 * 2  # other raw data: no row is of them
+    with pytest.raises(HfGrError, match="take one of them"):
+        bench(file, out=tmp_path / "five", missing=True, check=True, **there)
 
 
 def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path):
