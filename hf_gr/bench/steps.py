@@ -8,10 +8,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,17 +123,11 @@ class _Chain:
             self._judge(judged, "test-unseen", made, self.steps[-1].key)
 
     def _add(self, stage: str, output: Path, arguments: list[str], *read: str, program: str = "") -> Step:
-        """Adds a step. Its key covers its arguments, what YAML files among them say instead of where they are, the
-        stage's version, and the keys of the steps that it builds on."""
-        told = [
-            yaml.safe_load(recipe_file(word).read_text(encoding="utf-8"))
-            if option == "--config"
-            else self.places.portable(word)
-            for option, word in pairwise(["", *arguments])
-        ]
+        """Adds a step. Its key covers its settings, the stage's version and the keys of the steps it builds on."""
+        settings = _settings(arguments, self.places)
         if self.labelled is not None and str(self.labelled.output) in arguments:
             read = (*read, self.labelled.key)
-        made = [stage, stage_version(stage), program, told, read]
+        made = [stage, stage_version(stage), program, settings, read]
         key = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:12]
         start = [self.places.python, program] if program else [*PROGRAM, stage]
         self.steps.append(Step(stage, output, [*start, *arguments], key))
@@ -254,6 +247,23 @@ class _Chain:
         settings |= {"exclude_seen": True} if unseen else {}
         words = ["--dataset", str(self.dataset), *judged, *_arguments(settings), "--output_dir", str(folder / name)]
         self._add("evaluate", folder / name, words, made, *before)
+
+
+def _settings(words: Sequence[str], places: Places) -> list[Any]:
+    """What a command line asks for: its first words, and every option's values. What a YAML file says counts as the
+    options that it stands for; an option of the line takes its place, as it does when the stage reads them."""
+    first, options = list[str](), dict[str, list[str]]()
+    values = first
+    for word in words:
+        if word.startswith("--"):
+            values = options.setdefault(word, [])
+        else:
+            values.append(word)
+    if "--config" in options:
+        told = yaml.safe_load(recipe_file(options.pop("--config")[0]).read_text(encoding="utf-8"))
+        options = {f"--{name}": _arguments({name: value})[1:] for name, value in told.items()} | options
+    told = {name: [places.portable(word) for word in values] for name, values in sorted(options.items())}
+    return [[places.portable(word) for word in first], told]
 
 
 def _mark(recipe: str, words: list[str]) -> str:

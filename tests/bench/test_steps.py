@@ -5,6 +5,7 @@ import os
 import sys
 
 import pytest
+import yaml
 from bench.suites import write_suite, write_table
 
 from hf_gr.artifacts import _VERSIONS
@@ -41,9 +42,26 @@ def test_stages_of_a_cell_and_what_changes_their_keys(tmp_path, monkeypatch):
     recipe.write_text("# a comment\n" + recipe.read_text())
     same = steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))
     assert [step.key for step in same] == [step.key for step in flat]
-    recipe.write_text(recipe.read_text() + "seed: 1\n")
+    recipe.write_text(recipe.read_text() + "seed: 1\n")  # the command line says another, which counts
+    same = steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))
+    assert [step.key for step in same] == [step.key for step in flat]
+    recipe.write_text(recipe.read_text() + "max_iterations: 3\n")
     changed = steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))
     assert [one.key == other.key for one, other in zip(flat, changed, strict=True)] == [True] * 2 + [False] * 4
+
+
+def test_what_a_method_changes_counts_as_a_recipe_that_says_so(tmp_path):
+    def key(recipe: dict, **changes: object) -> str:
+        suite = load_suite(
+            write_suite(tmp_path, methods={"flat": {"quantize": "quantize", "sft": {"recipe": "sft-flat", **changes}}})
+        )
+        (tmp_path / "circle" / "sft-flat.yaml").write_text(yaml.safe_dump(recipe))
+        return steps_of(suite, suite.cells()[0], Places(tmp_path / "out", tmp_path))[3].key
+
+    model, rate = {"architecture": "qwen3", "layers": 1}, 3.0e-3
+    asked = key({"model": model, "learning_rate": rate, "bf16": False})
+    assert asked == key({"model": {"layers": 9}, "bf16": True}, model=model, learning_rate=rate, bf16=False)
+    assert asked != key({"model": model, "learning_rate": rate, "bf16": False}, learning_rate=1e-3)
 
 
 def test_a_method_goes_on_from_another_ones_model(tmp_path):
