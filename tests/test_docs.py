@@ -51,7 +51,7 @@ README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *GUIDES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "benchmarks").glob("*.md"))]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
-METHOD_PAGES = ["codebooks", "decoding", "grpo", "interests", "intrr", "r3-vae", "reg4rec", "retrieval"]
+METHOD_PAGES = ["codebooks", "decoding", "grpo", "interests", "intrr", "mmq", "r3-vae", "reg4rec", "retrieval"]
 METHOD_PAGES += ["s2gr", "sft"]
 WITH_PYTHON = [page for page in (README, *GUIDES) if any(block.language == "python" for block in blocks_of(page))]
 

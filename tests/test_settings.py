@@ -18,7 +18,8 @@ from hf_gr.sft import SFT_CONFIGS, SidSFTConfig
 
 
 def method_config(method: str, **given):
-    return new_quantizer(QuantizeConfig("d", "e", "o", method=method, codebook_size=4, method_config=given), 8).config
+    config = QuantizeConfig("d", "e", "o", method=method, levels=6, codebook_size=4, method_config=given)
+    return new_quantizer(config, 8, {"text": 5, "image": 3}).config
 
 
 def method_keys(method: str) -> list[str]:

@@ -46,6 +46,21 @@ class ItemVectors:
     def dim(self) -> int:
         return self.vectors.shape[1]
 
+    def parts(self, where: str | Path) -> dict[str, int]:
+        """Names of the sources that a vector is the concatenation of, in their order, and their widths.
+
+        Raises:
+            HfGrError: If `info`, read from `where`, does not tell them, or tells of another width.
+        """
+        sources, dims = self.info.get("sources", []), self.info.get("dims", {})
+        parts = {source: dims[source] for source in sources if source in dims}
+        if not sources or len(parts) < len(sources) or sum(parts.values()) != self.dim:
+            raise HfGrError(
+                f"{Path(where) / INFO_FILE} does not say which parts of what width the vectors of width {self.dim} "
+                "are made of (sources and dims); write them again with `hf-gr embed`."
+            )
+        return parts
+
     def save(self, folder: str | Path) -> None:
         """Writes both files into an existing or new folder. Raises [`HfGrError`] on NaN or infinite values.
 

@@ -64,6 +64,7 @@ class Quantizer(PreTrainedModel):
 
     Attributes:
         uses_graph: Whether [`align`] wants the co-occurrence graph of the items.
+        uses_parts: Whether the config names the parts of a vector, `modalities` and their `widths`.
         side_width: S, numbers that the codes of an item do not hold and [`side`] gives; 0 for most methods.
     """
 
@@ -72,11 +73,17 @@ class Quantizer(PreTrainedModel):
     base_model_prefix = "quantizer"
     main_input_name = "vectors"
     uses_graph = False
+    uses_parts = False
     side_width = 0
 
     @property
     def num_levels(self) -> int:
         return len(self.config.codebook_sizes)
+
+    @property
+    def groups(self) -> list[str]:
+        """By codebook, the name of the group it belongs to; empty where codebooks are levels of one hierarchy."""
+        return []
 
     def align(self, vectors: np.ndarray, graph: sp.csr_array | None) -> np.ndarray:
         """What is to be quantized in place of the vectors, float32 [N, d], given the items' co-occurrence [N, N].

@@ -48,8 +48,7 @@ def largest_clusters(
         seed: Of the sample of items that is read of large catalogs.
     """
     everything = np.arange(len(catalog))
-    rows = sampled(everything, seed)
-    read = _Read(rows, *word_counts(catalog.items.take(rows)))
+    read = _read(catalog, seed)
     clusters = _clusters(catalog, vectors, read, everything, (), top)
     if catalog.num_levels == 1:
         return [cluster for cluster, _ in clusters]
@@ -63,6 +62,18 @@ def largest_clusters(
         )
         for cluster, members in clusters
     ]
+
+
+def clusters_by_codebook(
+    catalog: SidCatalog, levels: int, vectors: np.ndarray | None = None, *, top: int = 6, seed: int = 0
+) -> list[list[Cluster]]:
+    """Of each of the first `levels` codebooks by itself, the codes with the most items; for codes without an order.
+
+    Arguments are those of [`largest_clusters`]. The prefix of a cluster is its one code.
+    """
+    everything, read = np.arange(len(catalog)), _read(catalog, seed)
+    found = (_clusters(catalog, vectors, read, everything, (), top, level) for level in range(levels))
+    return [[cluster for cluster, _ in clusters] for clusters in found]
 
 
 def sampled(rows: np.ndarray, seed: int) -> np.ndarray:
@@ -108,6 +119,11 @@ class _Read:
     words: list[str]
 
 
+def _read(catalog: SidCatalog, seed: int) -> _Read:
+    rows = sampled(np.arange(len(catalog)), seed)
+    return _Read(rows, *word_counts(catalog.items.take(rows)))
+
+
 def _clusters(
     catalog: SidCatalog,
     vectors: np.ndarray | None,
@@ -115,13 +131,15 @@ def _clusters(
     members: np.ndarray,
     prefix: tuple[int, ...],
     top: int,
+    level: int | None = None,
 ) -> list[tuple[Cluster, np.ndarray]]:
     """The largest clusters among the items `members` of a prefix, by the next code, and the rows of their items."""
-    codes = catalog.codes[members, len(prefix)]
+    level = len(prefix) if level is None else level
+    codes = catalog.codes[members, level]
     sizes = np.bincount(codes)
     wanted = [code for code in np.argsort(-sizes, kind="stable")[:top].tolist() if sizes[code]]
     read_here = np.isin(read.rows, members, assume_unique=True)
-    spoken = catalog.codes[read.rows[read_here], len(prefix)]
+    spoken = catalog.codes[read.rows[read_here], level]
     words = telling_words(read.counts[np.flatnonzero(read_here)], spoken, read.words, wanted)
     clusters = []
     for code, told in zip(wanted, words, strict=True):

@@ -20,7 +20,7 @@ from ..offline import local_folder
 from ..splits import Split
 from ..terminal import clean
 from .base import Quantizer
-from .clusters import Cluster, largest_clusters
+from .clusters import Cluster, clusters_by_codebook, largest_clusters
 from .loading import load_quantizer
 from .measures import BY_LEVEL, OVERALL, Measure
 from .metrics import codebook_report
@@ -43,7 +43,10 @@ class Inspection:
         quantizer: That of the quantizer's own codes, before collisions were resolved; `None` without a quantizer or
             without what it encodes.
         items_per_code: Of every level, how many items each code has.
-        clusters: The largest ones, in words.
+        clusters: The largest ones, in words, by first codes.
+        groups: By level, the group of a codebook among others (an expert's modality), `""` for a digit; empty where
+            levels are one hierarchy.
+        by_codebook: With groups, the largest clusters of every codebook by itself.
         settings: Of the stage that made the catalog, as far as its manifest tells.
         fit_log: Parts of the loss by epoch; empty for methods without.
         k: Neighbours that overlap was told of.
@@ -54,9 +57,17 @@ class Inspection:
     quantizer: dict[str, Any] | None
     items_per_code: list[list[int]]
     clusters: list[Cluster]
+    groups: list[str]
+    by_codebook: list[list[Cluster]]
     settings: dict[str, Any]
     fit_log: list[dict[str, float]]
     k: int
+
+    @property
+    def level_names(self) -> list[str]:
+        """By level, its number and, where there are groups, that of its codebook."""
+        groups = self.groups or [""] * len(self.catalog["levels"])
+        return [f"{number} {group}".rstrip() for number, group in enumerate(groups, 1)]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -110,6 +121,7 @@ def inspect(
         return codebook_report(codes, sizes, vectors=vectors, quantizer=quantizer, k=k, seed=seed, **evidence)
 
     sizes = list(sids.codebook_sizes)
+    groups = [] if quantizer is None else quantizer.groups
     return Inspection(
         name=str(catalog),
         catalog=judged(sids.codes, sizes),
@@ -117,7 +129,9 @@ def inspect(
         items_per_code=[
             np.bincount(sids.codes[:, level], minlength=size).tolist() for level, size in enumerate(sizes)
         ],
-        clusters=largest_clusters(sids, vectors, seed=seed),
+        clusters=[] if groups else largest_clusters(sids, vectors, seed=seed),
+        groups=[*groups, *[""] * (len(sizes) - len(groups))] if groups else [],
+        by_codebook=clusters_by_codebook(sids, len(groups), vectors, seed=seed) if groups else [],
         settings=settings,
         fit_log=read_json(folder / FIT_LOG) if (folder / FIT_LOG).is_file() else [],
         k=k,
@@ -177,19 +191,34 @@ def print_inspection(found: Inspection, *, console: Console | None = None) -> No
         if values[0] is not None:
             overall.add_row(_titled(measure), *(measure.text(value) for value in values))
     console.print(overall)
-    levels = len(found.catalog["levels"])
-    table = Table("", *(str(number) for number in range(1, levels + 1)), title="by level, or first codes")
+    table = Table("", *found.level_names, title="by level, or first codes")
     for measure in BY_LEVEL:
         cells = level_cells(measure, found)
         if cells:
             table.add_row(_titled(measure), *(f"{now}\n({before})" if before else now for now, before in cells))
     console.print(table)
+    if found.groups:
+        pairs = Table("codebooks of", "pairs", "redundancy", "by chance", "adjusted", title="redundancy by group")
+        for row in group_rows(found):
+            pairs.add_row(*row)
+        console.print(pairs)
     if found.quantizer is not None:
         console.print("(in brackets: before collisions were resolved)", highlight=False)
 
 
 def _titled(measure: Measure) -> str:
     return f"{measure.name} {_ARROWS[measure.better]}".rstrip()
+
+
+def group_rows(found: Inspection) -> list[list[str]]:
+    """Redundancy within every group of codebooks and between two, as a table; none without groups."""
+    rows = []
+    for row in found.catalog.get("redundancy_by_group", []):
+        one, other = row["groups"]
+        values = [row[name] for name in ("information", "chance", "adjusted")]
+        texts = ["–" if value is None else f"{value:.3f}" for value in values]
+        rows.append([one if one == other else f"{one} and {other}", str(row["pairs"]), *texts])
+    return rows
 
 
 def level_cells(measure: Measure, found: Inspection) -> list[tuple[str, str]]:
@@ -220,12 +249,12 @@ def headline(found: Inspection) -> list[str]:
             else f"{report['collision_rate']:.1%} share theirs, at most {report['largest_bucket']} the same one."
         )
     ]
-    for number, level in enumerate(levels, 1):
+    for name, level in zip(found.level_names, levels, strict=True):
         if level["use"] < 0.95:
-            lines.append(f"Level {number} uses only {level['used']} of its {level['size']} codes.")
+            lines.append(f"Level {name} uses only {level['used']} of its {level['size']} codes.")
         if level["perplexity"] < level["size"] / 4:
             lines.append(
-                f"The load of level {number} is uneven: as varied as {level['perplexity']:.0f} of {level['size']} "
+                f"The load of level {name} is uneven: as varied as {level['perplexity']:.0f} of {level['size']} "
                 f"codes, and the fullest has {level['skew']:.0f} times its share."
             )
     if found.quantizer is not None:

@@ -12,12 +12,13 @@ from matplotlib.ticker import StrMethodFormatter
 from ..artifacts import check_output_file, replacing
 from ..pages.html import Cell, as_texts, is_ours, render
 from ..pages.svg import COLORS, TEXT, drawn
-from .inspection import Inspection, headline, level_cells
+from .inspection import Inspection, group_rows, headline, level_cells
 from .measures import BY_LEVEL, OVERALL, Measure
 
 
 _STRIP = 256  # cells of a heat strip at most: larger codebooks are told by groups of codes
 _BEFORE = "before collisions were resolved"
+_GROUP_HEADER = ["codebooks of", "pairs", "redundancy", "by chance", "adjusted"]
 _ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 
 
@@ -36,11 +37,13 @@ def write_inspection_page(file: str | Path, found: Inspection) -> Path:
         "headline": headline(found),
         "overall": _overall(found),
         "by_level": _by_level(found),
-        "strips": [_strip(level, counts) for level, counts in enumerate(found.items_per_code, 1)],
+        "strips": [_strip(name, counts) for name, counts in zip(found.level_names, found.items_per_code, strict=True)],
         "use": [_balance(found), _buckets(found)],
         "kept": _kept(found),
         "losses": [_losses(found.fit_log)] if found.fit_log else [],
         "clusters": found.clusters,
+        "group_table": (_GROUP_HEADER, [(row[0], row[1:]) for row in group_rows(found)]) if found.groups else None,
+        "codebooks": list(zip(found.level_names, found.by_codebook, strict=False)),  # a digit means nothing
         "settings": as_texts(found.settings),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -69,10 +72,10 @@ def _by_level(found: Inspection) -> tuple[list[str], list[tuple[Cell, list[Cell]
     """The table by level; small: the quantizer's own codes."""
     cells = {measure: level_cells(measure, found) for measure in BY_LEVEL}
     rows = [(_name(measure), [Cell(now, before) for now, before in told]) for measure, told in cells.items() if told]
-    return ["by level", *(str(number) for number in range(1, len(found.catalog["levels"]) + 1))], rows
+    return ["by level", *found.level_names], rows
 
 
-def _strip(level: int, items_per_code: list[int]) -> str:
+def _strip(level: str, items_per_code: list[int]) -> str:
     """Items of the codes of one level as a strip, the fullest code first."""
     counts = np.sort(items_per_code)[::-1]
     groups = np.array_split(counts, min(len(counts), _STRIP))
@@ -109,7 +112,7 @@ def _balance(found: Inspection) -> str:
             axes.bar(at + (index - 0.5) * 0.38, values, 0.36, color=COLORS[index], label=name)
         for place, level in zip(at, levels, strict=True):
             axes.text(float(place), 1.03, f"skew {level['skew']:.1f}", ha="center", fontsize=10)
-        axes.set_xticks(at, [f"level {number}" for number in range(1, len(levels) + 1)])
+        axes.set_xticks(at, [f"level {name}" for name in found.level_names])
         axes.set_ylim(0, 1.3)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
         axes.set_title("balance of the codes")

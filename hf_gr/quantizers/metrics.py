@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from ..neighbors import largest_in_rows
 from .base import Quantizer, check_codes
-from .redundancy import redundancy
+from .redundancy import redundancy, redundancy_by_group
 from .vectors import CHUNK
 
 
@@ -51,7 +51,8 @@ def codebook_report(
 
     Returns:
         JSON-serialisable: [`collision_report`], `distinct_set_rate` (SIDs that differ ÷ items, 1 is best),
-        `bucket_sizes` ([items on one SID, such SIDs], ascending) and [`redundancy`] (`None` for one codebook); with
+        `bucket_sizes` ([items on one SID, such SIDs], ascending) and [`redundancy`] (`None` for one codebook); with a
+        quantizer whose codebooks are of groups [`redundancy_by_group`]; with
         `vectors` the lists by level `semantic_cohesion` and `preference_discrimination`, the number `mean_cosine` (of
         all pairs of items: what clusters at random have for both), and `nearest_overlap` ([`neighbour_overlap`]);
         with `quantizer` too `error` and `error_of_codes` ([`reconstruction_error`]; not without the graph for a method
@@ -63,6 +64,8 @@ def codebook_report(
     levels = len(codebook_sizes) if quantizer is None else quantizer.num_levels
     codes = codes[:, :levels]
     report["redundancy"] = redundancy(codes, seed)
+    if quantizer is not None and quantizer.groups:
+        report["redundancy_by_group"] = redundancy_by_group(codes, quantizer.groups, seed)
     if vectors is not None:
         by_level = [_cohesion_and_discrimination(codes[:, : level + 1], vectors) for level in range(levels)]
         report["mean_cosine"] = semantic_cohesion(np.zeros((len(codes), 1), np.int32), vectors)

@@ -77,10 +77,16 @@ class NeuralQuantizer(Quantizer):
     def __init__(self, config: NeuralQuantizerConfig) -> None:
         super().__init__(config)
         widths = [config.dim, *config.hidden_sizes, config.latent_dim]
-        self.encoder, self.decoder = mlp(widths), mlp(widths[::-1])
+        self.encoder: nn.Module = mlp(widths)
+        self.decoder = mlp(widths[::-1])
         self.register_buffer("mean", torch.empty(config.dim))
         self.register_buffer("scale", torch.empty(()))
         self.fit_log: list[dict[str, float]] = []
+
+    def _layers(self) -> list[nn.Linear]:
+        """The layers whose weights a fit draws anew, and lets decay."""
+        modules = [*self.encoder.modules(), *self.decoder.modules()]
+        return [module for module in modules if isinstance(module, nn.Linear)]
 
     def _init_weights(self, module: nn.Module) -> None:
         # NaN marks what neither `fit` nor a checkpoint has set; `check_fitted` looks for it
@@ -166,21 +172,23 @@ class NeuralQuantizer(Quantizer):
 
     @torch.no_grad()
     def _reset(self, vectors: np.ndarray, seed: int) -> None:
-        mean, variance = _moments(vectors)
-        self.mean.copy_(torch.from_numpy(mean))
-        self.scale.fill_(math.sqrt(variance) or 1.0)
+        self._measure(vectors)
         self.fit_log = []
-        for module in [*self.encoder, *self.decoder]:
-            if isinstance(module, nn.Linear):
-                module.reset_parameters()
+        for layer in self._layers():
+            layer.reset_parameters()
         sample = self._tensor(sample_rows(vectors, max(self.config.sample_size, *self.config.codebook_sizes), seed))
         self._start(torch.cat([self.latents(part) for part in sample.split(CHUNK)]), seed)
+
+    def _measure(self, vectors: np.ndarray) -> None:
+        """Sets μ and σ."""
+        mean, variance = moments(vectors)
+        self.mean.copy_(torch.from_numpy(mean))
+        self.scale.fill_(math.sqrt(variance) or 1.0)
 
     def _groups(self) -> list[dict[str, Any]]:
         """Weights of encoder and decoder decay; biases and what else is learned do not."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        layers = [module for module in [*self.encoder, *self.decoder] if isinstance(module, nn.Linear)]
-        decayed = {id(layer.weight) for layer in layers}
+        decayed = {id(layer.weight) for layer in self._layers()}
         return [
             {"params": [p for p in trained if id(p) in decayed], "weight_decay": self.config.weight_decay},
             {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
@@ -242,7 +250,7 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _moments(vectors: np.ndarray) -> tuple[np.ndarray, float]:
+def moments(vectors: np.ndarray) -> tuple[np.ndarray, float]:
     """Mean of every dimension, float32 [d], and the mean over dimensions of their variances; read in chunks."""
     # as differences from the first vector, lest a large mean eat the digits of a small variance
     shift = np.array(vectors[0], dtype=np.float64)

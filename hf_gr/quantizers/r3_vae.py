@@ -26,7 +26,8 @@ from torch.nn import functional as F
 
 from .base import BATCH_SIZE, POSITIVE
 from .kmeans import kmeans, nearest
-from .neural import NeuralQuantizer, NeuralQuantizerConfig, one_hot, revive
+from .neural import NeuralQuantizerConfig, one_hot, revive
+from .soft_index import SoftIndexQuantizer, cosines
 
 
 class R3VAEConfig(NeuralQuantizerConfig):
@@ -75,7 +76,7 @@ class R3VAEConfig(NeuralQuantizerConfig):
     }
 
 
-class R3VAE(NeuralQuantizer):
+class R3VAE(SoftIndexQuantizer):
     """s_l = argmax_k cos(e_l, c_{l,k}); e_{l+1} = e_l − ê_l; x̂ = Dec(αr + Σ_l ê_l). [`side`] is α, [N, 1]."""
 
     config_class = R3VAEConfig
@@ -129,7 +130,17 @@ class R3VAE(NeuralQuantizer):
         return along, latents - along * self.reference
 
     def _ratings(self, residual: torch.Tensor, level: int) -> torch.Tensor:
-        return F.normalize(residual, dim=1) @ F.normalize(self.codebooks[level], dim=1).T
+        return cosines(residual, self.codebooks[level])
+
+    def _level_ratings(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        residual, found = self._split(self.latents(batch))[1], []
+        for level in range(self.num_levels):
+            found.append(self._ratings(residual, level))
+            residual = residual - self._answer(residual, level)[1]
+        return found
+
+    def _temperature(self) -> float:
+        return self.config.temperature
 
     def _answer(
         self, residual: torch.Tensor, level: int, codes: torch.Tensor | None = None

@@ -1,6 +1,8 @@
 """How much the codebooks of a SID say of each other."""
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import normalized_mutual_info_score
@@ -29,13 +31,40 @@ def redundancy(codes: np.ndarray, seed: int = 0) -> dict[str, float | None] | No
     """
     if codes.shape[1] < 2:
         return None
+    return _mean(_of_pairs(codes, seed))
+
+
+def redundancy_by_group(codes: np.ndarray, groups: Sequence[str], seed: int = 0) -> list[dict[str, Any]]:
+    """[`redundancy`] of the pairs of codebooks within each group and between each two, as of experts by modality.
+
+    Args:
+        codes: int [N, L].
+        groups: L names, which group a codebook is of.
+        seed: As in [`redundancy`].
+
+    Returns:
+        In the order of the groups, for what has a pair: `groups` (the two names, twice the same within a group),
+        `pairs` (how many) and the values of [`redundancy`], means over these pairs.
+    """
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    named = itertools.combinations(groups, 2)
+    for names, values in zip(named, _of_pairs(codes, seed), strict=True):
+        found.setdefault(names, []).append(values)
+    return [{"groups": list(names), "pairs": len(values)} | _mean(values) for names, values in found.items()]
+
+
+def _of_pairs(codes: np.ndarray, seed: int) -> list[tuple[float, float]]:
+    """Of every pair of codebooks, its information and that by chance."""
     random = np.random.default_rng(seed)
     if len(codes) > _TOLD:
         codes = codes[random.choice(len(codes), _TOLD, replace=False)]
-    found = [
+    return [
         (normalized_mutual_info_score(one, other), normalized_mutual_info_score(one, random.permutation(other)))
         for one, other in itertools.combinations(codes.T, 2)
     ]
+
+
+def _mean(found: list[tuple[float, float]]) -> dict[str, float | None]:
     information, chance = (float(value) for value in np.mean(found, axis=0))
     adjusted = (information - chance) / (1 - chance) if chance < 1 else None
     return {"information": information, "chance": chance, "adjusted": adjusted}

@@ -1,6 +1,7 @@
 """The quantize stage: item vectors → quantizer and SID catalog."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from .base import Quantizer
 from .coba import CoBa
 from .collisions import SPARE_DIGITS, CollisionMethod, check_room, digit_vectors, resolve_collisions
 from .metrics import collision_report, print_collisions
+from .mmq import MMQ
 from .mpq import MPQ
 from .neural import NeuralQuantizer
 from .opq import OPQ
@@ -53,7 +55,7 @@ class QuantizeConfig:
     embeddings: str = field(metadata={"help": "Folder with the item vectors of that dataset."})
     output_dir: str = field(metadata={"help": "Folder to write the quantizer and the SID catalog to."})
     method: str = field(
-        default="rq_kmeans", metadata={"help": "Quantizer: rq_kmeans, opq, rq_vae, coba, r3_vae, mpq."}
+        default="rq_kmeans", metadata={"help": "Quantizer: rq_kmeans, opq, rq_vae, coba, r3_vae, mpq, mmq."}
     )
     levels: int = field(default=3, metadata={"help": "Codes in a SID."})
     codebook_size: int = field(default=64, metadata={"help": "Codes to choose from on each level."})
@@ -92,6 +94,7 @@ class QuantizeConfig:
 
 METHODS: dict[str, type[Quantizer]] = {
     "coba": CoBa,
+    "mmq": MMQ,
     "mpq": MPQ,
     "opq": OPQ,
     "r3_vae": R3VAE,
@@ -134,7 +137,8 @@ def _quantize(config: QuantizeConfig, output: Path, states: Path) -> None:
     learned = learned_from(config.split, split.train, dataset.item_ids, config.embeddings)
     item_vectors = _load_vectors(config.embeddings, dataset)
     check_room(config.collisions, dataset.num_items, [config.codebook_size] * config.levels)
-    quantizer = new_quantizer(config, item_vectors.dim).to(_device())
+    parts = item_vectors.parts(config.embeddings) if METHODS[config.method].uses_parts else None
+    quantizer = new_quantizer(config, item_vectors.dim, parts).to(_device())
     graph = cooccurrence(split.train, dataset.num_items, config.window) if quantizer.uses_graph else None
     vectors = quantizer.align(item_vectors.vectors, graph)
     checkpoint = states / f"{settings_key(STAGE, settings, inputs)}.pt"
@@ -177,15 +181,24 @@ def _check(config: QuantizeConfig) -> None:
         )
 
 
-def new_quantizer(config: QuantizeConfig, dim: int) -> Quantizer:
-    """The quantizer that a config names, not fitted yet. Raises [`HfGrError`] on settings its method does not have."""
+def new_quantizer(config: QuantizeConfig, dim: int, parts: Mapping[str, int] | None = None) -> Quantizer:
+    """The quantizer that a config names, not fitted yet. Raises [`HfGrError`] on settings its method does not have.
+
+    Args:
+        config: Its method, sizes and `method_config` are read.
+        dim: d, width of the vectors.
+        parts: Names and widths of what a vector is made of, in order; for a method that `uses_parts`.
+    """
     method = METHODS[config.method]
+    measured: dict[str, Any] = {"dim": dim}
+    if method.uses_parts:
+        measured |= {"modalities": list(parts or {}), "widths": list((parts or {}).values())}
     given = config.method_config if isinstance(config.method_config, dict) else {}
-    inherited = {item.name for item in fields(PreTrainedConfig)} | {"dim", "codebook_sizes"}
+    inherited = {item.name for item in fields(PreTrainedConfig)} | {*measured, "codebook_sizes"}
     types = {name: kind for name, kind in types_of(method.config_class).items() if name not in inherited}
     given = checked(given, types, f"method_config of {config.method}")
     sizes = [config.codebook_size] * config.levels
-    return method(method.config_class(dim=dim, codebook_sizes=sizes, **given))
+    return method(method.config_class(codebook_sizes=sizes, **measured, **given))
 
 
 def _device() -> torch.device:

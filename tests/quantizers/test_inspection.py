@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from rich.console import Console
+from safetensors.numpy import save_file
 
 from hf_gr.catalog import SidCatalog
 from hf_gr.cli import main
@@ -198,3 +199,52 @@ def test_bad_input_is_refused_in_one_line(config: QuantizeConfig, dataset_folder
         main(["inspect", str(tmp_path / "empty"), "--out", str(tmp_path / "no.html")])
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "no.html").exists()
+
+
+def test_codebooks_of_groups_are_told_one_by_one(dataset_folder: Path, tmp_path: Path):
+    ids = InteractionDataset.load(dataset_folder).item_ids
+    random = np.random.default_rng(0)
+    save_file(
+        {"v": random.normal(size=(len(ids), 5)).astype(np.float32)},
+        tmp_path / "seen.safetensors",
+        {"item_id": json.dumps(ids)},
+    )
+    vectors = EmbedConfig(
+        str(dataset_folder),
+        str(tmp_path / "vectors"),
+        sources=["behavior", "file"],
+        behavior_dim=8,
+        vectors_file=str(tmp_path / "seen.safetensors"),
+    )
+    fit = {"epochs": 2, "own_experts": 1, "hidden_sizes": [8], "latent_dim": 4}
+    config = QuantizeConfig(
+        str(dataset_folder), str(embed(vectors)), str(tmp_path / "sids"), "mmq", 4, 4, fit, collisions="digit"
+    )
+    folder = quantize(config)
+    found = inspect(folder, config.embeddings)
+    catalog = SidCatalog.load(folder)
+    names = ["1 shared", "2 shared", "3 behavior", "4 file", "5"]
+    assert found.level_names == names and found.clusters == []
+    assert [len(clusters) for clusters in found.by_codebook] == [4] * 4
+    for level, clusters in enumerate(found.by_codebook):
+        counts = np.bincount(catalog.codes[:, level], minlength=4)
+        assert [cluster.items for cluster in clusters] == sorted(counts.tolist(), reverse=True)
+        for cluster in clusters:
+            rows = np.flatnonzero(catalog.codes[:, level] == cluster.prefix[0])
+            assert counts[cluster.prefix[0]] == cluster.items
+            assert set(cluster.titles) <= set(catalog.items["title"].take(rows).to_pylist())
+    groups = [row["groups"] for row in found.catalog["redundancy_by_group"]]
+    assert groups == [
+        ["shared", "shared"],
+        ["shared", "behavior"],
+        ["shared", "file"],
+        ["behavior", "file"],
+    ]
+    page = write_inspection_page(tmp_path / "page.html", found).read_text()
+    for part in ("Redundancy by group", "Level 3 behavior", "shared and file", "level 1 shared: 4 of 4 codes"):
+        assert part in page, part
+    text = printed(found)
+    assert "redundancy by group" in text and "3 behavior" in text
+    without = inspect(quantize(replace(config, method="rq_kmeans", method_config=None)), config.embeddings)
+    assert without.clusters and not without.groups and not without.by_codebook
+    assert without.level_names == ["1", "2", "3", "4", "5"]

@@ -9,7 +9,7 @@ import torch
 from hf_gr.errors import HfGrError
 from hf_gr.quantizers import neural, vectors
 from hf_gr.quantizers.coba import CoBa
-from hf_gr.quantizers.neural import NeuralQuantizer, _moments, _warm_cosine
+from hf_gr.quantizers.neural import NeuralQuantizer, _warm_cosine, moments
 from hf_gr.quantizers.rq_vae import RQVAE
 
 
@@ -187,16 +187,16 @@ def test_constant_dimensions_and_constant_vectors_do_no_harm():
     assert np.isfinite(single.decode(single.encode(equal))).all()
 
 
-def test_moments_equal_numpy_even_far_from_zero(monkeypatch: pytest.MonkeyPatch):
+def testmoments_equal_numpy_even_far_from_zero(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(neural, "BATCH_SIZE", 37)
     steps = np.random.default_rng(0).integers(0, 5, (500, 4))
     for offset, unit in ((0.0, 1.0), (2.0**20, 2.0**-3), (-(2.0**40), 2.0**17)):
         data = (offset + steps * unit).astype(np.float32)  # exact: the offset has room for the unit
-        mean, variance = _moments(data)
+        mean, variance = moments(data)
         assert mean.dtype == np.float32
         assert mean == pytest.approx(data.astype(np.float64).mean(0), rel=1e-7)
         assert variance == pytest.approx((steps.astype(np.float64) * unit).var(0).mean(), rel=1e-9)
-    assert _moments(np.full((50, 3), 0.1, np.float32))[1] == 0
+    assert moments(np.full((50, 3), 0.1, np.float32))[1] == 0
 
 
 def test_the_learning_rate_rises_and_ends_at_0():

@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hf_gr.quantizers.redundancy import redundancy
+from hf_gr.quantizers.redundancy import redundancy, redundancy_by_group
 
 
 def information_by_hand(one: np.ndarray, other: np.ndarray) -> float:
@@ -48,3 +48,23 @@ def test_redundancy_is_1_of_a_repeated_codebook_and_0_of_unrelated_ones(monkeypa
     assert redundancy(np.column_stack([each, each]))["adjusted"] is None  # one item a code: chance cannot be told
     monkeypatch.setattr("hf_gr.quantizers.redundancy._TOLD", 1_000)
     assert redundancy(codes)["chance"] > 2 * unrelated["chance"]  # fewer items, and chance is told of the same ones
+
+
+def test_redundancy_by_group_is_the_mean_over_its_pairs():
+    random = np.random.default_rng(3)
+    codes = random.integers(0, 6, (400, 4))
+    codes[:300, 3] = codes[:300, 2]
+    found = redundancy_by_group(codes, ["shared", "text", "text", "image"], seed=5)
+    assert [(row["groups"], row["pairs"]) for row in found] == [
+        (["shared", "text"], 2),
+        (["shared", "image"], 1),
+        (["text", "text"], 1),
+        (["text", "image"], 2),
+    ]
+    by_hand = {pair: information_by_hand(codes[:, pair[0]], codes[:, pair[1]]) for pair in [(1, 3), (2, 3), (1, 2)]}
+    assert found[3]["information"] == pytest.approx((by_hand[1, 3] + by_hand[2, 3]) / 2)
+    assert found[2]["information"] == pytest.approx(by_hand[1, 2])
+    assert found[3]["adjusted"] > 0.2 > found[2]["adjusted"]
+    # of one group it is the redundancy of all
+    whole = redundancy_by_group(codes, ["a"] * 4, seed=5)[0]
+    assert {name: whole[name] for name in ("information", "chance", "adjusted")} == redundancy(codes, seed=5)
