@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .artifacts import CARD, read_json, replacing, write_json
@@ -125,7 +126,14 @@ def save_repo(
         vocabulary: Must belong to `catalog` and `tokenizer`; [`HfGrError`] if it does not.
         base_model: What the model was made from; a Hub id goes into the card's metadata.
         metrics: What `hf-gr evaluate` wrote to `metrics.json`; the card says so when there is none.
+
+    Raises [`HfGrError`] on a model with adapters, which is no model by itself.
     """
+    if isinstance(model, PeftModel):
+        raise HfGrError(
+            "the model has adapters, and a model repo holds whole weights; give model.merge_and_unload(), loaded in "
+            "full precision."
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary.check(catalog, tokenizer, folder)

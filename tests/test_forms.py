@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_vocabulary import histories_of
 from tiny import tiny_catalog, tiny_items, tiny_lm, tiny_tokenizer
-from tiny_runs import TinyData, sft_configs, tiny_data
-from transformers import pipeline
+from tiny_runs import TinyData, grpo_configs, sft_configs, tiny_data
+from transformers import AutoModelForCausalLM, pipeline
 
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Cases
@@ -21,6 +21,7 @@ from hf_gr.decoding import Recommender
 from hf_gr.errors import HfGrError
 from hf_gr.evaluation import EvaluateConfig, evaluate
 from hf_gr.forms import FORMS
+from hf_gr.grpo import grpo
 from hf_gr.hub import save_repo
 from hf_gr.sft import SidModelConfig, sft
 from hf_gr.sft.run import starting_model
@@ -240,6 +241,19 @@ def test_a_new_form_is_explained_in_its_own_order(trained):
         assert told == [(3, sid[2]), (2, sid[1]), (1, sid[0])]
         confidence = [step["confidence"] for step in answer["path"]]
         assert confidence == pytest.approx(steps_of(recommender, prompt, item), abs=1e-4)
+
+
+def test_a_new_form_learns_from_rewards(data, trained):
+    """Rollouts are written, scored and rewarded in its order; what comes of it is judged as any model."""
+    settings = data.grpo(data.dataset.with_name("rewarded"), trained, max_steps=3, learning_rate=1e-3)
+    rewarded = grpo(*grpo_configs(**settings))
+    log = json.loads((rewarded / "training_log.json").read_text())
+    assert any(line.get("group_hit_rate", 0) > 0 for line in log)
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(path).get_output_embeddings().weight for path in (trained, rewarded)
+    )
+    assert not torch.equal(before, after)
+    assert Recommender.from_pretrained(rewarded).vocabulary.form == "backward"
 
 
 def test_codes_of_a_new_form_are_counted_as_the_catalog_does(trained):

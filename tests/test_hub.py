@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
+from peft import LoraConfig, get_peft_model
 from tiny import tiny_catalog, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
 from transformers import AutoModelForCausalLM, pipeline
 
@@ -107,6 +108,15 @@ def test_a_foreign_vocabulary_is_refused(tmp_path, tiny_model):
     model, tokenizer, _, vocabulary = tiny_model
     with pytest.raises(HfGrError, match="is not the one this model was trained on"):
         save_repo(tmp_path, model, tokenizer, tiny_catalog(seed=1), vocabulary)
+
+
+def test_a_model_with_adapters_is_no_repo(tmp_path):
+    catalog, tokenizer, model = tiny_catalog(), tiny_tokenizer(), tiny_lm()
+    vocabulary = add_vocabulary(tokenizer, model, catalog, max_history=4)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(HfGrError, match="merge_and_unload"):
+        save_repo(tmp_path / "model", adapted, tokenizer, catalog, vocabulary)
+    assert not (tmp_path / "model").exists()
 
 
 def test_card_before_and_after_evaluation(tmp_path, metrics):

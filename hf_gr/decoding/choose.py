@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..grammar import UnorderedGrammar
-
 
 @dataclass(frozen=True)
 class Draws:
@@ -159,9 +157,3 @@ def merge_best(
         if len(flat):
             result[flat] = merge_sets(totals[flat], (keys[flat, :, None] + option_keys).flatten(1))
     return result
-
-
-def set_keys(grammar: UnorderedGrammar, state: torch.Tensor) -> torch.Tensor:
-    """Keys of partial sets, int64 [rows], from states int64 [rows, C]."""
-    numbers = grammar.option_keys[(state + grammar.first_numbers).clamp(min=0)]
-    return torch.where(state >= 0, numbers, 0).sum(1)

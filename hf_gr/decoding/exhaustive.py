@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import DEAD, SidGrammar, UnorderedGrammar, check_scores
+from ..grammar import DEAD, SidGrammar, check_scores
 from ..search_config import SearchConfig
 from .beams import Beams
 from .call import Call, check_filter, check_prompts, settled
@@ -65,8 +65,7 @@ def _answers(grammar: SidGrammar) -> torch.Tensor:
     """All SIDs as written, int64 [orders, SIDs, T]."""
     codes = torch.unique(torch.from_numpy(grammar.item_codes).long(), dim=0).to(grammar.device)
     tokens = torch.stack([grammar.codebook_tokens(c)[codes[:, c]] for c in range(grammar.num_codes)], 1)
-    unordered = isinstance(grammar, UnorderedGrammar)
-    orders = list(permutations(range(grammar.num_codes))) if unordered else [tuple(range(grammar.num_codes))]
+    orders = list(permutations(range(grammar.num_codes))) if grammar.any_order else [tuple(range(grammar.num_codes))]
     answers = torch.empty(len(orders), len(codes), grammar.answer_length, dtype=torch.int64, device=grammar.device)
     for step, think in enumerate(grammar.think_ids):
         answers[..., step * grammar.stride] = think

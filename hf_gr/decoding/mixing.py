@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import SidGrammar, UnorderedGrammar, check_scores
+from ..grammar import SidGrammar, check_scores
 from ..models import ItemVectors, histories_in, reader_of
 from ..scorers.own import own_mixture, own_scorers
 from ..scoring import Requests, Scorer, mixed
@@ -183,7 +183,7 @@ class _Mixing:
 
     def _semantic(self, items: torch.Tensor, beams: Ranking | None) -> torch.Tensor:
         """Log-probability float32 [B, n] of items' semantic IDs; beams have scored those that stand first already."""
-        scored = 0 if beams is None or isinstance(self.grammar, UnorderedGrammar) else beams.items.shape[1]
+        scored = 0 if beams is None or self.grammar.any_order else beams.items.shape[1]
         parts = [] if beams is None else [beams.scores[:, :scored]]
         parts += [self._given(part) for part in items[:, scored:].split(CHUNK_ITEMS, dim=1) if part.shape[1]]
         log_probs = torch.cat(parts, dim=1)

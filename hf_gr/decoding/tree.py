@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from ..errors import HfGrError
-from ..grammar import DEAD, SidGrammar, Successors, UnorderedGrammar, check_scores
+from ..grammar import DEAD, SidGrammar, Successors, check_scores
 from ..search_config import SearchConfig
 from . import choose
 from .beams import Beams
@@ -70,7 +70,7 @@ def _replayed(
     graphs: SearchGraphs, model: PreTrainedModel, prompts: list[list[int]], grammar: SidGrammar, config: SearchConfig
 ) -> Beams:
     """[`search_from`] as a CUDA graph."""
-    if isinstance(grammar, UnorderedGrammar):
+    if grammar.any_order:
         raise HfGrError("CUDA graphs are not for unordered answers, which wait for the device; leave graphs out.")
 
     def whole(ids: torch.Tensor, mask: torch.Tensor) -> Beams:
@@ -101,10 +101,10 @@ def search_from(
 
 def merge_sets(beams: Beams, grammar: SidGrammar) -> Beams:
     """Answers of an unordered grammar that hold the same codes as one, best first: their probabilities add up."""
-    if not isinstance(grammar, UnorderedGrammar):
+    if not grammar.any_order:
         return beams
     batch, width = beams.scores.shape
-    keys = choose.set_keys(grammar, beams.states.flatten(0, 1)).view(batch, width)
+    keys = grammar.set_keys(beams.states.flatten(0, 1)).view(batch, width)
     broken = beams.scores.isnan().any(1, keepdim=True)
     scores, order = choose.merge_sets(beams.scores, keys).sort(dim=1, descending=True, stable=True)
     scores = scores.masked_fill(broken, torch.nan)
@@ -199,9 +199,9 @@ class _TreeSearch:
     def _merged(self, totals: torch.Tensor, step: int) -> torch.Tensor:
         """`totals` (float [B, beams · D]) with those of equal sets at the best of them, if sets are to merge."""
         merging = self.config.merge == "step" and step > 0
-        if not merging or not isinstance(self.grammar, UnorderedGrammar):
+        if not merging or not self.grammar.any_order:
             return totals
-        sets = choose.set_keys(self.grammar, self.states.flatten(0, 1)).view(self.scores.shape)
+        sets = self.grammar.set_keys(self.states.flatten(0, 1)).view(self.scores.shape)
         held = self.grammar.code_numbers(self.tokens)
         return choose.merge_best(totals, sets, self.grammar.option_keys, held, self.width)
 

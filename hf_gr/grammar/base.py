@@ -4,7 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -78,10 +78,14 @@ class SidGrammar(ABC):
         items: Rows that can be an answer (default: all).
 
     Attributes:
+        any_order: Whether an item's codes may be written in any order. Every step then chooses among the codes of all
+            codebooks, and [`set_keys`] says which partial answers hold the same ones.
         identity: What masks and filters are known by to be of this grammar; its copies on other devices have the same.
 
     Raises [`HfGrError`] where tokens and SIDs do not match, or no row can be an answer.
     """
+
+    any_order: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -160,6 +164,17 @@ class SidGrammar(ABC):
     @abstractmethod
     def item_codes(self) -> np.ndarray:
         """SIDs of the items that can be an answer, int32 [items, C], sorted."""
+
+    @property
+    def option_keys(self) -> torch.Tensor:
+        """Of grammars with `any_order`: a key for every code, int64 [ΣK]. Two sets of codes are equal if and only if
+        the sums of their keys are."""
+        raise NotImplementedError
+
+    def set_keys(self, state: torch.Tensor) -> torch.Tensor:
+        """Of grammars with `any_order`: the sum of the keys of the codes that are written, int64 [rows], from states
+        int64 [rows, S]."""
+        raise NotImplementedError
 
     def codebook_tokens(self, codebook: int) -> torch.Tensor:
         """LM token ids of a codebook, int64 [K_c]."""

@@ -37,6 +37,8 @@ class UnorderedGrammar(SidGrammar):
     at decides the size of its tensors.
     """
 
+    any_order = True
+
     def __init__(
         self,
         codes: np.ndarray,
@@ -115,6 +117,10 @@ class UnorderedGrammar(SidGrammar):
         probability 2⁻⁶³ or so.
         """
         return self._option_keys
+
+    def set_keys(self, state: torch.Tensor) -> torch.Tensor:
+        numbers = self._option_keys[(state + self.first_numbers).clamp(min=0)]
+        return torch.where(state >= 0, numbers, 0).sum(1)
 
     def step_tokens(self, step: int) -> torch.Tensor:
         return self._tokens

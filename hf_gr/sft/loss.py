@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..branches import IGNORED, Packed
-from ..grammar import SidGrammar, UnorderedGrammar
+from ..grammar import SidGrammar
 from ..models import ThinkingHeads, answer_logits, token_logits
 
 
@@ -67,7 +67,7 @@ def answer_loss(
     is_sid = sids_among(packed, grammar)
     codes = packed.labels[is_sid][:, : grammar.num_codes]
     read = columns[packed.predictors[is_sid][:, : grammar.num_codes]]
-    credit = credit if isinstance(grammar, UnorderedGrammar) else "next"
+    credit = credit if grammar.any_order else "next"
     loss, hits = _code_loss(model, read, codes, packed.weights[is_sid], grammar, kind, credit)
     text = wanted & ~is_sid[:, None]
     if text.any():

@@ -21,7 +21,7 @@ from ..catalog import SidCatalog
 from ..dataset import Cases, Histories
 from ..decoding import tree_support
 from ..errors import HfGrError
-from ..grammar import SidGrammar, UnorderedGrammar
+from ..grammar import SidGrammar
 from ..interests import Interests
 from ..models import (
     ThinkingHeads,
@@ -267,7 +267,7 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
         def inner() -> SidOutput:
             nonlocal packed
             packed = resolved(packed, self.item_tokens)
-            if isinstance(grammar, UnorderedGrammar):
+            if grammar.any_order:
                 packed = self._ordered(packed, grammar)
             if self.heads is not None and self.heads.feed is not None:
                 hidden = read_thoughts(plain, packed, self.heads.feed)
@@ -304,14 +304,14 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
         return output
 
     def _check_orders(self, grammar: SidGrammar) -> None:
-        if not isinstance(grammar, UnorderedGrammar) or not self.args.confident_orders:
+        if not grammar.any_order or not self.args.confident_orders:
             return
         supported, reason = tree_support(self._plain, self.args.max_length or 0)
         if not supported or is_sharded(self.accelerator):
             why = "weights are sharded" if supported else reason
             raise HfGrError(f"confident_orders is not to be had here: {why}; set confident_orders: 0.")
 
-    def _ordered(self, packed: Packed, grammar: UnorderedGrammar) -> Packed:
+    def _ordered(self, packed: Packed, grammar: SidGrammar) -> Packed:
         """Sets written most confident code first, always in evaluation; else as chance has it, the same after a
         restart."""
         sets, share = sids_among(packed, grammar) & packed.branched, self.args.confident_orders

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_catalog, tiny_lm, tiny_tokenizer
 
-from hf_gr.decoding import beam_search, choose, exhaustive_search, generate_search, tree_search
+from hf_gr.decoding import beam_search, exhaustive_search, generate_search, tree_search
 from hf_gr.decoding.tree import merge_sets
 from hf_gr.errors import HfGrError
 from hf_gr.grammar import DEAD, UnorderedGrammar, unordered
@@ -214,7 +214,7 @@ def test_keys_are_equal_where_sets_are(listing):
     grammar = listing.grammar()
     assert grammar.first_numbers.tolist() == np.cumsum([0, *listing.sizes[:-1]]).tolist()
     sets = [held for count in range(len(listing.sizes) + 1) for held in listing.sets(count)]
-    keys = choose.set_keys(grammar, torch.tensor(sets))
+    keys = grammar.set_keys(torch.tensor(sets))
     assert len(set(keys.tolist())) == len(sets)
 
 
@@ -234,7 +234,7 @@ def test_drawn_keys_tell_sets_apart():
     again = UnorderedGrammar(codes[:3], np.arange(2048).reshape(8, 256).tolist())
     assert torch.equal(grammar.option_keys, again.option_keys)
     states = torch.from_numpy(np.where(random.random((20000, 8)) < 0.5, random.integers(0, 256, (20000, 8)), -1))
-    keys = choose.set_keys(grammar, states)
+    keys = grammar.set_keys(states)
     assert len(keys.unique()) == len(states.unique(dim=0))
 
 
