@@ -107,6 +107,7 @@ class _AfterImport(MetaPathFinder):
 
 def _register_task() -> None:
     import_module(f"{__name__}.pipeline")
+    import_module(f"{__name__}.click_pipeline")
 
 
 class _LazyIntRR(ModuleType):

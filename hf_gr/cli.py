@@ -1,5 +1,5 @@
-"""The command line: `hf-gr prepare | mine | label | embed | quantize | inspect | sft | grpo | retrieve | remember |
-evaluate | recommend | add-items | remove-items | push | bench`.
+"""The command line: `hf-gr prepare | mine | label | embed | quantize | inspect | sft | grpo | retrieve | rank |
+remember | evaluate | recommend | add-items | remove-items | push | bench`.
 
 Stages take `--config FILE.yaml` (or the name of a recipe of the package) and every key of their config as an option,
 by TRL's parser; `recipes/*.py` run the same commands under `accelerate launch`.
@@ -133,6 +133,14 @@ def retrieve(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_PARSED_BY_TRL)
+def rank(context: typer.Context) -> None:
+    """Click prediction by ids and semantic IDs (DCN-V2). Options: --config FILE, --help."""
+    from .ranking import main as run
+
+    run(context.args, context.command_path)
+
+
+@app.command(context_settings=_PARSED_BY_TRL)
 def evaluate(context: typer.Context) -> None:
     """Metrics and report of a model, or of --predictions FILE. Options: --config FILE, --help."""
     from .arguments import parse_config
@@ -173,17 +181,8 @@ def remember(
     """A memory of training events beside a model, without training; and new events for a memory that is there."""
     from .remember import remember as run
 
-    run(
-        model,
-        events,
-        out=out,
-        split=split,
-        exclude_seen=exclude_seen,
-        users=users,
-        num_beams=num_beams,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    search = {"users": users, "num_beams": num_beams, "batch_size": batch_size, "seed": seed}
+    run(model, events, out=out, split=split, exclude_seen=exclude_seen, **search)
 
 
 @app.command()

@@ -27,7 +27,7 @@ from .catalog import SidCatalog
 from .errors import HfGrError, first_line
 from .interests.table import INTERESTS_FILE
 from .model_card import PIPELINE_TAG, REPO_PLACEHOLDER, model_card, ranked_by, recounted, resized, update_card
-from .models import BSARecConfig, IntRRForCausalLM, grow_items
+from .models import BSARecConfig, ClickConfig, IntRRForCausalLM, grow_items
 from .models.thinking import THINKING_FILES
 from .offline import local_folder
 from .provenance import TRAINING_DATA_FILE
@@ -65,6 +65,7 @@ REPO_FILES = (
     "catalog.json",
     "items.parquet",
     "vocabulary.json",
+    "ranking.json",
     TRAINING_DATA_FILE,
     "thinking.json",
     INTERESTS_FILE,
@@ -103,6 +104,10 @@ class GenerativeRecommendationPipeline(_Pipeline):
 
 _NEEDED = ("config.json", "catalog.json", VOCABULARY_FILE, REMOTE_CODE_FILE, CARD)
 RETRIEVER_FILES = ("config.json", "items.parquet", CARD)
+_NEEDED_BY: dict[str, tuple[str, ...]] = {  # models that are no generative ones, by their type
+    BSARecConfig.model_type: RETRIEVER_FILES,
+    ClickConfig.model_type: ("config.json", "items.parquet", "ranking.json", CARD),
+}
 
 
 def save_repo(
@@ -236,12 +241,11 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False) -> s
     """
     folder = Path(folder)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    needed = RETRIEVER_FILES if config.get("model_type") == BSARecConfig.model_type else _NEEDED
-    for name in needed:
+    for name in _NEEDED_BY.get(str(config.get("model_type")), _NEEDED):
         if not (folder / name).is_file():
             raise HfGrError(
-                f"{folder / name} is missing; push a model folder made by `hf-gr sft`, `hf-gr grpo` or "
-                "`hf-gr retrieve`."
+                f"{folder / name} is missing; push a model folder made by `hf-gr sft`, `hf-gr grpo`, "
+                "`hf-gr retrieve` or `hf-gr rank`."
             )
     card = (folder / CARD).read_text(encoding="utf-8").replace(REPO_PLACEHOLDER, repo_id)
     api = HfApi()

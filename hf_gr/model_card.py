@@ -116,6 +116,13 @@ def retriever_card(num_items: int) -> ModelCard:
     return _from_template("retriever_card.md.jinja", data, items=num_items, repo=REPO_PLACEHOLDER)
 
 
+def ranker_card(num_items: int) -> ModelCard:
+    """Makes the card of a click model."""
+    tags = ["hf_gr", "recommendation", "click-prediction"]
+    data = ModelCardData(license="unknown", library_name="hf_gr", tags=tags)
+    return _from_template("ranker_card.md.jinja", data, items=num_items, repo=REPO_PLACEHOLDER)
+
+
 def _from_template(name: str, data: ModelCardData, **values: Any) -> ModelCard:
     card = ModelCard.from_template(data, str(_TEMPLATES / name), **values)
     card.text += "\n"  # Jinja leaves out the last line break of a template

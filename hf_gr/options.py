@@ -161,7 +161,7 @@ REFUSED_BY_GRPO = REFUSED | _OF_LMS | {
 }  # fmt: skip
 _ROWS = "rows of about the same length share a batch, in an order that `seed` gives"
 _WORKERS = "rows are small arrays in memory; dataloader_num_workers is all there is to set"
-_SMALL = "a retriever is no language model, and small"
+_SMALL = "retrievers and click models are no language models, and small"
 REFUSED_BY_RETRIEVE = REFUSED | {
     "average_tokens_across_devices": "the loss is the mean of each device's batch",
     "auto_find_batch_size": "batches are made by per_device_train_batch_size alone",
@@ -177,6 +177,12 @@ REFUSED_BY_RETRIEVE = REFUSED | {
     "gradient_checkpointing": _SMALL,
     "gradient_checkpointing_kwargs": _SMALL,
     "neftune_noise_alpha": _SMALL,
+}
+_DRAWN_ROWS = "rows of training come in an order that `seed` gives, all of them"
+REFUSED_BY_RANK = REFUSED_BY_RETRIEVE | {
+    "data_seed": _DRAWN_ROWS,
+    "train_sampling_strategy": _DRAWN_ROWS,
+    "dataloader_drop_last": _DRAWN_ROWS,
 }
 
 

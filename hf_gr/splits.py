@@ -45,6 +45,8 @@ class Split:
             is the same for all, in the others it is that of the user's last training event, and before the first one
             held out. The smallest number there is where a user has no training event.
         until_others: The same for users without events.
+        validated: As `until`, of training and validation: what comes later belongs to the test part, int64 [U].
+        validated_others: The same for users without events.
     """
 
     train: Histories
@@ -52,6 +54,8 @@ class Split:
     test: Cases
     until: np.ndarray
     until_others: int
+    validated: np.ndarray
+    validated_others: int
 
     def teaches(self, user_ids: pa.ChunkedArray, timestamps: np.ndarray) -> np.ndarray:
         """Tells which of E things that happened to users belong to the training part, such as what they were shown.
@@ -63,8 +67,14 @@ class Split:
         Returns:
             bool [E], whether the moment is not later than the user's `until`.
         """
+        return self.parts(user_ids, timestamps) == _PARTS["train"]
+
+    def parts(self, user_ids: pa.ChunkedArray, timestamps: np.ndarray) -> np.ndarray:
+        """The part of each of E such things, int64 [E]: 0 for training, 1 for validation, 2 for test."""
         rows = row_of(user_ids, pa.chunked_array([pa.array(self.validation.events.user_ids, pa.string())]))
-        return timestamps <= np.append(self.until, self.until_others)[rows]  # row -1, unknown, is the one appended
+        ends = ((self.until, self.until_others), (self.validated, self.validated_others))
+        # row -1, a user without events, is the one appended
+        return np.sum([timestamps > np.append(users, others)[rows] for users, others in ends], axis=0)
 
 
 @dataclass(frozen=True)
@@ -171,13 +181,13 @@ def split_events(events: Histories, rule: SplitRule, time: TimeKind, where: obje
     Raises:
         HfGrError: If the events do not allow the split, or a part of it is empty.
     """
-    targets, first = _targets(events, rule.targets, where), None
+    targets, moments = _targets(events, rule.targets, where), None
     match rule.kind:
         case "leave_one_out":
             part = _leave_one_out(events, targets, rule, where)
         case "temporal":
-            first, second = _moments(events, rule, time, where)
-            part = (events.timestamps >= first).astype(np.int64) + (events.timestamps >= second)
+            moments = _moments(events, rule, time, where)
+            part = np.sum([events.timestamps >= moment for moment in moments], axis=0)
         case "session":
             part = _by_session(events, where)
         case "column":
@@ -200,9 +210,12 @@ def split_events(events: Histories, rule: SplitRule, time: TimeKind, where: obje
             )
         return Cases(events, events.items[rows], owners[rows], before)
 
-    until = _last_known(events, known) if first is None else np.full(len(events), first - 1)
-    others = _NEVER if first is None else first - 1
-    return Split(events.cut(taught, known[taught]), cases("validation"), cases("test"), until, others)
+    if moments is None:
+        both = np.bincount(owners[part <= 1], minlength=len(events))
+        ends = [(_last_known(events, counts), _NEVER) for counts in (known, both)]
+    else:
+        ends = [(np.full(len(events), moment - 1), moment - 1) for moment in moments]
+    return Split(events.cut(taught, known[taught]), cases("validation"), cases("test"), *ends[0], *ends[1])
 
 
 def _last_known(events: Histories, known: np.ndarray) -> np.ndarray:

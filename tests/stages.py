@@ -8,6 +8,7 @@ from hf_gr.grpo import GRPO_CONFIGS
 from hf_gr.interests.labelling import LabelConfig
 from hf_gr.interests.mining import MineConfig
 from hf_gr.quantizers import QuantizeConfig
+from hf_gr.ranking import RANK_CONFIGS
 from hf_gr.retrieval import RETRIEVE_CONFIGS
 from hf_gr.sft import SFT_CONFIGS
 
@@ -20,6 +21,7 @@ STAGES: dict[str, type | tuple[type, ...]] = {
     "sft": SFT_CONFIGS,
     "grpo": GRPO_CONFIGS,
     "retrieve": RETRIEVE_CONFIGS,
+    "rank": RANK_CONFIGS,
     "evaluate": EvaluateConfig,
 }
 

@@ -28,6 +28,7 @@ from hf_gr.cli import main
 from hf_gr.dataset import write_dataset
 from hf_gr.embedding import EmbedConfig, embed
 from hf_gr.grpo import GRPO_CONFIGS
+from hf_gr.ranking import RANK_CONFIGS
 from hf_gr.retrieval import RETRIEVE_CONFIGS
 from hf_gr.sft import SFT_CONFIGS, sft
 
@@ -315,7 +316,7 @@ def test_bad_options(command, status, expected, tmp_path, monkeypatch, refused):
     assert expected in refused(command, status=status)
 
 
-STAGES = ["embed", "mine", "quantize", "label", "sft", "grpo", "retrieve", "evaluate"]
+STAGES = ["embed", "mine", "quantize", "label", "sft", "grpo", "retrieve", "rank", "evaluate"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -327,7 +328,7 @@ def test_the_help_of_a_stage_names_its_command(stage, capsys):
 
 def test_options_left_out_are_the_defaults_of_the_config():
     """The parser loses some defaults (of unions with lists), which no test of the config alone would see."""
-    for kinds in (SFT_CONFIGS, GRPO_CONFIGS, RETRIEVE_CONFIGS):
+    for kinds in (SFT_CONFIGS, GRPO_CONFIGS, RETRIEVE_CONFIGS, RANK_CONFIGS):
         by_parser, by_hand = parse_config(kinds, ["--output_dir", "x"]), configs_of(kinds, output_dir="x")
         for kind, parsed, made in zip(kinds, by_parser, by_hand, strict=True):
             assert type(parsed) is type(made) is kind

@@ -39,8 +39,10 @@ from hf_gr.dataset import write_dataset
 from hf_gr.decoding import Call
 from hf_gr.forms import FORMS
 from hf_gr.hub import save_repo
-from hf_gr.models import RecursionConfig, ThinkingConfig, ThinkingHeads
+from hf_gr.models import ClickConfig, ClickModel, RecursionConfig, ThinkingConfig, ThinkingHeads
 from hf_gr.quantizers import METHODS
+from hf_gr.ranking import Ranker
+from hf_gr.ranking.features import Features
 from hf_gr.retrieval import BSARecConfig, BSARecModel
 from hf_gr.rewards import REWARDS
 from hf_gr.search_config import SearchConfig
@@ -52,7 +54,7 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *GUIDES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "benchmarks").glob("*.md"))]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 METHOD_PAGES = ["codebooks", "decoding", "grpo", "interests", "intrr", "mmq", "r3-vae", "reg4rec", "retrieval"]
-METHOD_PAGES += ["s2gr", "sft"]
+METHOD_PAGES += ["ranking", "s2gr", "sft"]
 WITH_PYTHON = [page for page in (README, *GUIDES) if any(block.language == "python" for block in blocks_of(page))]
 
 
@@ -87,6 +89,8 @@ def trained(tmp_path, monkeypatch):
     retriever = tmp_path / "quickstart" / "retrieve-bsarec" / "model"
     BSARecModel(BSARecConfig(len(ids), 8)).save_pretrained(retriever)
     pq.write_table(items, retriever / "items.parquet")
+    clicks = ClickModel(ClickConfig(len(ids), hidden_size=8))
+    Ranker(clicks, items, Features()).save_pretrained(tmp_path / "quickstart" / "rank" / "model")
     users = [str(user) for user in range(1, 13) for _ in range(5)]
     events = {"user_id": users, "item_id": ids[: len(users)], "timestamp": list(range(len(users)))}
     write_dataset(tmp_path / "quickstart" / "dataset", pa.table(events), items, source="Made for tests.")

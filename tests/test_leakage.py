@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from tiny import NUM_ITEMS, tiny_interactions, tiny_items, tiny_lm, tiny_tokenizer
-from tiny_runs import TinyData, grpo_configs, retrieve_configs, sft_configs
+from tiny_runs import TinyData, grpo_configs, rank_configs, retrieve_configs, sft_configs
 
 from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import InteractionDataset, write_dataset
@@ -15,6 +15,7 @@ from hf_gr.embedding import EmbedConfig, embed
 from hf_gr.evaluation.baselines import ItemKNN, Popularity
 from hf_gr.grpo import grpo, training_prompts
 from hf_gr.quantizers import QuantizeConfig, quantize
+from hf_gr.ranking import RowSettings, click_rows, rank
 from hf_gr.retrieval import retrieve
 from hf_gr.sft import sft
 from hf_gr.sft.tasks import TASKS, build
@@ -202,6 +203,33 @@ def test_retrievers_do_not_see_held_out_events(worlds):
     for data in made:
         output = data.dataset.with_name("retrieve")
         files = files_of(retrieve(*retrieve_configs(dataset=str(data.dataset), output_dir=str(output), **given)))
+        files["training_log.json"] = trained_steps(files["training_log.json"])
+        found.append(files)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("labels", ["drawn", "ratings"])
+def test_rows_of_click_models_do_not_see_held_out_events(worlds, labels):
+    found = []
+    for data, split in zip(worlds[1], splits_of(worlds), strict=True):
+        rows, features = click_rows(
+            InteractionDataset.load(data.dataset), split, worlds[0], RowSettings(labels, max_history=5, clock=True)
+        )
+        train = rows["train"]
+        batch = train.batch(np.arange(len(train)))
+        assert len(train) and len(np.unique(train.labels)) == 2
+        found.append((features, {name: tensor.numpy().tobytes() for name, tensor in batch.items()}))
+    assert found[0] == found[1]
+
+
+def test_click_models_do_not_see_held_out_events(worlds):
+    """Trained to a fixed end, as above."""
+    split, made = trained(worlds)
+    given = {"split": split, "max_steps": 5, "patience": 0, "eval_strategy": "no", "save_strategy": "no"}
+    found = []
+    for data in made:
+        paths = {"dataset": str(data.dataset), "catalog": str(data.catalog)}
+        files = files_of(rank(*rank_configs(**paths, output_dir=str(data.dataset.with_name("rank")), **given)))
         files["training_log.json"] = trained_steps(files["training_log.json"])
         found.append(files)
     assert found[0] == found[1]

@@ -3,7 +3,7 @@
 from dataclasses import fields
 
 import pytest
-from tiny_runs import grpo_configs, retrieve_configs, sft_configs
+from tiny_runs import grpo_configs, rank_configs, retrieve_configs, sft_configs
 from transformers import TrainingArguments
 from trl import GRPOConfig, SFTConfig
 
@@ -11,6 +11,7 @@ from hf_gr import options
 from hf_gr.errors import HfGrError
 from hf_gr.grpo import SidGRPOConfig
 from hf_gr.options import default_of
+from hf_gr.ranking import RankConfig
 from hf_gr.retrieval import RetrieveConfig
 from hf_gr.runs import changed_settings
 from hf_gr.sft import SidSFTConfig
@@ -21,6 +22,7 @@ KINDS = {
     SidSFTConfig: (SFTConfig, options.USED_BY_SFT, options.REFUSED_BY_SFT),
     SidGRPOConfig: (GRPOConfig, options.USED_BY_GRPO, options.REFUSED_BY_GRPO),
     RetrieveConfig: (TrainingArguments, options.USED, options.REFUSED_BY_RETRIEVE),
+    RankConfig: (TrainingArguments, options.USED, options.REFUSED_BY_RANK),
 }
 CASES = [(kind, name) for kind, (_, _, refused) in KINDS.items() for name in refused]
 
@@ -74,6 +76,12 @@ IDLE = [
     (grpo_configs, {"eval_strategy": "steps", "eval_steps": 5, "save_steps": 3}, "no eval_strategy"),
     (retrieve_configs, {"patience": 0, "metric_for_best_model": "HR@10"}, "patience"),
     (retrieve_configs, {"patience": 0, "eval_strategy": "no", "eval_steps": 7}, "an eval_strategy"),
+    (rank_configs, {"labels": "ratings", "negatives": 7}, "labels: drawn"),
+    (rank_configs, {"labels": "drawn", "positive_rating": 4.0}, "labels: ratings"),
+    (rank_configs, {"item_as": "id", "sid_as": "codes"}, "item_as: sid or both"),
+    (rank_configs, {"sid_as": "prefixes", "codes": "frozen"}, "codes among"),
+    (rank_configs, {"sid_as": "codes", "buckets": 7}, "prefixes among"),
+    (rank_configs, {"deep_sizes": [], "gates": True}, "deep_sizes"),
 ]
 
 

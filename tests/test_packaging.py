@@ -44,8 +44,9 @@ FLOORS = [
         "grpo",
         "interests",
         "retrieval",
+        "ranking",
     },
-    {"requests", "evaluation", "users", "answering", "pipeline", "batch"},
+    {"requests", "evaluation", "users", "answering", "pipeline", "click_pipeline", "batch"},
     {"serving", "bench", "cli", "__init__"},
 ]
 

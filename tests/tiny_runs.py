@@ -14,6 +14,7 @@ from hf_gr.catalog import SidCatalog
 from hf_gr.dataset import Cases, InteractionDataset, write_dataset
 from hf_gr.decoding import Recommender
 from hf_gr.grpo import GRPO_CONFIGS, GRPODataConfig, PolicyConfig, SidGRPOConfig
+from hf_gr.ranking import RANK_CONFIGS, RankConfig, RankDataConfig, RankerConfig
 from hf_gr.retrieval import RETRIEVE_CONFIGS, RetrieveConfig, RetrieverConfig
 from hf_gr.sft import SFT_CONFIGS, SidDataConfig, SidModelConfig, SidSFTConfig
 from hf_gr.sft.config import check_together
@@ -55,6 +56,10 @@ def grpo_configs(**settings: Any) -> tuple[GRPODataConfig, PolicyConfig, SidGRPO
 
 def retrieve_configs(**settings: Any) -> tuple[DataConfig, RetrieverConfig, RetrieveConfig]:
     return configs_of(RETRIEVE_CONFIGS, **settings)
+
+
+def rank_configs(**settings: Any) -> tuple[RankDataConfig, RankerConfig, RankConfig]:
+    return configs_of(RANK_CONFIGS, **settings)
 
 
 def distinct_catalog(num_items: int = NUM_ITEMS, size: int = 4) -> SidCatalog:

@@ -2,6 +2,7 @@
 
 from .architectures import TREE_MODEL_TYPES
 from .bsarec import BSARecConfig, BSARecModel
+from .click import ClickConfig, ClickModel
 from .decoder import decoder_of
 from .dense import ItemVectors, dense_logits, dense_loss, histories_in, inner_outputs, shares_of
 from .dropout import add_dropout
@@ -30,6 +31,8 @@ __all__ = [
     "TREE_MODEL_TYPES",
     "BSARecConfig",
     "BSARecModel",
+    "ClickConfig",
+    "ClickModel",
     "IntRRConfig",
     "IntRRForCausalLM",
     "IntRRModel",
