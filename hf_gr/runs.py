@@ -32,6 +32,7 @@ from .interests import Interests
 from .models import ThinkingHeads
 from .options import RUN_ONLY, default_of
 from .provenance import TrainingData
+from .quantizers import Quantizer
 from .safeguards import check_finite, is_whole
 from .vocabulary import SidVocabulary
 
@@ -159,13 +160,14 @@ class Run:
         learned: TrainingData | None = None,
         ranked_with: str | Path | None = None,
         then: Callable[[Path, PreTrainedModel], None] | None = None,
+        quantizer: Quantizer | None = None,
     ) -> None:
         """Writes the finished model atomically, keeps the log, and clears what only a resume would need.
 
         `source` is the catalog or model whose quantizer, if it has one, the model carries on, and so its thinking
         heads and interests of items, unless `heads` or `interests` are given; `learned` is what taught the model, and
         `ranked_with` the model whose scorers beside the weights it carries on. `then` is called with the folder, which
-        is not in its place yet, and the model without adapters.
+        is not in its place yet, and the model without adapters. `quantizer` takes the place of the one carried on.
         """
         plain = merge_adapter(model, self.base)
         check_finite(plain)
@@ -173,6 +175,8 @@ class Run:
             save_repo(folder, plain, tokenizer, catalog, vocabulary, base_model=base_model)
             if source is not None:
                 carry(source, folder)
+            if quantizer is not None:
+                quantizer.save_pretrained(folder / "quantizer")
             if ranked_with is not None:
                 carry_scorers(ranked_with, folder)
             if then is not None:

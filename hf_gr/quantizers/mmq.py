@@ -139,6 +139,10 @@ class MMQ(SoftIndexQuantizer, CodebookQuantizer):
         own = [name for name in self.config.modalities for _ in range(self.config.own_experts)]
         return ["shared"] * self.config.shared_experts + own
 
+    @property
+    def codebooks_learn(self) -> bool:
+        return self.config.codebook_update == "gradient"
+
     def _layers(self) -> list[nn.Linear]:
         kinds = (self.encoder, self.gates, self.decoder, self.decoders)
         return [layer for kind in kinds for layer in kind.modules() if isinstance(layer, nn.Linear)]

@@ -95,7 +95,7 @@ class R3VAE(SoftIndexQuantizer):
         self._kept = -(-config.sample_size // config.batch_size)  # batches that the codebooks start from, at most
         self._latents: list[torch.Tensor] = []  # of this epoch, while the encoder warms up
         self._residuals: list[torch.Tensor] = []  # of the last batch, by level
-        self._used = [torch.zeros(size, dtype=torch.bool) for size in config.codebook_sizes]  # since the epoch began
+        self._used: list[torch.Tensor] = []  # since the epoch began, by level, bool [K_l]; empty outside of a fit
         self.post_init()
 
     def code_vectors(self, level: int) -> np.ndarray:
@@ -107,7 +107,8 @@ class R3VAE(SoftIndexQuantizer):
         for weight in [self.reference, *self.codebooks]:
             weight.fill_(float("nan"))
         self._seed, self._latents = seed, []
-        self._used = [torch.zeros_like(used, device=self.device) for used in self._used]
+        sizes = self.config.codebook_sizes
+        self._used = [torch.zeros(size, dtype=torch.bool, device=self.device) for size in sizes]
 
     def _warming(self) -> bool:
         return bool(self.reference.isnan().any())
@@ -170,7 +171,8 @@ class R3VAE(SoftIndexQuantizer):
         for level, codebook in enumerate(self.codebooks):
             codes, answer = self._answer(residual, level)
             self._residuals.append(residual.detach())
-            self._used[level].index_fill_(0, codes, True)
+            if self._used:
+                self._used[level].index_fill_(0, codes, True)
             cohesion = cohesion + semantic_cohesion(residual, codes, len(codebook))
             discrimination = discrimination + preference_discrimination(codebook)
             residual, quantized = residual - answer, quantized + answer

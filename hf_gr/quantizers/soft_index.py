@@ -27,6 +27,11 @@ class SoftIndexOutput(NamedTuple):
 class SoftIndexQuantizer(NeuralQuantizer):
     """A neural quantizer that rates codes by cosine. A method implements `_level_ratings`; its config has τ."""
 
+    @property
+    def codebooks_learn(self) -> bool:
+        """Whether codebooks follow the gradient, and not moving averages of what chose them."""
+        return True
+
     def _level_ratings(self, batch: torch.Tensor) -> list[torch.Tensor]:
         """By level, cosines float32 [n, K_l] of vectors float32 [n, d] with the codes; the largest is the code."""
         raise NotImplementedError

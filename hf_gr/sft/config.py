@@ -26,6 +26,9 @@ _LIMITS = {
     "memory_users": (1, 1e9),
     "trunk_weight": (0, 100),
     "confident_orders": (0, 1),
+    "tokenizer_weight": (0, 1000),
+    "tokenizer_learning_rate": (1e-12, 1),
+    "tokenizer_until": (0.01, 0.95),
 }
 _LOSS = ("loss", "eval_loss")
 
@@ -41,6 +44,10 @@ class SidDataConfig(DataConfig):
             "help": "Folder of `hf-gr mine` or `hf-gr label`, for tasks on interests; those of items travel "
             "with the model, which can then explain answers by the accepted ones."
         },
+    )
+    embeddings: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the item vectors that the catalog was quantized from, for tokenizer: trainable."},
     )
 
 
@@ -188,6 +195,22 @@ class SidSFTConfig(LmTrainerDefaults, SFTConfig):
         default=0.0,
         metadata={"help": "Curriculum: steps, or a share of all below 1, that train new token rows before the rest."},
     )
+    tokenizer: Literal["frozen", "trainable"] = field(
+        default="frozen",
+        metadata={
+            "help": "trainable: the catalog's quantizer (mmq, r3_vae) learns from the recommendation loss, and items "
+            "get their codes anew after every epoch (MMQ's second stage)."
+        },
+    )
+    tokenizer_weight: float = field(
+        default=0.5, metadata={"help": "Weight of the quantizer's own losses beside the recommendation loss."}
+    )
+    tokenizer_learning_rate: float = field(
+        default=1e-4, metadata={"help": "Peak learning rate of the quantizer's weights."}
+    )
+    tokenizer_until: float = field(
+        default=0.67, metadata={"help": "Share of the steps after which quantizer and codes stand still."}
+    )
     memory: bool = field(
         default=True,
         metadata={
@@ -253,6 +276,8 @@ class SidSFTConfig(LmTrainerDefaults, SFTConfig):
             "metric_for_best_model": (self.keeps_best, "patience or load_best_model_at_end"),
             "eval_beams": (self.measures_lists, "an eval_strategy, and lists to decide: not eval_loss"),
         }
+        for name in ("tokenizer_weight", "tokenizer_learning_rate", "tokenizer_until"):
+            needs[name] = self.tokenizer == "trainable", "tokenizer: trainable"
         check_idle(self, needs)
         check_metric(self.metric_for_best_model, [*metric_names(self.eval_beams), "eval_loss"])
         if self.keeps_best:
@@ -272,6 +297,12 @@ def check_together(data: SidDataConfig, model: SidModelConfig, args: SidSFTConfi
     if model.form or not model.continue_from:  # else known once the model is read
         form = model.form or "flat"
         form_named(form).check_training(form, args)
+    if (args.tokenizer == "trainable") != (data.embeddings is not None):
+        raise HfGrError(
+            "tokenizer: trainable and embeddings, the folder of the item vectors, go together; give both or none."
+        )
+    if args.tokenizer == "trainable" and (model.finetune != "full" or args.train_rows_only):
+        raise HfGrError("tokenizer: trainable trains the LM with it; set finetune: full, and no train_rows_only.")
     if args.train_rows_only and model.finetune != "full":
         raise HfGrError("train_rows_only trains rows of the model itself, not adapters; set finetune: full.")
 

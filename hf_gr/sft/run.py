@@ -30,6 +30,7 @@ from ..tables import TimeKind
 from ..training import load_lm, trained_model
 from ..vocabulary import SidVocabulary, add_vocabulary, reads_text, text_ids
 from .config import SFT_CONFIGS, SidDataConfig, SidModelConfig, SidSFTConfig, check_together
+from .moving import MovingTokenizer
 from .trainer import SidSFTTrainer
 
 
@@ -44,6 +45,8 @@ def sft(data: SidDataConfig, model: SidModelConfig, args: SidSFTConfig) -> Path:
         inputs["model"] = model.continue_from
     if data.interests:
         inputs["interests"] = data.interests
+    if data.embeddings:
+        inputs["embeddings"] = data.embeddings
     run = Run.of("sft", (data, model, args), inputs)
     with run.held():
         return run.model if run.is_current(data.force) else _sft(data, model, args, run)
@@ -63,6 +66,9 @@ def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run
     model, tokenizer, vocabulary = starting_model(start, catalog, split.train, args.seed)
     heads = starting_heads(start, model, catalog, vocabulary, args.seed)
     interests = starting_interests(data.interests, start.continue_from)
+    moving = None
+    if data.embeddings is not None:
+        moving = MovingTokenizer.of(data.catalog, catalog, data.embeddings, args.tokenizer_weight)
     model, adapter = tuned(model, vocabulary, start, run.base)
     trainer = SidSFTTrainer(
         model,
@@ -74,13 +80,15 @@ def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run
         eval_dataset=split.validation if args.eval_strategy != "no" else None,
         heads=heads,
         interests=interests,
+        moving=moving,
         peft_config=adapter,
     )
     trainer.train(resume_from_checkpoint=run.last_checkpoint())
     heads, trained = trainer.take_heads(), trained_model(trainer)
+    quantizer = None if moving is None else moving.detach(trained)
     if trainer.start_is_best("sft", "a lower learning_rate"):
         trained, _, _ = starting_model(start, catalog, split.train, args.seed)
-        heads = starting_heads(start, trained, catalog, vocabulary, args.seed)
+        heads, quantizer = starting_heads(start, trained, catalog, vocabulary, args.seed), None
     else:
         catalog, vocabulary = trainer.catalog, trainer.vocabulary  # a callback may have exchanged them
     if PartialState().is_main_process:
@@ -108,6 +116,7 @@ def _sft(data: SidDataConfig, start: SidModelConfig, settings: SidSFTConfig, run
             learned,
             start.continue_from,
             remembering if settings.memory else None,
+            quantizer,
         )
         run.report()
     PartialState().wait_for_everyone()

@@ -16,7 +16,7 @@ from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
 from ..adapters import check_sharding, plain_lm
-from ..branches import Packed, Row, fit, separate
+from ..branches import Packed
 from ..catalog import SidCatalog
 from ..dataset import Cases, Histories
 from ..decoding import tree_support
@@ -30,7 +30,6 @@ from ..models import (
     confident_orders,
     last_hidden,
     side_losses,
-    window_of,
 )
 from ..models.feedback import read_thoughts
 from ..packing import Rows, pack
@@ -40,7 +39,9 @@ from ..validation import Patience, ValidatedTrainer, Validation, drawn_cases
 from ..vocabulary import SidVocabulary
 from .config import SidSFTConfig
 from .curriculum import OldRows, RowsFirst, row_weights
+from .fitting import fitting
 from .loss import SidOutput, answer_loss, dense_pairs, sids_among
+from .moving import Moves, MovingTokenizer, with_own_rate
 from .rows import RowBatches
 from .tasks import held_out
 from .training_rows import training_rows
@@ -69,47 +70,6 @@ class Collator:
         return packed.as_batch()
 
 
-def fitting(rows: Dataset, model: PreTrainedModel, config: SidSFTConfig) -> Dataset:
-    """Rows as a model takes them: none longer than `max_length`, and one per answer where it takes no mask of ours or
-    every sub-history is to be read by itself."""
-    assert config.max_length is not None
-    supported, reason = tree_support(model, config.max_length, training=True)
-    if not supported and config.fill_rows:
-        raise HfGrError(f"fill_rows puts several users on a row, which is not for this model: {reason}.")
-    settings = {
-        "max_length": config.max_length,
-        "window": window_of(model),
-        "alone": not supported,
-        "all_alone": config.sub_histories,
-    }
-    return rows.map(_fitted, batched=True, fn_kwargs=settings, desc="rows", load_from_cache_file=False)
-
-
-def _fitted(
-    batch: dict[str, list], max_length: int, window: int | None, alone: bool, all_alone: bool
-) -> dict[str, list]:
-    """Rows, as columns, that fit; `alone`: those with branches become one row per answer; `all_alone`: all do.
-
-    Raises [`HfGrError`] on rows deeper than the model's window.
-    """
-    found: dict[str, list] = {name: [] for name in batch}
-    for values in zip(*batch.values(), strict=True):
-        row: Row = dict(zip(batch, values, strict=True))  # type: ignore[assignment]
-        ends = [attach + len(answer) for attach, answer in zip(row["attach"], row["answers"], strict=True)]
-        depth = max(len(row["input_ids"]), *ends)
-        if window is not None and depth > window:
-            raise HfGrError(
-                f"a row of the training takes {depth} positions, but the model reads at most {window}; lower "
-                "max_history, shorten texts, or leave out the task they are for."
-            )
-        for whole in fit(row, max_length):
-            apart = all_alone or (alone and bool((pack([whole]).branch > 0).any()))
-            for part in separate(whole) if apart else [whole]:
-                for name in found:
-                    found[name].append(part[name])  # type: ignore[literal-required]
-    return found
-
-
 class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
     """TRL's trainer, with many answers to a history in one pass and losses over semantic IDs.
 
@@ -127,6 +87,7 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
         eval_dataset: Validation cases in rows of the catalog; `args.eval_users` of them are measured.
         heads: Thinking heads; they train along and are given back by [`take_heads`].
         interests: For the tasks on them.
+        moving: A tokenizer that trains along; `moving.detach` gives it back.
     """
 
     args: SidSFTConfig
@@ -143,6 +104,7 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
         eval_dataset: Cases | None = None,
         heads: ThinkingHeads | None = None,
         interests: Interests | None = None,
+        moving: MovingTokenizer | None = None,
         **kwargs: Any,
     ):
         vocabulary.sid_form.check_training(vocabulary.form, args)
@@ -176,13 +138,19 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
         self.train_dataset = RowBatches(rows)
         self.eval_dataset = None if eval_rows is None else RowBatches(eval_rows)
         check_sharding(self.accelerator, self.model)
-        self.heads, self._first_catalog = heads, catalog
+        self.heads, self.first_catalog, self.moving = heads, catalog, moving
         self._take(catalog, vocabulary)
         self._check_orders(self.grammar)
         if heads is not None:
             if is_sharded(self.accelerator):
                 raise HfGrError("thinking heads do not train on sharded weights; use one device or DDP.")
             self._plain.add_module("thinking", heads.to(self._plain.device))  # so that DDP synchronises them
+        if moving is not None:
+            self._check_exchange()
+            if is_sharded(self.accelerator):
+                raise HfGrError("tokenizer: trainable does not work on sharded weights; use one device or DDP.")
+            moving.attach(self._plain)
+            self.add_callback(Moves(self, moving, args.tokenizer_until))
         for name in ("train_rows_only", "rows_first"):
             if vars(args)[name] and is_sharded(
                 self.accelerator
@@ -219,15 +187,7 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
 
     @catalog.setter
     def catalog(self, catalog: SidCatalog) -> None:
-        holders = {
-            "train_dataset holds rows that were made already; give it histories": not self._rows_of_items,
-            "thinking heads hold the vectors of the codes; train without them": self.heads is not None,
-            f"form {self.vocabulary.form} keeps the codes in the model; use another": (
-                self.vocabulary.sid_form.item_table
-            ),
-        }
-        for reason in (reason for reason, holds in holders.items() if holds):
-            raise HfGrError(f"the catalog of this training cannot be exchanged: {reason}.")
+        self._check_exchange()
         now = self._catalog
         same = {
             "items": catalog.item_ids == now.item_ids,
@@ -238,6 +198,18 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
             raise HfGrError(f"the other catalog has other {name} than the training's; only codes may differ.")
         self._take(catalog, self.vocabulary)
 
+    def _check_exchange(self) -> None:
+        """Raises [`HfGrError`] where something that does not follow holds codes."""
+        holders = {
+            "train_dataset holds rows that were made already; give it histories": not self._rows_of_items,
+            "thinking heads hold the vectors of the codes; train without them": self.heads is not None,
+            f"form {self.vocabulary.form} keeps the codes in the model; use another": (
+                self.vocabulary.sid_form.item_table
+            ),
+        }
+        for reason in (reason for reason, holds in holders.items() if holds):
+            raise HfGrError(f"the catalog of this training cannot be exchanged: {reason}.")
+
     def _take(self, catalog: SidCatalog, vocabulary: SidVocabulary) -> None:
         """Makes what depends on the codes, all of it before any is put in place."""
         vocabulary = replace(vocabulary, catalog_fingerprint=catalog.fingerprint)
@@ -246,6 +218,12 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
             validation = Validation.of_args(self._measured, catalog, vocabulary, self.args)
         self.item_tokens = torch.from_numpy(vocabulary.item_tokens(catalog)).to(self.accelerator.device)
         self._catalog, self.vocabulary, self.grammar, self.validation = catalog, vocabulary, grammar, validation
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.moving is not None:
+            with_own_rate(optimizer, self.moving.quantizer, self.args.tokenizer_learning_rate)
+        return optimizer
 
     def take_heads(self) -> ThinkingHeads | None:
         """The thinking heads, taken from the model, which is a plain one again."""
@@ -266,14 +244,22 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
 
         def inner() -> SidOutput:
             nonlocal packed
-            packed = resolved(packed, self.item_tokens)
+            packed, references = resolved(packed, self.item_tokens), packed
+            moved: torch.Tensor | None = None
             if grammar.any_order:
                 packed = self._ordered(packed, grammar)
             if self.heads is not None and self.heads.feed is not None:
                 hidden = read_thoughts(plain, packed, self.heads.feed)
             else:
-                hidden = last_hidden(plain, **packed.inputs(plain.config._attn_implementation, plain.dtype))
+                read = packed.inputs(plain.config._attn_implementation, plain.dtype)
+                if self.moving is not None and training:
+                    read, moved = self.moving.read(plain, references, read, self.vocabulary.code_ids)
+                hidden = last_hidden(plain, **read)
             output = answer_loss(plain, hidden, packed, grammar, self.args.loss, self.heads, self.args.set_credit)
+            if moved is not None:
+                output.side = moved * packed.weights.sum()
+                output.terms = {"tokenizer/loss": moved.detach()}
+                return output
             return self._with_sides(output, hidden, packed, grammar)
 
         output = model(inner=inner)
@@ -362,7 +348,9 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
         folder = Path(output_dir or self.args.output_dir)
         if self.heads is not None and self.args.should_save:
             save_model(self.heads, str(folder / HEADS_FILE))
-        if self.catalog is not self._first_catalog and self.args.should_save:
+        if self.moving is not None and self.args.should_save:
+            self.moving.save(folder)
+        if self.catalog is not self.first_catalog and self.args.should_save:
             self.catalog.save(folder / CATALOG_FOLDER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
@@ -378,8 +366,10 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
         """Reads what [`_save`] adds to a checkpoint; one without a catalog has the one that training began with."""
         if self.heads is not None:
             load_model(self.heads, Path(checkpoint) / HEADS_FILE)
+        if self.moving is not None:
+            self.moving.load(Path(checkpoint))
         folder = Path(checkpoint) / CATALOG_FOLDER
         if folder.is_dir():
             self.catalog = SidCatalog.load(folder)
-        elif self.catalog is not self._first_catalog:
-            self.catalog = self._first_catalog
+        elif self.catalog is not self.first_catalog:
+            self.catalog = self.first_catalog

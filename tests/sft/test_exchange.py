@@ -21,11 +21,11 @@ from hf_gr.models import last_hidden
 from hf_gr.packing import pack
 from hf_gr.references import FIRST, references, resolved
 from hf_gr.sft import SidSFTConfig, SidSFTTrainer, sft, starting_model
+from hf_gr.sft.fitting import fitting
 from hf_gr.sft.interest_tasks import INTEREST_TASKS
 from hf_gr.sft.loss import answer_loss
 from hf_gr.sft.rows import RowBatches
 from hf_gr.sft.tasks import TASKS, held_out
-from hf_gr.sft.trainer import fitting
 from hf_gr.sft.training_rows import training_rows
 from hf_gr.sft.writing import RowVocabulary
 from hf_gr.splits import Split
