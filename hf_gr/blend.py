@@ -15,7 +15,7 @@ from .artifacts import check_output, fingerprint, is_current, report, write_mani
 from .catalog import SidCatalog
 from .errors import HfGrError
 from .hub import carry, carry_scorers, save_repo, say_ranking
-from .models import BSARecModel, without_retriever
+from .models import RetrieverModel, TowersModel, without_retriever
 from .offline import local_folder
 from .provenance import joined
 from .retrieval import Retriever
@@ -69,7 +69,7 @@ def blend(
     found = Retriever.from_pretrained(other, device="cpu")
     lm = without_retriever(AutoModelForCausalLM.from_pretrained(source, dtype="auto"))
     mixture = replace(mixture, weights=_shared(read_mixture(source, catalog) or own_mixture(lm), share))
-    scorers = {"retriever": RetrieverScorer(_in_order(found, catalog, retriever))}
+    scorers = {"retriever": RetrieverScorer(_in_order(found, catalog, retriever), other)}
     with writing(out, STAGE, [source, other]) as folder:
         save_repo(folder, lm, AutoTokenizer.from_pretrained(source), catalog, vocabulary, base_model=str(model))
         carry(source, folder)
@@ -93,7 +93,7 @@ def _shared(mixture: Mixture | None, share: float) -> dict[str, float]:
     return {name: (1 - share) * weight / total for name, weight in others.items()} | {"retriever": share}
 
 
-def _in_order(retriever: Retriever, catalog: SidCatalog, name: str | Path) -> BSARecModel:
+def _in_order(retriever: Retriever, catalog: SidCatalog, name: str | Path) -> RetrieverModel:
     """The retriever's model with its items in the order of the catalog."""
     row = {item_id: place for place, item_id in enumerate(retriever.item_ids)}
     missing = next((item_id for item_id in catalog.item_ids if item_id not in row), None)
@@ -101,6 +101,10 @@ def _in_order(retriever: Retriever, catalog: SidCatalog, name: str | Path) -> BS
         told = f"does not know item {missing!r}" if missing is not None else "knows items that the model does not"
         raise HfGrError(f"{name} {told}; train it on the dataset that the model's catalog was made of.")
     order = torch.tensor([*(row[item_id] for item_id in catalog.item_ids), len(row)])  # the start stays last
+    model = retriever.model
+    if isinstance(model, TowersModel):
+        model.reorder(order[:-1])
+        return model
     with torch.no_grad():
-        retriever.model.items.weight.copy_(retriever.model.items.weight[order])
-    return retriever.model
+        model.items.weight.copy_(model.items.weight[order])
+    return model

@@ -19,6 +19,7 @@ from .artifacts import read_json, write_json
 from .dataset import check_items
 from .errors import HfGrError
 from .offline import local_folder
+from .tables import matched, with_rows
 
 
 CATALOG_FILES = ("catalog.json", "catalog.safetensors", "items.parquet")
@@ -224,11 +225,7 @@ class SidCatalog:
             raise HfGrError(f"the new items have {len(codes)} view(s) of codes, the catalog {len(self.views)}.")
         if known := [item_id for item_id in items["item_id"].to_pylist() if item_id in self.row_of]:
             raise HfGrError(f"{_some(known)} are in the catalog already; leave them out of the new items.")
-        columns = [
-            _cast(items[ours.name], ours) if ours.name in items.column_names else pa.nulls(len(items), ours.type)
-            for ours in self.items.schema
-        ]
-        both = pa.concat_tables([self.items, pa.table(columns, schema=self.items.schema)])
+        both = pa.concat_tables([self.items, matched(items, self.items.schema)])
         extended = SidCatalog.from_codes(
             np.concatenate([self.views, codes], axis=1),
             both,
@@ -249,14 +246,9 @@ class SidCatalog:
             HfGrError: On unknown ids, or columns of another type.
         """
         rows = np.array([self._row(item_id) for item_id in items["item_id"].to_pylist()], np.int64)
-        order, live = np.arange(len(self)), self.live.copy()
-        order[rows], live[rows] = len(self) + np.arange(len(rows)), True
-        table = self.items
-        for place, ours in enumerate(table.schema):
-            if ours.name in items.column_names:
-                column = pa.chunked_array([*table[ours.name].chunks, *_cast(items[ours.name], ours).chunks])
-                table = table.set_column(place, ours, column.take(order))
-        return replace(self, items=table, live=live)
+        live = self.live.copy()
+        live[rows] = True
+        return replace(self, items=with_rows(self.items, rows, items), live=live)
 
     def features(self, buckets: int | None = None) -> pa.Table:
         """SIDs as categorical features of a ranking model: the number of every prefix of an item's SID.
@@ -377,15 +369,6 @@ def _by_view(code_vectors: Sequence[np.ndarray], views: int) -> list[Sequence[np
     if rest:
         raise HfGrError(f"there are {len(code_vectors)} tables of code vectors for {views} views; give each as many.")
     return [code_vectors[view * levels : (view + 1) * levels] for view in range(views)]
-
-
-def _cast(column: pa.ChunkedArray, ours: pa.Field) -> pa.ChunkedArray:
-    try:
-        return column.cast(ours.type)
-    except pa.ArrowException:
-        raise HfGrError(
-            f"column {ours.name!r} of the items is {column.type}, but {ours.type} in the catalog; convert it."
-        ) from None
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

@@ -18,9 +18,12 @@ from .dataset import check_items
 from .embedding.new_items import embed_new_items
 from .errors import HfGrError, first_line
 from .hub import update_catalog
+from .models.item_features import NOWHERE, Sources
 from .quantizers.base import Quantizer
 from .quantizers.collisions import place
 from .quantizers.loading import load_quantizer
+from .retrieval.retriever import is_retriever
+from .retrieval.updates import add_to_retriever, remove_from_retriever
 from .updating import source_and_target, updating
 from .vocabulary import VOCABULARY_FILE, SidVocabulary
 
@@ -44,8 +47,8 @@ def add_items(
     popularity 0 and the catalog's columns; those they lack are null, others are dropped.
 
     Args:
-        folder: Folder of `hf-gr quantize`, `sft` or `grpo`, replaced in one step when all is done; or, with `out`, a
-            Hub repo.
+        folder: Folder of `hf-gr quantize`, `sft`, `grpo` or `retrieve`, replaced in one step when all is done; or,
+            with `out`, a Hub repo.
         items: Table or Parquet file with `item_id`, `title`, and what the item vectors are made of.
         vectors_file: Vectors of new items, where those of the catalog came from a file.
         images_root: Folder that the paths in the column `image` start from.
@@ -62,20 +65,21 @@ def add_items(
     """
     source, target = source_and_target(folder, out)
     table = _checked(items if isinstance(items, pa.Table) else _read(Path(items)))
+    sources = Sources(images_root, vectors_file, device)
     with claimed(target):  # from reading to writing: of two commands at once none is lost
+        if is_retriever(source):
+            return add_to_retriever(source, target, table, sources, update)
         catalog = _load(source)
-        changed, counts = _with_items(catalog, source, table, vectors_file, images_root, update, device)
-        return _write("add-items", source, target, changed, counts)
+        changed, counts = _with_items(catalog, source, table, sources, update)
+        return _write("add-items", source, target, changed, counts, sources)
 
 
 def _with_items(
     catalog: SidCatalog,
     source: Path,
     table: pa.Table,
-    vectors_file: str | Path | None,
-    images_root: str | Path | None,
+    sources: Sources,
     update: bool,
-    device: str | None,
 ) -> tuple[SidCatalog, dict[str, int]]:
     """The catalog with items added, and how many of them are new, back and updated."""
     rows = np.array([catalog.row_of.get(item_id, -1) for item_id in table["item_id"].to_pylist()])
@@ -91,7 +95,7 @@ def _with_items(
         changed = changed.updated(table.take(known))
     if new.num_rows:
         quantizer, recipe = _encoder(source)
-        vectors = embed_new_items(recipe, new, images_root, vectors_file, device)
+        vectors = embed_new_items(recipe, new, sources.images_root, sources.vectors_file, sources.device)
         changed = changed.extended(new, new_codes(changed, vectors, quantizer))
     return changed, {"new": new.num_rows, "back": len(known) - len(there), "updated": len(there)}
 
@@ -114,6 +118,8 @@ def remove_items(folder: str | Path, item_ids: Sequence[str], *, out: str | Path
     """
     source, target = source_and_target(folder, out)
     with claimed(target):
+        if is_retriever(source):
+            return remove_from_retriever(source, target, item_ids)
         catalog = _load(source)
         changed = catalog.removed(item_ids)
         if not changed.live.any():
@@ -201,10 +207,12 @@ def _encoder(source: Path) -> tuple[Quantizer, Path]:
     return load_quantizer(source / "quantizer"), source / "embedder"
 
 
-def _write(stage: str, source: Path, target: Path, catalog: SidCatalog, counts: dict[str, int]) -> Path:
+def _write(
+    stage: str, source: Path, target: Path, catalog: SidCatalog, counts: dict[str, int], sources: Sources = NOWHERE
+) -> Path:
     with updating(stage, source, target, _REWRITTEN, "catalog_updates", counts) as folder:
         if (folder / VOCABULARY_FILE).is_file():
-            update_catalog(folder, catalog)
+            update_catalog(folder, catalog, sources)
         else:
             catalog.save(folder)
     done = ", ".join(f"{count} {name}" for name, count in counts.items())

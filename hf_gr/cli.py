@@ -126,7 +126,7 @@ def grpo(context: typer.Context) -> None:
 
 @app.command(context_settings=_PARSED_BY_TRL)
 def retrieve(context: typer.Context) -> None:
-    """A dense retriever of item ids (BSARec, SASRec). Options: --config FILE, --help."""
+    """A dense retriever: items by ids, text, … and BSARec or SASRec. Options: --config FILE, --help."""
     from .retrieval import main as run
 
     run(context.args, context.command_path)
@@ -264,7 +264,9 @@ def recommend(
 
 @app.command("add-items")
 def add_items(
-    catalog: Annotated[str, typer.Argument(help="Folder of a catalog or model; updated in place, in one step.")],
+    catalog: Annotated[
+        str, typer.Argument(help="Folder of a catalog, model or retriever; updated in place, in one step.")
+    ],
     items: Annotated[Path, typer.Argument(help="Parquet file: item_id, title, and what vectors are made of.")],
     vectors_file: Annotated[Path | None, typer.Option(help="Vectors of new items, if old ones are of a file.")] = None,
     images_root: Annotated[Path | None, typer.Option(help="Folder that paths of images start from.")] = None,
@@ -279,7 +281,9 @@ def add_items(
 
 @app.command("remove-items", context_settings={"ignore_unknown_options": True})  # ids such as -1023
 def remove_items(
-    catalog: Annotated[str, typer.Argument(help="Folder of a catalog or model; updated in place, in one step.")],
+    catalog: Annotated[
+        str, typer.Argument(help="Folder of a catalog, model or retriever; updated in place, in one step.")
+    ],
     items: Annotated[str | None, typer.Argument(help="Item ids by commas, or as JSON list.")] = None,
     file: Annotated[Path | None, typer.Option(help="Text file with one item id a line.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to instead.")] = None,

@@ -27,7 +27,8 @@ from .catalog import SidCatalog
 from .errors import HfGrError, first_line
 from .interests.table import INTERESTS_FILE
 from .model_card import PIPELINE_TAG, REPO_PLACEHOLDER, model_card, ranked_by, recounted, resized, update_card
-from .models import BSARecConfig, ClickConfig, IntRRForCausalLM, grow_items
+from .models import RETRIEVERS, ClickConfig, IntRRForCausalLM, grow_items
+from .models.item_features import NOWHERE, RECIPE_FILE, Sources
 from .models.thinking import THINKING_FILES
 from .offline import local_folder
 from .provenance import TRAINING_DATA_FILE
@@ -73,6 +74,10 @@ REPO_FILES = (
     "quantizer/*.safetensors",
     "embedder/*.json",
     "embedder/*.safetensors",
+    RECIPE_FILE,
+    "removed.json",
+    "index.faiss",
+    "index.json",
     *SAVED_FILES,
     REMOTE_CODE_FILE,
     CARD,
@@ -105,7 +110,7 @@ class GenerativeRecommendationPipeline(_Pipeline):
 _NEEDED = ("config.json", "catalog.json", VOCABULARY_FILE, REMOTE_CODE_FILE, CARD)
 RETRIEVER_FILES = ("config.json", "items.parquet", CARD)
 _NEEDED_BY: dict[str, tuple[str, ...]] = {  # models that are no generative ones, by their type
-    BSARecConfig.model_type: RETRIEVER_FILES,
+    **dict.fromkeys(RETRIEVERS, RETRIEVER_FILES),
     ClickConfig.model_type: ("config.json", "items.parquet", "ranking.json", CARD),
 }
 
@@ -186,7 +191,7 @@ def say_ranking(folder: Path) -> None:
             half.write_text(text, encoding="utf-8")
 
 
-def update_catalog(folder: Path, catalog: SidCatalog) -> None:
+def update_catalog(folder: Path, catalog: SidCatalog, sources: Sources = NOWHERE) -> None:
     """Writes another state of its catalog into a model folder.
 
     Weights and tokenizer are not touched, but for a model of the form `"recursive"`: new items get rows of its
@@ -196,9 +201,10 @@ def update_catalog(folder: Path, catalog: SidCatalog) -> None:
     Args:
         folder: With everything else that belongs to a model. It is not changed in one step: give a copy.
         catalog: The old one with items added, removed or changed; codebooks and SIDs as they were.
+        sources: What scorers that read more of new items than their SIDs make it from.
     """
     vocabulary = replace(SidVocabulary.load(folder), catalog_fingerprint=catalog.fingerprint)
-    grow_scorers(folder, SidCatalog.load(folder), catalog)
+    grow_scorers(folder, SidCatalog.load(folder), catalog, sources)
     catalog.save(folder)
     vocabulary.save(folder)
     config = read_json(folder / "config.json") | {"catalog_fingerprint": catalog.fingerprint}

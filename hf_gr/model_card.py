@@ -6,7 +6,7 @@ block of metadata that hf_gr wrote are replaced.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +109,17 @@ def model_card(
     )
 
 
-def retriever_card(num_items: int) -> ModelCard:
-    """Makes the card of a dense retriever."""
+def retriever_card(num_items: int, features: Sequence[str] = ("id",)) -> ModelCard:
+    """Makes the card of a dense retriever, whose item tower reads these features."""
     tags = ["hf_gr", "recommendation", "sequential-recommendation"]
     data = ModelCardData(license="unknown", library_name="hf_gr", tags=tags)
-    return _from_template("retriever_card.md.jinja", data, items=num_items, repo=REPO_PLACEHOLDER)
+    return _from_template("retriever_card.md.jinja", data, items=num_items, features=features, repo=REPO_PLACEHOLDER)
+
+
+def retriever_recounted(card: str, num_items: int) -> str:
+    """The card of a dense retriever with another number of items."""
+    title = f"# Dense retriever of {num_items:,} items"
+    return re.sub(r"^# Dense retriever of .*$", title, card, count=1, flags=re.MULTILINE)
 
 
 def ranker_card(num_items: int) -> ModelCard:

@@ -268,3 +268,38 @@ def _times(column: pa.ChunkedArray, time: TimeKind, where: str | Path) -> pa.Chu
         return column.cast(pa.timestamp("us", zone)).cast(pa.int64())
     except pa.ArrowInvalid as error:
         raise HfGrError(f"{where}: column 'timestamp' does not fit into microseconds ({error}).") from None
+
+
+def matched(items: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Items with the columns of a schema: those that they lack are null, others are left out.
+
+    Raises [`HfGrError`] on a column of another type.
+    """
+    columns = [
+        _as_type(items[ours.name], ours) if ours.name in items.column_names else pa.nulls(len(items), ours.type)
+        for ours in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def with_rows(table: pa.Table, rows: np.ndarray, items: pa.Table) -> pa.Table:
+    """A table whose rows int64 [n] have the columns of n items; columns that only one of the two has stay as they are.
+
+    Raises [`HfGrError`] on a column of another type.
+    """
+    order = np.arange(len(table))
+    order[rows] = len(table) + np.arange(len(rows))
+    for place, ours in enumerate(table.schema):
+        if ours.name in items.column_names:
+            column = pa.chunked_array([*table[ours.name].chunks, *_as_type(items[ours.name], ours).chunks])
+            table = table.set_column(place, ours, column.take(order))
+    return table
+
+
+def _as_type(column: pa.ChunkedArray, ours: pa.Field) -> pa.ChunkedArray:
+    try:
+        return column.cast(ours.type)
+    except pa.ArrowException:
+        raise HfGrError(
+            f"column {ours.name!r} of the items is {column.type}, but {ours.type} in the catalog; convert it."
+        ) from None

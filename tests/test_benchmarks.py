@@ -313,3 +313,14 @@ def test_remembering_ends_in_the_bytes_of_a_memory_made_anew(load, tmp_path):
     result = json.loads((tmp_path / "remember.json").read_text())
     assert result["same_bytes"] and result["new_events"] == 20
     assert result["speedup"] == pytest.approx(result["anew"] / result["remember"])
+
+
+def test_indexes_are_measured_and_new_items_are_added(load, tmp_path):
+    file = tmp_path / "index.json"
+    words = shlex.split("--items 3000 --dim 16 --clusters 20 --queries 60 --new 50 --threads 1")
+    load("retrieval_index").main([*words, "--json", str(file)])
+    result = json.loads(file.read_text())
+    for kind in ("flat", "ivf", "hnsw"):
+        assert result[kind]["queries_per_second"]["clock"] > 0 and result[kind]["recall@50"] > 0.9
+        assert result[kind]["add"]["processors"] > 0
+    assert result["flat"]["recall@100"] == 1 and "commit" in result

@@ -22,12 +22,15 @@ from .parts import (
     without_retriever,
 )
 from .reader import Reader, reader_of
+from .retrievers import RETRIEVERS, RetrieverModel
 from .scratch import ScratchConfig, byte_tokenizer, from_scratch, sid_tokenizer
 from .thinking import ThinkingConfig, ThinkingHeads
+from .towers import TowersConfig, TowersModel
 from .window import check_window, window_of
 
 
 __all__ = [
+    "RETRIEVERS",
     "TREE_MODEL_TYPES",
     "BSARecConfig",
     "BSARecModel",
@@ -39,9 +42,12 @@ __all__ = [
     "ItemVectors",
     "Reader",
     "RecursionConfig",
+    "RetrieverModel",
     "ScratchConfig",
     "ThinkingConfig",
     "ThinkingHeads",
+    "TowersConfig",
+    "TowersModel",
     "add_dropout",
     "add_inner_call",
     "answer_logits",

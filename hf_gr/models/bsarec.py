@@ -29,8 +29,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-
-PADDING = -1  # in rows of items, and in labels
+from .losses import PADDING as PADDING
+from .losses import sampled_softmax, softmax
 
 
 class BSARecConfig(PreTrainedConfig):
@@ -121,8 +121,8 @@ class FrequencyFilter(nn.Module):
 
     def __init__(self, config: BSARecConfig):
         super().__init__()
-        low = low_pass(config.window, config.cutoff, config.causal)
-        self.register_buffer("low", low, persistent=False)
+        self.kernel = (config.window, config.cutoff, config.causal)
+        self.register_buffer("low", low_pass(*self.kernel), persistent=False)
         self.beta = nn.Parameter(torch.empty(config.hidden_size))
         self.norm = nn.LayerNorm(config.hidden_size, eps=1e-12)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -172,7 +172,46 @@ class Layer(nn.Module):
         return self.norm(mixed + self.dropout(self.outer(F.gelu(self.inner(mixed)))))
 
 
-class BSARecModel(PreTrainedModel):
+class _Layers:
+    """What turns vectors of events into hidden states: modules of a model, or a module of their own."""
+
+    config: BSARecConfig
+
+    def _add_layers(self, config: BSARecConfig) -> None:
+        d = config.hidden_size
+        self.positions = nn.Embedding(config.window, d)
+        self.norm, self.dropout = nn.LayerNorm(d, eps=1e-12), nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+
+    def encode(self, vectors: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Hidden states, float [B, T, d], of vectors of events float [B, T, d]; `real` bool [B, T] is false at
+        padding, which stands behind the events."""
+        places = torch.arange(real.shape[1], device=real.device).expand_as(real)
+        if not self.config.causal:  # as in the paper's left-padded window: counted back from the latest event
+            places = (real.sum(1, keepdim=True) - 1 - places).clamp(min=0)
+        x = self.dropout(self.norm(vectors + self.positions(places)))
+        weight = real[..., None].to(x.dtype)
+        for layer in self.layers:
+            x = layer(x, weight)
+        return x
+
+
+class BSARecEncoder(_Layers, nn.Module):
+    """BSARec over vectors that come from elsewhere: the user side of a [`~hf_gr.models.towers.TowersModel`].
+
+    Any encoder has a config with `hidden_size`, `max_history`, `causal` and `settings`, and `encode`.
+    """
+
+    def __init__(self, config: BSARecConfig):
+        super().__init__()
+        self.config = config
+        self._add_layers(config)
+
+    def forward(self, vectors: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        return self.encode(vectors, real)
+
+
+class BSARecModel(_Layers, PreTrainedModel):
     """Items of a history to one vector a position, whose products with the item embeddings rank the next item."""
 
     config_class = BSARecConfig
@@ -180,26 +219,12 @@ class BSARecModel(PreTrainedModel):
 
     def __init__(self, config: BSARecConfig):
         super().__init__(config)
-        d = config.hidden_size
-        self.items = nn.Embedding(config.num_items + 1, d)  # the last row is the start
-        self.positions = nn.Embedding(config.window, d)
-        self.norm, self.dropout = nn.LayerNorm(d, eps=1e-12), nn.Dropout(config.hidden_dropout)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.items = nn.Embedding(config.num_items + 1, config.hidden_size)  # the last row is the start
+        self._add_layers(config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=std)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
-        if isinstance(module, nn.LayerNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-        if isinstance(module, FrequencyFilter):
-            config = self.config
-            nn.init.normal_(module.beta)  # [known]
-            module.low.copy_(low_pass(config.window, config.cutoff, config.causal))
+        init_weights(module, self.config.initializer_range)
 
     @property
     def catalog(self) -> torch.Tensor:
@@ -207,7 +232,11 @@ class BSARecModel(PreTrainedModel):
         return self.items.weight[: self.config.num_items]
 
     def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, candidates: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        candidates: torch.Tensor | None = None,
+        log_weights: torch.Tensor | None = None,
     ) -> BSARecOutput:
         """Reads rows of events.
 
@@ -215,37 +244,51 @@ class BSARecModel(PreTrainedModel):
             input_ids: int64 [B, T], T ≤ n: N (the start), then items from 0 to N − 1, oldest first; then −1.
             labels: int64 [B, T], the item that follows each position, −1 where none counts.
             candidates: int64 [C], the items that the loss is a softmax over, distinct, in order, all labels among
-                them; every item if left out.
+                them; every item if left out. With `log_weights` any distinct items.
+            log_weights: float [C], what each of them counts in a sampled softmax
+                ([`~hf_gr.models.losses.sampled_softmax`]).
         """
-        length = input_ids.shape[1]
-        real = input_ids != PADDING
-        places = torch.arange(length, device=input_ids.device).expand_as(input_ids)
-        if not self.config.causal:  # as in the paper's left-padded window: counted back from the latest event
-            places = (real.sum(1, keepdim=True) - 1 - places).clamp(min=0)
-        x = self.items(input_ids.clamp(min=0)) + self.positions(places)
-        x, real = self.dropout(self.norm(x)), real[..., None].to(x.dtype)
-        for layer in self.layers:
-            x = layer(x, real)
+        hidden = self.encode(self.items(input_ids.clamp(min=0)), input_ids != PADDING)
         if labels is None:
-            return BSARecOutput(last_hidden_state=x)
+            return BSARecOutput(last_hidden_state=hidden)
         counted = labels != PADDING
-        hidden, targets = x[counted], labels[counted]
-        if candidates is None:
-            logits = hidden @ self.catalog.T
+        vectors = self.catalog if candidates is None else self.items(candidates)
+        users, targets = hidden[counted], labels[counted]
+        if candidates is not None and log_weights is not None:
+            loss = sampled_softmax(users, self.items(targets), targets, vectors, candidates, log_weights)
         else:
-            logits, targets = hidden @ self.items(candidates).T, torch.searchsorted(candidates, targets)
-        return BSARecOutput(loss=F.cross_entropy(logits.float(), targets), last_hidden_state=x)
+            loss = softmax(users, targets, vectors, candidates)
+        return BSARecOutput(loss=loss, last_hidden_state=hidden)
+
+
+def init_weights(module: nn.Module, std: float) -> None:
+    """The start of a module of this file, or one like them."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    if isinstance(module, FrequencyFilter):
+        nn.init.normal_(module.beta)  # [known]
+        module.low.copy_(low_pass(*module.kernel))
 
 
 @torch.no_grad()
-def log_probabilities(model: BSARecModel, histories: Sequence[np.ndarray]) -> torch.Tensor:
-    """log-probability of every item as the next one, float32 [B, N]; `histories` int64 [≤ any] each, oldest first."""
+def user_vectors(model: PreTrainedModel, histories: Sequence[np.ndarray]) -> torch.Tensor:
+    """What a retriever reads each history as, float [B, d]; `histories` int64 [≤ any] each, oldest first."""
     config = model.config
     rows = history_rows(histories, config.num_items, config.max_history)
     last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
     hidden = model(pad_histories(rows).to(model.device)).last_hidden_state
-    latest = hidden[torch.arange(len(rows), device=model.device), last]
-    return (latest @ model.catalog.T).float().log_softmax(-1)
+    return hidden[torch.arange(len(rows), device=model.device), last]
+
+
+@torch.no_grad()
+def log_probabilities(model: PreTrainedModel, histories: Sequence[np.ndarray]) -> torch.Tensor:
+    """log-probability of every item as the next one, float32 [B, N]; `histories` int64 [≤ any] each, oldest first."""
+    return (user_vectors(model, histories) @ model.catalog.T).float().log_softmax(-1)
 
 
 def history_rows(histories: Iterable[np.ndarray], num_items: int, max_history: int) -> list[np.ndarray]:

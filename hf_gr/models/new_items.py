@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from .bsarec import BSARecModel
 from .intrr import IntRRForCausalLM, IntRRModel
+from .retrievers import RetrieverModel
+from .towers import TowersModel
 
 
 _TOGETHER = 65_536  # items that are trained at once
@@ -49,7 +50,7 @@ def grow_items(model: IntRRForCausalLM, codes: torch.Tensor, *, steps: int = 50)
     return model
 
 
-def grow_retriever(retriever: BSARecModel, sids: torch.Tensor, codes: torch.Tensor) -> None:
+def grow_retriever(retriever: RetrieverModel, sids: torch.Tensor, codes: torch.Tensor) -> None:
     """Gives a retriever of N items n more at their end: each gets the mean row of the items that share the longest
     prefix of its SID (of all items where none shares a code). Everything else stays bit for bit.
 
@@ -59,6 +60,9 @@ def grow_retriever(retriever: BSARecModel, sids: torch.Tensor, codes: torch.Tens
         codes: int64 [n, L] of the new ones.
     """
     new = _start(retriever.catalog.detach(), sids, codes)
+    if isinstance(retriever, TowersModel):
+        retriever.append(new)
+        return
     old, count = retriever.items.weight.detach(), retriever.config.num_items
     retriever.items = _table(torch.cat([old[:count], new.to(old.dtype), old[count:]])).requires_grad_(False)
     retriever.config.num_items = count + len(new)

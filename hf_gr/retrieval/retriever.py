@@ -1,7 +1,7 @@
 """The retriever: a dense model with its items, and one call that ranks the whole catalog."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +15,15 @@ from ..artifacts import read_json
 from ..dataset import Cases, Histories, check_items
 from ..errors import HfGrError
 from ..evaluation.metrics import check_finite, target_ranks
-from ..models.bsarec import BSARecConfig, BSARecModel, log_probabilities
+from ..models import RETRIEVERS, RetrieverModel
+from ..models.bsarec import log_probabilities, user_vectors
 from ..offline import local_folder
+from .index import INDEX_FILES, VectorIndex
+from .search import MISSING, search
 
 
 ITEMS_FILE = "items.parquet"
-MISSING = -1  # in lists, behind the last answer
+REMOVED_FILE = "removed.json"  # ids of items that are no answer any more; without the file there are none
 
 
 class Retrieved(NamedTuple):
@@ -28,7 +31,8 @@ class Retrieved(NamedTuple):
 
     Attributes:
         items: int64 [B, K], catalog rows, best first, distinct; −1 behind the last where filters leave fewer than K.
-        scores: float32 [B, K], log-probability among all items; −inf behind the last.
+        scores: float32 [B, K], log-probability among all items, or with an approximate index what the softmax is
+            taken of, a number for each; −inf behind the last.
     """
 
     items: np.ndarray
@@ -41,16 +45,27 @@ class Retriever:
     Args:
         model: Dense model of N items.
         items: Table of its N items, with `item_id` and `title`.
+        removed: Ids of items that are no answer; histories may hold them.
+        index: Of the model's vectors, by which items are found; left out: every product is taken.
     """
 
-    def __init__(self, model: BSARecModel, items: pa.Table):
+    def __init__(
+        self,
+        model: RetrieverModel,
+        items: pa.Table,
+        removed: Collection[str] = (),
+        index: VectorIndex | None = None,
+    ):
         if model.config.num_items != items.num_rows:
             raise HfGrError(
                 f"the model knows {model.config.num_items} items, but its table holds {items.num_rows}; put back the "
                 f"{ITEMS_FILE} that it was saved with."
             )
-        self.model, self.items = model.eval(), items
+        if index is not None and len(index) != items.num_rows:
+            raise HfGrError(f"the index holds {len(index)} items, but the model {items.num_rows}; copy all its files.")
+        self.model, self.items, self.index = model.eval(), items, index
         self.item_ids: list[str] = items["item_id"].to_pylist()
+        self.live = ~np.isin(np.array(self.item_ids, object), np.array([*removed], object))
 
     @classmethod
     def from_pretrained(
@@ -66,7 +81,13 @@ class Retriever:
         file = folder / ITEMS_FILE
         if not file.is_file():
             raise HfGrError(f"{file} is missing; it travels with the model: copy the whole folder.")
-        return cls(model.to(device or default), check_items(pq.read_table(file), file))
+        items, removed = check_items(pq.read_table(file), file), folder / REMOVED_FILE
+        return cls(
+            model.to(device or default),
+            items,
+            read_json(removed) if removed.is_file() else (),
+            VectorIndex.load(folder) if (folder / INDEX_FILES[0]).is_file() else None,
+        )
 
     def recommend(
         self,
@@ -78,7 +99,8 @@ class Retriever:
         batch_size: int = 512,
     ) -> Retrieved:
         """Ranks every item for every history. Items of equal score stand in an order drawn at random, the same
-        whenever the same history is asked for.
+        whenever the same history is asked for. With an index those that it finds are ranked; where filters leave
+        fewer than K of them, the search widens, at last to every item.
 
         Args:
             histories: In rows of the catalog; an empty one is a cold user.
@@ -98,20 +120,42 @@ class Retriever:
         for rows in [histories.items, *(exclude or ()), *([] if only is None else [only])]:
             if rows.size and not (rows.min() >= 0 and rows.max() < num_items):
                 raise HfGrError(f"an item lies outside 0 to {num_items - 1}; count in rows of the model's items.")
-        banned = torch.zeros(num_items, dtype=torch.bool)
+        banned = ~self.live
         if only is not None:
-            banned[:] = True
-            banned[torch.as_tensor(only)] = False
-        return _retrieved(self.model, list(histories), top_k, batch_size, banned, exclude)
+            chosen = np.zeros(num_items, bool)
+            chosen[only] = True
+            banned = banned | ~chosen
+        if self.index is None:
+            return _retrieved(self.model, list(histories), top_k, batch_size, torch.from_numpy(banned), exclude)
+        return self._found(self.index, list(histories), top_k, batch_size, banned, exclude)
+
+    def _found(
+        self,
+        index: VectorIndex,
+        histories: Sequence[np.ndarray],
+        top_k: int,
+        batch_size: int,
+        banned: np.ndarray,
+        exclude: Sequence[np.ndarray] | None,
+    ) -> Retrieved:
+        vectors, answers = self.model.catalog.float().cpu().numpy(), []
+        for start in range(0, len(histories), batch_size):
+            batch = slice(start, start + batch_size)
+            users = user_vectors(self.model, histories[batch]).float().cpu().numpy()
+            check_finite(users)
+            answers.append(search(index, vectors, users, top_k, banned, exclude[batch] if exclude else None))
+        empty = np.empty((0, top_k))
+        items = np.concatenate([empty.astype(np.int64), *(items for items, _ in answers)])
+        return Retrieved(items, np.concatenate([empty.astype(np.float32), *(scores for _, scores in answers)]))
 
 
 def is_retriever(folder: str | Path) -> bool:
     """Whether a model folder holds a dense retriever, by the `model_type` of its `config.json`; not if it has none."""
     file = Path(folder) / "config.json"
-    return file.is_file() and read_json(file).get("model_type") == BSARecConfig.model_type
+    return file.is_file() and read_json(file).get("model_type") in RETRIEVERS
 
 
-def target_places(model: BSARecModel, cases: Cases, batch_size: int) -> np.ndarray:
+def target_places(model: RetrieverModel, cases: Cases, batch_size: int) -> np.ndarray:
     """Place of every case's target in the list of 50 that is answered, counted from 0, int64 [cases];
     [`~hf_gr.evaluation.metrics.MISS`] where it is not in it."""
     order = np.argsort(cases.ends, kind="stable")  # alike long rows share a batch
@@ -123,7 +167,7 @@ def target_places(model: BSARecModel, cases: Cases, batch_size: int) -> np.ndarr
 
 
 def _retrieved(
-    model: BSARecModel,
+    model: RetrieverModel,
     histories: Sequence[np.ndarray],
     top_k: int,
     batch_size: int,

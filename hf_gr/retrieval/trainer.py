@@ -7,10 +7,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..dataset import Cases
-from ..models.bsarec import PADDING, BSARecModel
+from ..models import RetrieverModel, TowersModel
+from ..models.bsarec import PADDING
 from ..validation import Patience, ValidatedTrainer, mean_metrics
 from .config import RetrieveConfig
 from .data import AlikeLengths, TrainingRows, collate
+from .negatives import negatives, sampler_of
 from .retriever import target_places
 
 
@@ -24,7 +26,7 @@ class RetrieverTrainer(ValidatedTrainer):
 
     args: RetrieveConfig
 
-    def __init__(self, model: BSARecModel, *, args: RetrieveConfig, train_dataset: TrainingRows, validation: Cases):
+    def __init__(self, model: RetrieverModel, *, args: RetrieveConfig, train_dataset: TrainingRows, validation: Cases):
         callbacks = [Patience(args.patience)] if args.patience else None
         super().__init__(
             model,
@@ -35,6 +37,8 @@ class RetrieverTrainer(ValidatedTrainer):
             callbacks=callbacks,
         )
         self.validation = validation
+        events = np.bincount(np.concatenate(train_dataset.labels) + 1, minlength=train_dataset.num_items + 1)[1:]
+        self.sampler = sampler_of(args.negatives_from, events, args.negatives)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of rows about as long."""
@@ -51,18 +55,23 @@ class RetrieverTrainer(ValidatedTrainer):
         )
         return self.accelerator.prepare(loader)
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Cross-entropy over all items or, with `negatives`, over so many drawn ones and the batch's own targets."""
-        num_items = self.train_dataset.num_items
-        if 0 < self.args.negatives < num_items:
-            labels = inputs["labels"]
-            drawn = torch.randint(num_items, (self.args.negatives,)).to(labels.device)
-            inputs = inputs | {"candidates": torch.cat([labels[labels != PADDING], drawn]).unique()}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *rest: Any, **kwargs: Any) -> Any:
+        """Cross-entropy over all items or, with `negatives`, over drawn ones and the batch's own targets."""
+        args, num_items = self.args, self.train_dataset.num_items
+        if args.negatives and (args.negatives < num_items or args.negatives_from == "in_batch"):
+            targets = inputs["labels"][inputs["labels"] != PADDING]
+            if args.negatives_from == "mixed" and not args.log_q:  # the targets of all rows stand in one softmax
+                inputs = inputs | {"candidates": self.sampler.draw(targets).unique()}
+            else:
+                drawn = negatives(self.sampler, targets, args.log_q)
+                inputs = inputs | {"candidates": drawn.items, "log_weights": drawn.log_weights}
+        return super().compute_loss(model, inputs, *rest, **kwargs)
 
     def lists(self) -> dict[str, float]:
         """On all validation cases; every process ranks its share."""
         plain, accelerator = self.accelerator.unwrap_model(self.model), self.accelerator
+        if isinstance(plain, TowersModel):
+            plain.refresh()
         mine = np.arange(accelerator.process_index, len(self.validation), accelerator.num_processes)
         ranks = target_places(plain, self.validation.take(mine), self.args.per_device_eval_batch_size)
         return mean_metrics(ranks, accelerator)

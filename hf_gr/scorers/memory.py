@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -20,6 +21,7 @@ from scipy import sparse
 from ..artifacts import read_json, write_json
 from ..errors import HfGrError, first_line
 from ..histories import Histories
+from ..models.item_features import NOWHERE, Sources
 from ..options import check_range
 from ..scoring import DenseScores, Requests
 from ..tables import TimeKind
@@ -150,7 +152,9 @@ class Memory:
         events[: self.num_items] += self.events
         return replace(self, follows=sparse.csr_array(old + added), events=events)
 
-    def with_items(self, codes: np.ndarray, new: np.ndarray) -> Self:
+    def with_items(
+        self, codes: np.ndarray, new: np.ndarray, items: pa.Table | None = None, sources: Sources = NOWHERE
+    ) -> Self:
         """This memory with n further items of the catalog, SIDs int [n, L], of which it knows nothing yet."""
         room = self.num_items + len(new)
         follows = self.follows.copy()

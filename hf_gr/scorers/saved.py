@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
+import pyarrow as pa
 
 from ..artifacts import read_json, write_json
 from ..catalog import SidCatalog
 from ..errors import HfGrError
+from ..models.item_features import NOWHERE, RECIPE_PATTERNS, Sources
 from ..scoring import Scorer
 from ..search_config import MEMORY, SEMANTIC_ID, Mixture
 from .memory import Memory
@@ -35,18 +37,24 @@ class SavedScorer(Scorer, Protocol):
     def save(self, folder: Path) -> None:
         """Writes its files into a folder, which is made."""
 
-    def with_items(self, codes: np.ndarray, new: np.ndarray) -> Self:
+    def with_items(self, codes: np.ndarray, new: np.ndarray, items: pa.Table, sources: Sources) -> Self:
         """The scorer of a catalog with items at its end.
 
         Args:
             codes: int [N, L], SIDs of the items that it has.
             new: int [n, L], SIDs of the items that are added.
+            items: Table of those.
+            sources: Where what their features are made of lies.
         """
 
 
 SAVED: dict[str, type[SavedScorer]] = {MEMORY: Memory, "retriever": RetrieverScorer}
 MIXTURE_FILE = "scorers.json"
-SAVED_FILES = (MIXTURE_FILE, *(f"{name}/*.{kind}" for name in SAVED for kind in ("json", "safetensors")))
+SAVED_FILES = (
+    MIXTURE_FILE,
+    *(f"{name}/*.{kind}" for name in SAVED for kind in ("json", "safetensors")),
+    *(f"retriever/{pattern}" for pattern in RECIPE_PATTERNS),
+)
 
 _FORMAT = 1
 _KEYS = {"format", "catalog_fingerprint", "weights", "rule", "smoothing"}
@@ -131,12 +139,13 @@ def copy_scorers(source: Path, folder: Path) -> None:
         shutil.copy2(source / MIXTURE_FILE, folder / MIXTURE_FILE)
 
 
-def grow_scorers(folder: Path, old: SidCatalog, new: SidCatalog) -> None:
+def grow_scorers(folder: Path, old: SidCatalog, new: SidCatalog, sources: Sources = NOWHERE) -> None:
     """Lets the scorers of a model folder know the items that a catalog has at its end and the old one has not."""
     scorers, mixture = load_scorers(folder, old)
     if mixture is not None and len(new) > len(old):
-        added = new.codes[len(old) :]
-        save_scorers(folder, new, {n: scorer.with_items(old.codes, added) for n, scorer in scorers.items()}, mixture)
+        added = (new.codes[len(old) :], new.items.slice(len(old)), sources)
+        grown = {name: scorer.with_items(old.codes, *added) for name, scorer in scorers.items()}
+        save_scorers(folder, new, grown, mixture)
 
 
 def _parsed(file: Path, said: Any) -> Mixture:
