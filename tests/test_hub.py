@@ -21,8 +21,10 @@ from hf_gr.decoding import load_thinking
 from hf_gr.errors import HfGrError
 from hf_gr.evaluation import EvaluateConfig, evaluate
 from hf_gr.hub import PIPELINE_TAG, carry, push_to_hub, save_repo, update_card
-from hf_gr.model_card import retriever_card
-from hf_gr.models import BSARecConfig, BSARecModel
+from hf_gr.model_card import ranker_card, retriever_card
+from hf_gr.models import BSARecConfig, BSARecModel, ClickConfig, ClickModel
+from hf_gr.ranking import Ranker
+from hf_gr.ranking.features import Features
 from hf_gr.retrieval import Retriever
 from hf_gr.vocabulary import SidVocabulary, add_vocabulary
 
@@ -308,6 +310,24 @@ def test_a_retriever_goes_up_and_comes_down(pushed, tmp_path):
     assert set(files) == {".gitattributes", "README.md", "config.json", "model.safetensors", "items.parquet"}
     assert b'from_pretrained("user/retriever")' in files["README.md"]
     assert len(Retriever.from_pretrained(folder).item_ids) == 40
+
+
+def test_a_click_model_goes_up_and_comes_down(pushed, tmp_path):
+    hub, _ = pushed
+    folder = tmp_path / "ranker"
+    ranker = Ranker(ClickModel(ClickConfig(40, hidden_size=8)), tiny_items(), Features())
+    ranker.save_pretrained(folder)
+    with pytest.raises(HfGrError, match=r"README\.md is missing; push a model folder made by .*`hf-gr rank`"):
+        push_to_hub(folder, "user/ranker")
+    (folder / "README.md").write_text(str(ranker_card(40)))
+    push_to_hub(folder, "user/ranker")
+    _, files = hub.repos["user/ranker"].at("main")
+    beside = {"config.json", "model.safetensors", "items.parquet", "ranking.json"}
+    assert set(files) == {".gitattributes", "README.md"} | beside
+    assert b'from_pretrained("user/ranker")' in files["README.md"]
+    history, candidates = ["i001", "i002"], ["i003", "i004"]
+    found = Ranker.from_pretrained(folder).score(history, candidates)
+    assert found.tolist() == ranker.score(history, candidates).tolist()
 
 
 def test_thoughts_are_carried_to_models_that_think(tmp_path):

@@ -238,9 +238,11 @@ class ClickModel(PreTrainedModel):
             numbers: float32 [B, M].
             labels: float32 [B], 1 for a click.
         """
-        candidate = self.items(candidates)
-        real = history != PADDING
-        pooled = self.attention(candidate, self.items(history.clamp(min=0)), real)
+        real, rows = history != PADDING, len(candidates)
+        listed, places = torch.cat([candidates, history.clamp(min=0).flatten()]).unique(return_inverse=True)
+        vectors = self.items(listed)[places]  # each item once: histories repeat what is popular
+        candidate = vectors[:rows]
+        pooled = self.attention(candidate, vectors[rows:].view(*history.shape, self.config.hidden_size), real)
         columns = [table(categories[:, place]) for place, table in enumerate(self.columns)]
         told = torch.cat([*columns, numbers.to(candidate.dtype)], -1)
         first = self.dropout(torch.cat([candidate, pooled, candidate * pooled, told], -1))
