@@ -90,6 +90,7 @@ def main(arguments: list[str]) -> None:
         figures = ", ".join(
             f"{key} {found[key]['value']:.4f} ({found[key]['low']:.4f} to {found[key]['high']:.4f})"
             for key in ("AUC", "GAUC", "log_loss")
+            if found[key]["value"] is not None  # of one kind of rows alone
         )
         print(f"[ctr_reference] {name}: {found['rows']:,} rows, {figures}, ECE {found['ECE']:.4f}", flush=True)
 
