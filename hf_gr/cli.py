@@ -1,11 +1,10 @@
 """The command line: `hf-gr prepare | mine | label | embed | quantize | inspect | sft | grpo | retrieve | rank |
-remember | evaluate | recommend | add-items | remove-items | push | bench`.
+remember | evaluate | recommend | add-items | remove-items | push | bench | tune`.
 
 Stages take `--config FILE.yaml` (or the name of a recipe of the package) and every key of their config as an option,
 by TRL's parser; `recipes/*.py` run the same commands under `accelerate launch`.
 """
 
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from data_prep.cli import app as prepare_app
 
+from . import grids
 from .endings import INTERRUPTED, leave_after
 from .endings import run_reporting_errors as run_reporting_errors
 from .errors import HfGrError
@@ -311,41 +311,8 @@ def push(
     print(f"[push] {push_to_hub(model, repo, private=private)}")
 
 
-@app.command()
-def bench(
-    suite: Annotated[str | None, typer.Argument(help="A suite's YAML file or name; without it, all names.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the raw data that the suite names as {data}.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of all artifacts; the same folder goes on.")] = Path("bench"),
-    cells: Annotated[str, typer.Option(help="Patterns by commas, such as 'beauty/*-s0'; all if left out.")] = "",
-    jobs: Annotated[int, typer.Option(help="Cells at a time, each on its share of the cores.")] = 1,
-    report: Annotated[Path | None, typer.Option(help="Page to write, rows beside it; default: in --out.")] = None,
-    baselines_python: Annotated[str, typer.Option(help="Python of the environment with RecTools.")] = sys.executable,
-    max_steps: Annotated[int, typer.Option(help="Steps of every training, for a trial.")] = 0,
-    list_only: Annotated[bool, typer.Option("--list", help="Show the cells and run nothing.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Hold results against those of the report.")] = False,
-    missing: Annotated[bool, typer.Option("--missing", help="Only cells without a row in the report.")] = False,
-) -> None:
-    """Run a grid of data sets, methods and seeds from raw data to tables; a killed one goes on."""
-    from .bench import bench as run
-    from .bench import show_suites
-
-    if suite is None:
-        return show_suites()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers and `timeout` end a grid as Ctrl-C does
-    patterns = [pattern.strip() for pattern in cells.split(",") if pattern.strip()]
-    run(
-        suite,
-        out=out,
-        data=data,
-        cells=patterns,
-        jobs=jobs,
-        report=report,
-        baselines_python=baselines_python,
-        max_steps=max_steps,
-        list_only=list_only,
-        check=check,
-        missing=missing,
-    )
+app.command()(grids.bench)
+app.command(context_settings=_PARSED_BY_TRL | {"help_option_names": ["-h", "--help"]})(grids.tune)
 
 
 def _ids(text: str) -> list[str]:

@@ -28,6 +28,7 @@ Finetune = Literal["full", "lora", "qlora"]
 
 # Lowest and highest value of numbers that every training takes.
 _LIMITS = {
+    "cpu_minutes": (0, 1e9),
     "learning_rate": (0, 1e30),
     "weight_decay": (0, 1e6),
     "adam_beta1": (0, 1),
@@ -110,6 +111,13 @@ class TrainerDefaults:
     """
 
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept while training."})
+    cpu_minutes: float = field(
+        default=0.0,
+        metadata={
+            "help": "End after so many CPU minutes of a process, over all attempts, with a last evaluation and "
+            "checkpoint where there are any: an equal budget for trainings that are compared. 0: no end."
+        },
+    )
     # None first, as in TrainingArguments: of other orders the argument parser makes a list, whose default is lost
     report_to: None | str | list[str] = field(  # noqa: RUF036
         default="none", metadata={"help": "Experiment trackers."}

@@ -177,6 +177,45 @@ class Patience(TrainerCallback):
             control.should_training_stop = True
 
 
+class CpuBudget(TrainerCallback):
+    """Ends a training after so many CPU minutes of this process, with an evaluation and a checkpoint if it makes any.
+
+    What earlier attempts took stands in the trainer's log, beside every entry.
+
+    Args:
+        minutes: The budget.
+    """
+
+    def __init__(self, minutes: float):
+        self.minutes, self.before, self.began = minutes, 0.0, 0.0
+
+    @property
+    def used(self) -> float:
+        """CPU minutes of this training so far."""
+        return self.before + (time.process_time() - self.began) / 60
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.before = max((entry.get("cpu_minutes", 0.0) for entry in state.log_history), default=0.0)
+        self.began = time.process_time()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        state.log_history[-1]["cpu_minutes"] = round(self.used, 3)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.used < self.minutes or control.should_training_stop:
+            return
+        state.log_history.append({"cpu_minutes_stop": self.minutes, "epoch": state.epoch, "step": state.global_step})
+        control.should_training_stop = True
+        control.should_evaluate = control.should_evaluate or args.eval_strategy != IntervalStrategy.NO
+        control.should_save = control.should_save or args.save_strategy != SaveStrategy.NO
+
+
+def endings(args: Any) -> list[TrainerCallback]:
+    """What may end a training before its last step: `patience`, and `cpu_minutes`."""
+    patience = [Patience(args.patience)] if args.patience else []
+    return [*patience, *([CpuBudget(args.cpu_minutes)] if args.cpu_minutes else [])]
+
+
 def metric_of(args: TrainingArguments) -> str:
     """The metric that chooses the checkpoint, as evaluations and logs name it."""
     return f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"

@@ -47,7 +47,7 @@ FLOORS = [
         "ranking",
     },
     {"requests", "evaluation", "users", "answering", "pipeline", "click_pipeline", "batch"},
-    {"serving", "bench", "cli", "__init__"},
+    {"serving", "bench", "tune", "grids", "cli", "__init__"},
 ]
 
 

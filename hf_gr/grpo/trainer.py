@@ -19,7 +19,7 @@ from ..interests import Interests
 from ..models import add_inner_call
 from ..rewards import ItemKnowledge, Reward, answered_items, parse_mix, trl_reward, trl_rewards
 from ..training import without_router_loss
-from ..validation import Patience, Validation, drawn_cases
+from ..validation import Validation, drawn_cases, endings
 from ..vocabulary import SidVocabulary
 from .advantages import leave_one_out, without_replacement
 from .config import SidGRPOConfig
@@ -116,8 +116,8 @@ class SidGRPOTrainer(GroupedGRPOTrainer):
             )
         if self.ref_model is not None:
             add_inner_call(self.accelerator.unwrap_model(self.ref_model))
-        if self.args.patience:
-            self.add_callback(Patience(self.args.patience))
+        for callback in endings(self.args):
+            self.add_callback(callback)
 
     # The policy
 

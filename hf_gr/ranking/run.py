@@ -19,7 +19,7 @@ from ..models.click import ClickConfig, ClickModel
 from ..provenance import learned_from
 from ..runs import Run, changed_settings
 from ..safeguards import check_finite
-from ..validation import Patience, ValidatedTrainer
+from ..validation import ValidatedTrainer, endings
 from .config import RANK_CONFIGS, RankConfig, RankDataConfig, RankerConfig
 from .features import Features
 from .metrics import auc, gauc, row_losses
@@ -48,7 +48,7 @@ class ClickTrainer(ValidatedTrainer):
             data_collator=train_dataset.batch,
             train_dataset=train_dataset,
             eval_dataset=train_dataset,  # evaluate() is ours
-            callbacks=[Patience(args.patience)] if args.patience else None,
+            callbacks=endings(args),
         )
         self.validation = validation
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from ..dataset import Cases
 from ..models import RetrieverModel, TowersModel
 from ..models.bsarec import PADDING
-from ..validation import Patience, ValidatedTrainer, mean_metrics
+from ..validation import ValidatedTrainer, endings, mean_metrics
 from .config import RetrieveConfig
 from .data import AlikeLengths, TrainingRows, collate
 from .negatives import negatives, sampler_of
@@ -27,14 +27,13 @@ class RetrieverTrainer(ValidatedTrainer):
     args: RetrieveConfig
 
     def __init__(self, model: RetrieverModel, *, args: RetrieveConfig, train_dataset: TrainingRows, validation: Cases):
-        callbacks = [Patience(args.patience)] if args.patience else None
         super().__init__(
             model,
             args=args,
             data_collator=collate,
             train_dataset=train_dataset,
             eval_dataset=train_dataset,  # evaluate() is ours
-            callbacks=callbacks,
+            callbacks=endings(args),
         )
         self.validation = validation
         events = np.bincount(np.concatenate(train_dataset.labels) + 1, minlength=train_dataset.num_items + 1)[1:]

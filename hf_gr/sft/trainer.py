@@ -35,7 +35,7 @@ from ..models.feedback import read_thoughts
 from ..packing import Rows, pack
 from ..references import resolved
 from ..training import is_sharded, without_router_loss
-from ..validation import Patience, ValidatedTrainer, Validation, drawn_cases
+from ..validation import ValidatedTrainer, Validation, drawn_cases, endings
 from ..vocabulary import SidVocabulary
 from .config import SidSFTConfig
 from .curriculum import OldRows, RowsFirst, row_weights
@@ -163,8 +163,8 @@ class SidSFTTrainer(ValidatedTrainer, SFTTrainer):
             self.add_callback(OldRows(self._plain, vocabulary))
         if args.rows_first:
             self.add_callback(RowsFirst(self._plain, vocabulary, args.rows_first))
-        if args.patience:
-            self.add_callback(Patience(args.patience))
+        for callback in endings(args):
+            self.add_callback(callback)
 
     @property
     def _plain(self) -> PreTrainedModel:
