@@ -42,6 +42,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list]] = {
     "sft": lambda read, out: ["--dataset", read / "any", "--catalog", read / "any", "--output_dir", out.parent],
     "grpo": lambda read, out: ["--dataset", read / "any", "--model", read / "any", "--output_dir", out.parent],
     "retrieve": lambda read, out: ["--dataset", read / "any", "--output_dir", out.parent],
+    "rank": lambda read, out: ["--dataset", read / "any", "--output_dir", out.parent],
     "evaluate": lambda read, out: ["--dataset", read / "any", "--model", read / "any", "--output_dir", out],
     "blend": lambda read, out: [read / "any", read / "any", "--out", out],
     "remember": lambda read, out: [read / "any", read / "any", "--out", out],
@@ -56,7 +57,7 @@ FILES: dict[str, Callable[[Path, Path], list]] = {
     "recommend": lambda read, out: [read / "any", "--users", read / "users.jsonl", "--out", out],
     "bench": lambda read, out: ["scientific", "--data", read, "--out", read / "bench", "--report", out],
 }
-WRITE_NOTHING_THERE = {"push"}
+WRITE_NOTHING_THERE = {"push", "tune"}  # tune writes files of fixed names: tests/tune
 
 
 @pytest.fixture(scope="module")

@@ -61,13 +61,14 @@ def bench(
     if missing and check:
         raise HfGrError("--check runs what has a row, --missing what has none; take one of them.")
     chosen = suite.chosen(cells)
-    keys = {cell: steps_of(suite, cell, places)[-1].key for cell in chosen}  # raises on what cannot be run
     if missing:
         known = {row["key"] for row in Results.load(page.parent / "results", suite.name).rows}
-        chosen = [cell for cell in chosen if keys[cell] not in known]
+        chosen = [cell for cell in chosen if steps_of(suite, cell, places)[-1].key not in known]
     if list_only:
         _show_cells(suite, chosen, places)
         return None
+    for cell in chosen:
+        steps_of(suite, cell, places)  # raises on what cannot be run, before anything is
     if not check:
         check_output_file(page, is_page)
 

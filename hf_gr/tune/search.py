@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..arguments import parse_config, recipe_file
-from ..artifacts import read_json, replacing, write_json
+from ..artifacts import check_output_file, read_json, replacing, write_json
 from ..bench.steps import PROGRAM, Runner, Step
 from ..environment import versions
 from ..errors import HfGrError
@@ -32,6 +33,7 @@ STAGES: dict[str, tuple[type, ...]] = {"sft": SFT_CONFIGS, "retrieve": RETRIEVE_
 _FOLDER = Path(str(files(__package__) / "spaces"))
 SPACES = {"sft": _FOLDER / "sft-small.yaml", "retrieve": _FOLDER / "retrieve.yaml"}
 METRIC = "NDCG@10"
+_BEST = "# The best of a search"  # how the file begins
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ def tune(
     if dry_run:
         _show([Trial(number, chosen, state="open") for number, chosen in enumerate(settings)])
         return None
+    for name, mark in (("trials.json", "["), ("best.yaml", _BEST)):
+        check_output_file(out / name, partial(_begins, mark))
     runner = Runner(max(1, (os.cpu_count() or 1) // jobs))
     search = _Search(stage, recipe, out, cap_minutes, users, exclude_seen, runner)
     done = search.run(settings, jobs, print)
@@ -122,6 +126,10 @@ def tune(
     _write_best(out / "best.yaml", changed(recipe, best.settings), best, base, space, told)
     print(f"[tune] trial {best.number} is the best: {out / 'best.yaml'}")
     return best
+
+
+def _begins(mark: str, file: Path) -> bool:
+    return file.read_text(encoding="utf-8", errors="replace").startswith(mark)
 
 
 def _recipe(stage: str, base: str, options: Sequence[str]) -> dict[str, Any]:
@@ -248,7 +256,7 @@ def _write_best(file: Path, recipe: dict[str, Any], best: Trial, base: str, spac
     made = ", ".join(f"{name} {value}" for name, value in told.items())
     commit = versions().get("commit", "")
     lines = [
-        f"# The best of a search over {space.name} from {recipe_file(base).name}: {METRIC} "
+        f"{_BEST} over {space.name} from {recipe_file(base).name}: {METRIC} "
         f"{best.metrics[METRIC]:.4f} on validation (trial {best.number}, ended by {best.stopped}).",
         f"# {made}; {datetime.now(UTC).date().isoformat()}{f', commit {commit}' if commit else ''}.",
         yaml.safe_dump(recipe, sort_keys=False),

@@ -11,7 +11,8 @@ from hf_gr.quantizers import METHODS, load_quantizer
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_quantizer_comes_back_as_its_method_and_gives_the_same_codes(name: str, tmp_path: Path):
     vectors = np.random.default_rng(0).normal(size=(80, 8)).astype(np.float32)
-    config = METHODS[name].config_class(dim=8, codebook_sizes=[4, 4])
+    parts = {"modalities": ["text", "image"], "widths": [5, 3], "shared_experts": 0, "own_experts": 1}
+    config = METHODS[name].config_class(dim=8, codebook_sizes=[4, 4], **(parts if METHODS[name].uses_parts else {}))
     if "epochs" in config.to_dict():
         config.epochs = 2
     quantizer = METHODS[name](config).fit(vectors, progress=False)

@@ -122,6 +122,15 @@ def test_what_cannot_be_searched_is_refused_before_anything_runs(files, stand_in
     assert "\n" not in str(error.value) and not stand_in.read_text() and not (tmp_path / "out").exists()
 
 
+def test_a_file_that_is_not_ours_stays(files, stand_in, tmp_path):
+    base, space = files
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "best.yaml").write_text("mine: true\n")
+    with pytest.raises(HfGrError, match=r"best.yaml"):
+        tune("sft", str(base), space, tmp_path / "out", trials=1, users=50)
+    assert (tmp_path / "out" / "best.yaml").read_text() == "mine: true\n" and not stand_in.read_text()
+
+
 def test_the_command_shows_trials_and_takes_options_for_all(files, stand_in, tmp_path, capsys, monkeypatch):
     base, space = files
     monkeypatch.setenv("COLUMNS", "200")
