@@ -42,7 +42,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list]] = {
     "sft": lambda read, out: ["--dataset", read / "any", "--catalog", read / "any", "--output_dir", out.parent],
     "grpo": lambda read, out: ["--dataset", read / "any", "--model", read / "any", "--output_dir", out.parent],
     "retrieve": lambda read, out: ["--dataset", read / "any", "--output_dir", out.parent],
-    "rank": lambda read, out: ["--dataset", read / "any", "--output_dir", out.parent],
+    "rank": lambda read, out: ["--dataset", read / "any", "--item_as", "id", "--output_dir", out.parent],
     "evaluate": lambda read, out: ["--dataset", read / "any", "--model", read / "any", "--output_dir", out],
     "blend": lambda read, out: [read / "any", read / "any", "--out", out],
     "remember": lambda read, out: [read / "any", read / "any", "--out", out],
